@@ -1,0 +1,34 @@
+# The targets are the steps of continuous integration. Each makes .venv when it is missing.
+PYTHON ?= python3
+BIN := .venv/bin
+.DEFAULT_GOAL := help
+
+.venv/core: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
+	@touch $@
+
+.venv/dev: .venv/core
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+run: .venv/core ## install, then train an adapter in the embedded model and measure it (resumes if interrupted)
+	$(BIN)/qrun train --resume
+
+test: .venv/dev ## the test suite
+	$(BIN)/python -m pytest
+
+lint: .venv/dev ## ruff and mypy
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+bench: .venv/dev ## the adapter layer beside PEFT's OFT, ratios of one run
+	$(BIN)/python scripts/bench_adapter.py
+
+ui: .venv/core ## the MLflow UI on results/
+	$(BIN)/qrun ui
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 8
+
+.PHONY: run test lint bench ui help

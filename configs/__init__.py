@@ -1,0 +1,1 @@
+"""The Hydra tree, installed as the package qrun.configs."""

@@ -1,0 +1,1 @@
+"""Cayley blocks, the sites they are attached to, saving and loading."""

@@ -1,0 +1,154 @@
+"""A frozen projection with Cayley blocks on one side, and the set of them in one model.
+
+    adapter = attach(model, sites, AdapterConfig(dim=4))     identity start, the model's own weights frozen
+    with adapter.disabled(): ...                             the model as it was
+    adapter.merge(); adapter.unmerge()                       Q folded into the weights, and the very same weights back
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from qrun.adapters.cayley import FoldedLinear, cayley, fold_input, fold_output, rotate
+from qrun.adapters.executor import Executor
+from qrun.adapters.sites import Site
+from qrun.config.schema import AdapterConfig, Side
+from qrun.errors import InputError
+
+
+class AdaptedLinear(nn.Module):
+    """y = W Q x (side input) or y = Q W x (side output), W frozen, Q = Cayley(K) of trainable K.
+
+    Sign-constrained, z = Q x is replaced by z = sign(x) * |Q x| with sign(0) = +1: what the paper's readout returns without noise.
+    With an executor set, z is whatever that device estimates.
+    """
+
+    def __init__(self, base: nn.Linear, dim: int, side: Side, sign_constrained: bool) -> None:
+        super().__init__()
+        width = base.in_features if side is Side.input else base.out_features
+        self.base = base.requires_grad_(False)
+        self.dim, self.side, self.sign_constrained = dim, side, sign_constrained
+        self.skew = nn.Parameter(torch.zeros(width // dim, dim * (dim - 1) // 2, device=base.weight.device))
+        self.executor: Executor | None = None
+        self.enabled = True
+        self._cache: tuple[int, Tensor] | None = None
+        self._original: Tensor | None = None  # the frozen weight, while merged
+
+    def blocks(self) -> Tensor:
+        """Q [B, b, b] in float32; solved once per parameter update when no gradient is wanted."""
+        if torch.is_grad_enabled() and self.skew.requires_grad:
+            return cayley(self.skew, self.dim)
+        if self._cache is None or self._cache[0] != self.skew._version or self._cache[1].device != self.skew.device:
+            self._cache = (self.skew._version, cayley(self.skew.detach(), self.dim))
+        return self._cache[1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.enabled or self._original is not None:
+            return self.base(x)
+        q = self.blocks()
+        if self.side is Side.output:
+            return self._apply_blocks(self.base(x), q)
+        plain = self.executor is None and not self.sign_constrained
+        if plain and x.numel() // x.shape[-1] >= self.base.out_features:
+            return FoldedLinear.apply(x, q, self.base.weight, self.base.bias)
+        return self.base(self._apply_blocks(x, q))
+
+    def _apply_blocks(self, x: Tensor, q: Tensor) -> Tensor:
+        if self.executor is not None:
+            slices = x.reshape(-1, q.shape[0], q.shape[1])
+            return self.executor(q, slices).to(x.dtype).reshape(x.shape)
+        z = rotate(x, q.to(x.dtype))
+        return torch.where(x < 0, -z.abs(), z.abs()) if self.sign_constrained else z
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Fold Q into the weight; the frozen weight is kept aside, so that unmerge is exact."""
+        if self.sign_constrained or self.executor is not None:
+            raise InputError("a sign-constrained or device-executed adapter is not linear and cannot be merged")
+        if self._original is None:
+            self._original = self.base.weight.data
+            fold = fold_input if self.side is Side.input else fold_output
+            q = self.blocks()
+            self.base.weight.data = fold(self._original.float(), q).to(self._original.dtype)
+            if self.side is Side.output and self.base.bias is not None:
+                self._bias = self.base.bias.data
+                self.base.bias.data = rotate(self._bias.float(), q).to(self._bias.dtype)
+
+    def unmerge(self) -> None:
+        """Restore the frozen weight bit for bit."""
+        if self._original is not None:
+            self.base.weight.data, self._original = self._original, None
+            if self.side is Side.output and self.base.bias is not None:
+                self.base.bias.data = self._bias
+
+
+class Adapter:
+    """The adapted sites of one model, in the order of the forward pass."""
+
+    def __init__(self, config: AdapterConfig, modules: dict[str, AdaptedLinear]) -> None:
+        self.config, self.modules = config, modules
+
+    def skews(self) -> dict[str, nn.Parameter]:
+        """Site name -> trainable parameters [B, b(b-1)/2]."""
+        return {name: module.skew for name, module in self.modules.items()}
+
+    def count(self) -> int:
+        return sum(p.numel() for p in self.skews().values())
+
+    @torch.no_grad()
+    def load(self, values: dict[str, Tensor]) -> None:
+        """Copy parameters in; names and shapes must be those of this adapter."""
+        for name, parameter in self.skews().items():
+            parameter.copy_(values[name])
+
+    def snapshot(self) -> dict[str, Tensor]:
+        return {name: p.detach().clone() for name, p in self.skews().items()}
+
+    def set_executor(self, executor: Executor | None) -> None:
+        for module in self.modules.values():
+            module.executor = executor
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """The frozen model as it was before the adapter came."""
+        before = [m.enabled for m in self.modules.values()]
+        for module in self.modules.values():
+            module.enabled = False
+        try:
+            yield
+        finally:
+            for module, enabled in zip(self.modules.values(), before, strict=True):
+                module.enabled = enabled
+
+    def merge(self) -> None:
+        for module in self.modules.values():
+            module.merge()
+
+    def unmerge(self) -> None:
+        for module in self.modules.values():
+            module.unmerge()
+
+
+def attach(model: nn.Module, selected: Sequence[Site], config: AdapterConfig) -> Adapter:
+    """Freeze `model` (a *ForCausalLM) and put an identity adapter on each selected projection, in place."""
+    model.requires_grad_(False)
+    modules: dict[str, AdaptedLinear] = {}
+    for site in selected:
+        path, _, child = f"model.{site.name}".rpartition(".")
+        parent = model.get_submodule(path)
+        base = getattr(parent, child)
+        if not isinstance(base, nn.Linear):
+            raise InputError(f"{site.name}: expected a plain linear layer, found {type(base).__name__}")
+        modules[site.name] = AdaptedLinear(base, config.dim, config.side, config.sign_constrained)
+        setattr(parent, child, modules[site.name])
+    return Adapter(config, modules)
+
+
+def detach(model: nn.Module, adapter: Adapter) -> None:
+    """Undo `attach`: the original linear layers back in their places."""
+    for name, module in adapter.modules.items():
+        module.unmerge()
+        path, _, child = f"model.{name}".rpartition(".")
+        setattr(model.get_submodule(path), child, module.base)

@@ -1,0 +1,75 @@
+"""Which projections are adapted, and how large that is. Plain arithmetic on a model's shape: no weights, no torch.
+
+    sites(shape)                        all sites in order, e.g. layers.0.self_attn.q_proj
+    select(sites, projections, layers)  those an AdapterConfig names; InputError if none or out of range
+    parameters(selected, dim, side)     sum over sites of (width / b) * b(b-1)/2
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from qrun.config.schema import PROJECTIONS, ShapeConfig, Side
+from qrun.errors import InputError
+
+
+@dataclass(frozen=True)
+class Site:
+    """One adapted projection W: in_features -> out_features."""
+
+    layer: int
+    projection: str
+    in_features: int
+    out_features: int
+
+    @property
+    def name(self) -> str:
+        """Module path below `model.`, as in the hub's checkpoints."""
+        block = "mlp" if self.projection in PROJECTIONS[4:] else "self_attn"
+        return f"layers.{self.layer}.{block}.{self.projection}"
+
+    def width(self, side: Side) -> int:
+        """Channels that the adapter acts on."""
+        return self.in_features if side is Side.input else self.out_features
+
+
+def sites(shape: ShapeConfig) -> list[Site]:
+    """All projections of a Llama-type decoder: 7 per layer, in the order of the forward pass."""
+    d, ffn = shape.hidden_size, shape.intermediate_size
+    q, kv = shape.num_attention_heads * shape.head_dim, shape.num_key_value_heads * shape.head_dim
+    widths = {"q_proj": (d, q), "k_proj": (d, kv), "v_proj": (d, kv), "o_proj": (q, d), "gate_proj": (d, ffn), "up_proj": (d, ffn), "down_proj": (ffn, d)}
+    return [Site(layer, name, *widths[name]) for layer in range(shape.num_hidden_layers) for name in PROJECTIONS]
+
+
+def select(available: Sequence[Site], projections: Sequence[str], layers: Sequence[str]) -> list[Site]:
+    """Sites named by `adapter.projections` and `adapter.layers` (words as normalised by the schema)."""
+    count = 1 + max(site.layer for site in available)
+    chosen: set[int] = set()
+    for word in layers:
+        if word in ("all", "first", "last"):
+            chosen |= {"all": set(range(count)), "first": {0}, "last": {count - 1}}[word]
+        else:
+            first, _, last = word.partition("-")
+            if int(last or first) >= count:
+                raise InputError(f"adapter.layers={word}: the model has layers 0-{count - 1}")
+            chosen |= set(range(int(first), int(last or first) + 1))
+    selected = [site for site in available if site.layer in chosen and site.projection in projections]
+    if not selected:
+        raise InputError(f"adapter.projections={list(projections)}, adapter.layers={list(layers)}: no projection of the model matches")
+    return selected
+
+
+def check_divides(selected: Sequence[Site], dim: int, side: Side) -> None:
+    """Raise InputError naming the first site whose width b does not divide, with the block dimensions that all sites allow."""
+    for site in selected:
+        width = site.width(side)
+        if width % dim:
+            common = [b for b in range(2, 129) if all(s.width(side) % b == 0 for s in selected)]
+            raise InputError(
+                f"adapter.dim={dim}: does not divide the {side.value} width {width} of {site.name}; block dimensions that divide every chosen site: "
+                + (", ".join(map(str, common)) or "none, choose fewer projections")
+            )
+
+
+def parameters(selected: Sequence[Site], dim: int, side: Side) -> int:
+    """Trainable parameters: (width / b) blocks of b(b-1)/2 each; 6,144 for Llama's v_proj at b = 4."""
+    return sum(site.width(side) // dim * dim * (dim - 1) // 2 for site in selected)

@@ -1,0 +1,1 @@
+"""Words in, tables out. Imports only typer until a command runs."""

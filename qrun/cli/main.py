@@ -1,0 +1,161 @@
+"""The command line. Typer owns the verbs, Hydra composes the `key=value` words; nothing heavy is imported before a verb runs.
+
+Exit codes: 0 done, 1 the run failed, 2 a wrong word, value, file or combination, 130 and 143 interrupted (checkpointed, resumable).
+"""
+
+import sys
+from enum import Enum
+from typing import Annotated
+
+import typer
+
+from qrun.errors import InputError, Interrupted, RunFailed
+
+app = typer.Typer(
+    name="qrun",
+    help="Reproduce language models with quantum circuits inside (arXiv:2605.05914): train, measure, record.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+measure = typer.Typer(help="Measure a model, alone and with an adapter.", no_args_is_help=True)
+app.add_typer(measure, name="eval")
+
+
+class Shown(str, Enum):
+    """What --cfg prints instead of running."""
+
+    job = "job"  # the resolved config
+    hash = "hash"  # its 8-digit hash
+
+
+class ExportKind(str, Enum):
+    """Formats of `qrun export`."""
+
+    peft = "peft"
+    merged = "merged"
+
+
+def complete(incomplete: str) -> list[str]:
+    """Groups and keys before `=`, options of a group after it."""
+    from qrun.config.compose import options
+    from qrun.config.schema import leaf_keys
+
+    groups = options()
+    key, equals, _ = incomplete.partition("=")
+    words = [f"{key}={option}" for option in groups.get(key, {})] if equals else [f"{k}=" for k in [*groups, *leaf_keys()]]
+    return sorted({w for w in words if w.startswith(incomplete)})
+
+
+Words = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", autocompletion=complete, help="Config words: group=option or key=value; see `qrun config`.")
+]
+Cfg = Annotated[Shown | None, typer.Option("--cfg", help="Print the resolved config (job) or its hash, and stop.")]
+
+
+def _composed(verb: str, words: list[str] | None, cfg: Shown | None):  # type: ignore[no-untyped-def]
+    """The checked config of a verb, or None after printing it."""
+    from qrun.config.compose import compose, config_hash, to_yaml
+
+    config = compose(verb, list(words or []))
+    if cfg is None:
+        return config
+    typer.echo(config_hash(config) if cfg is Shown.hash else to_yaml(config), nl=cfg is Shown.hash)
+    return None
+
+
+@app.command(epilog="Example: qrun train model=smollm2 adapter.dim=8")
+def train(
+    words: Words = None,
+    cfg: Cfg = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the unfinished run of this very config, if there is one.")] = False,
+) -> None:
+    """Train a Cayley adapter in a frozen model; perplexity before and after, with an interval."""
+    if (config := _composed("train", words, cfg)) is not None:
+        from qrun.studies.train import train as run
+
+        run(config, resume=resume)
+
+
+@measure.command(epilog="Example: qrun eval perplexity adapter.path=results/runs/nano-b4-s0-1a2b3c4d/adapter protocol=hf_strided")
+def perplexity(words: Words = None, cfg: Cfg = None) -> None:
+    """Perplexity and bits per byte under a stated protocol, alone and with a saved adapter."""
+    if (config := _composed("perplexity", words, cfg)) is not None:
+        from qrun.studies.perplexity import measure as run
+
+        run(config)
+
+
+@measure.command()
+def compare(
+    first: Annotated[str, typer.Argument(help="Run name or id in the store, or a perplexity.json file.")],
+    second: Annotated[str, typer.Argument(help="What to compare it with.")],
+    results: Annotated[str, typer.Option(help="Folder of the store.")] = "results",
+) -> None:
+    """Paired difference of two recorded perplexities; refused if their protocols differ."""
+    from qrun.studies.perplexity import compare as run
+
+    run(first, second, results)
+
+
+@app.command()
+def export(
+    adapter: Annotated[str, typer.Argument(help="Adapter folder written by `qrun train`.")],
+    to: Annotated[ExportKind, typer.Option(help="peft: OFT adapter for PEFT; merged: the whole model with the adapter folded in.")],
+    out: Annotated[str, typer.Option(help="New folder to write.")],
+    words: Words = None,
+) -> None:
+    """Write a saved adapter as a PEFT OFT adapter, or merged into its model (model=... says which)."""
+    from qrun.config.compose import compose
+    from qrun.studies.export import export as run
+
+    run(compose("perplexity", [*(words or []), f"adapter.path={_quoted(adapter)}"]), to.value, out)
+
+
+@app.command(name="config")
+def config_command(group: Annotated[str | None, typer.Argument(help="Show the files of one group.")] = None) -> None:
+    """List config groups and their options; every option is a commented YAML file."""
+    from qrun.report.configs import show
+
+    show(group)
+
+
+@app.command()
+def ui(
+    results: Annotated[str, typer.Option(help="Folder of the store.")] = "results",
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5000,
+) -> None:
+    """Start the MLflow UI on the store and print the link to the run table."""
+    from qrun.tracking.ui import serve
+
+    serve(results, port)
+
+
+def _quoted(value: str) -> str:
+    """A path as a config value, whatever characters it has."""
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+def main() -> None:
+    """Entry point of the `qrun` command: known failures end in one line, bugs keep their traceback."""
+    try:
+        app()
+    except InputError as error:
+        _say(error)
+        sys.exit(2)
+    except RunFailed as error:
+        _say(error)
+        sys.exit(1)
+    except Interrupted as error:
+        _say(error)
+        sys.exit(128 + error.signum)
+    except KeyboardInterrupt:
+        _say("interrupted")
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(141)
+
+
+def _say(message: object) -> None:
+    print(f"qrun: {message}", file=sys.stderr)

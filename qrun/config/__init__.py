@@ -1,0 +1,1 @@
+"""The configuration: dataclass schema and its composition. The only room that knows Hydra."""

@@ -1,0 +1,230 @@
+"""Every key a user can set, with its type and range. Checked here, before anything heavy is imported.
+
+A dataclass per config group and one per verb. `__post_init__` raises InputError with the key, what was given and what is possible.
+The YAML files in configs/ hold the defaults of each option and explain the trade-offs.
+"""
+
+from dataclasses import dataclass, field, fields
+from enum import Enum
+from typing import Any
+
+from omegaconf import MISSING
+
+from qrun.errors import InputError
+
+
+class Dtype(Enum):
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class Side(Enum):
+    input = "input"  # y = W Q x, the paper's position
+    output = "output"  # y = Q W x
+
+
+class ProtocolKind(Enum):
+    fixed_window = "fixed_window"
+    hf_strided = "hf_strided"
+    lm_eval_wikitext = "lm_eval_wikitext"
+
+
+class Split(Enum):
+    train = "train"
+    validation = "validation"
+    test = "test"
+
+
+def _require(condition: bool, key: str, given: object, possible: str) -> None:
+    if not condition:
+        raise InputError(f"{key}={given}: {possible}")
+
+
+@dataclass
+class ShapeConfig:
+    """Widths of a Llama-type decoder: enough to find its sites and count parameters without its weights."""
+
+    hidden_size: int = MISSING
+    intermediate_size: int = MISSING
+    num_hidden_layers: int = MISSING
+    num_attention_heads: int = MISSING
+    num_key_value_heads: int = MISSING
+    head_dim: int = MISSING
+    vocab_size: int = MISSING
+    max_position_embeddings: int = MISSING
+
+
+@dataclass
+class ModelConfig:
+    name: str = MISSING
+    hub_id: str | None = None  # "owner/name" on the hub
+    revision: str | None = None  # commit of the hub repository
+    path: str | None = None  # a local folder in the hub's layout; wins over hub_id
+    embedded: bool = False  # shipped inside the package
+    gated: bool = False  # the hub asks for a licence click and a token
+    dtype: Dtype = Dtype.float32
+    device: str = "auto"  # cpu, cuda, cuda:1, mps or auto
+    shape: ShapeConfig | None = None  # known shape, for planning without weights
+
+    def __post_init__(self) -> None:
+        _require(bool(self.embedded or self.hub_id or self.path), "model.path", self.path, "give the folder of a local model")
+        _require(
+            self.device in ("auto", "cpu", "cuda", "mps") or self.device.startswith("cuda:"), "model.device", self.device, "use auto, cpu, cuda, cuda:N or mps"
+        )
+
+
+@dataclass
+class DataConfig:
+    name: str = MISSING
+    source: str = MISSING  # pydoc, libdocs, wikitext2 or text
+    hub_id: str | None = None
+    hub_config: str | None = None
+    revision: str | None = None
+    path: str | None = None
+    validation: float = 0.1  # share of documents, where the source has no splits of its own
+    test: float = 0.1
+
+    def __post_init__(self) -> None:
+        _require(self.source in ("pydoc", "libdocs", "wikitext2", "text"), "data.source", self.source, "use pydoc, libdocs, wikitext2 or text")
+        _require(self.source != "text" or bool(self.path), "data.path", self.path, "data=text needs data.path=<file or folder>")
+        _require(0 < self.validation < 1, "data.validation", self.validation, "give a share between 0 and 1")
+        _require(0 < self.test < 1 - self.validation, "data.test", self.test, "give a share between 0 and 1 - data.validation")
+
+
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass
+class AdapterConfig:
+    dim: int = 4  # block dimension b
+    projections: Any = "all"  # all, attention, mlp, or a list of projection names
+    layers: Any = "all"  # all, first, last, a range "2-5", a number, or a list of those
+    side: Side = Side.input
+    sign_constrained: bool = False  # forward pass y = sign(x) * |Qx|
+
+    def __post_init__(self) -> None:
+        _require(self.dim >= 2, "adapter.dim", self.dim, "a block needs dimension 2 or more (powers of two run as circuits)")
+        groups = {"all": PROJECTIONS, "attention": PROJECTIONS[:4], "mlp": PROJECTIONS[4:]}
+        given = self.projections
+        names = groups.get(given, (given,)) if isinstance(given, str) else tuple(given or ())
+        for name in names:
+            _require(name in PROJECTIONS, "adapter.projections", given, f"use all, attention, mlp or a list of {', '.join(PROJECTIONS)}")
+        _require(bool(names), "adapter.projections", given, "name at least one projection")
+        self.projections = [p for p in PROJECTIONS if p in names]
+        self.layers = _layers(self.layers)
+
+
+def _layers(given: Any) -> list[str]:
+    """Normalise to a list of words: 'all', 'first', 'last', 'N' or 'A-B'. Ranges are checked against the model later."""
+    words = [str(w).strip() for w in (given if isinstance(given, list | tuple) else [given])]
+    for word in words:
+        first, dash, last = word.partition("-")
+        number = first.isdigit() and (last.isdigit() and int(first) <= int(last) if dash else True)
+        _require(number or word in ("all", "first", "last"), "adapter.layers", given, "use all, first, last, a layer number, a range such as 2-5, or a list of those")
+    _require(bool(words), "adapter.layers", given, "name at least one layer")
+    return words
+
+
+@dataclass
+class TrainingConfig:
+    steps: int = 80
+    batch: int = 8  # windows per forward pass
+    accumulation: int = 1  # forward passes per optimiser step
+    context: int = 512  # tokens per window
+    lr: float = 0.02
+    warmup: int = 10  # steps of linear warm-up
+    final_lr: float = 0.05  # share of lr at the end of the cosine
+    weight_decay: float = 0.0
+    clip: float = 1.0  # norm of the gradient; 0 switches clipping off
+    distill_weight: float = 0.0  # share of the distillation loss; 0 is plain cross-entropy
+    temperature: float = 2.0
+    eval_every: int = 20
+    eval_tokens: int = 16384  # validation tokens per evaluation while training
+    checkpoint_every: int = 20
+    divergence: float = 3.0  # stop when a step's loss exceeds the first by this many nats
+    threads: int = 0  # CPU threads; 0 leaves torch's choice
+
+    def __post_init__(self) -> None:
+        for key in ("steps", "batch", "accumulation", "eval_every", "eval_tokens", "checkpoint_every"):
+            _require(getattr(self, key) >= 1, f"training.{key}", getattr(self, key), "give 1 or more")
+        _require(self.context >= 2, "training.context", self.context, "a window needs 2 tokens or more")
+        for key in ("lr", "temperature", "divergence"):
+            _require(getattr(self, key) > 0, f"training.{key}", getattr(self, key), "give a number above 0")
+        for key in ("warmup", "weight_decay", "clip", "threads"):
+            _require(getattr(self, key) >= 0, f"training.{key}", getattr(self, key), "give 0 or more")
+        for key in ("distill_weight", "final_lr"):
+            _require(0 <= getattr(self, key) <= 1, f"training.{key}", getattr(self, key), "give a number from 0 to 1")
+
+
+@dataclass
+class ProtocolConfig:
+    kind: ProtocolKind = ProtocolKind.fixed_window
+    ctx: int | None = None  # tokens per window; null is the model's number of positions
+    stride: int | None = None  # hf_strided only
+
+    def __post_init__(self) -> None:
+        _require(self.ctx is None or self.ctx >= 2, "protocol.ctx", self.ctx, "a window needs 2 tokens or more")
+        if self.kind is ProtocolKind.hf_strided:
+            _require(self.stride is not None and self.stride >= 1, "protocol.stride", self.stride, "hf_strided needs a stride of 1 or more")
+            ok = self.ctx is None or (self.stride or 0) <= self.ctx
+            _require(ok, "protocol.stride", self.stride, f"must not exceed protocol.ctx={self.ctx}, or tokens between windows are never scored")
+        else:
+            _require(self.stride is None, "protocol.stride", self.stride, f"{self.kind.value} has no stride; use protocol=hf_strided")
+
+
+@dataclass
+class EvaluationConfig:
+    split: Split = Split.test
+    batch: int = 8  # windows per forward pass
+    max_tokens: int | None = None  # first so many tokens of the split; null is all
+    resamples: int = 9999  # of the bootstrap
+
+    def __post_init__(self) -> None:
+        _require(self.batch >= 1, "evaluation.batch", self.batch, "give 1 or more")
+        _require(self.max_tokens is None or self.max_tokens >= 2, "evaluation.max_tokens", self.max_tokens, "give 2 or more, or null for all")
+        _require(self.resamples >= 99, "evaluation.resamples", self.resamples, "an interval needs 99 resamples or more")
+
+
+@dataclass
+class SavedAdapterConfig:
+    path: str | None = None  # folder written by `qrun train`; null measures the model alone
+
+
+@dataclass
+class RunConfig:
+    """What every run has. `results` is the folder of the store; it is created on first use."""
+
+    model: ModelConfig = MISSING
+    data: DataConfig = MISSING
+    protocol: ProtocolConfig = MISSING
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    seed: int = 0
+    results: str = "results"
+    name: str | None = None  # run name; null builds it from model, adapter and seed
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.seed < 2**63, "seed", self.seed, "give a number from 0 to 2^63 - 1")
+
+
+@dataclass
+class TrainConfig(RunConfig):
+    adapter: AdapterConfig = MISSING
+    training: TrainingConfig = MISSING
+
+
+@dataclass
+class PerplexityConfig(RunConfig):
+    adapter: SavedAdapterConfig = field(default_factory=SavedAdapterConfig)
+
+
+VERBS: dict[str, type[RunConfig]] = {"train": TrainConfig, "perplexity": PerplexityConfig}
+
+
+def leaf_keys(schema: type = TrainConfig, prefix: str = "") -> list[str]:
+    """Dotted names of all settable keys of a schema, for completion."""
+    keys: list[str] = []
+    for f in fields(schema):
+        nested = f.type if isinstance(f.type, type) and hasattr(f.type, "__dataclass_fields__") else None
+        keys += leaf_keys(nested, f"{prefix}{f.name}.") if nested else [prefix + f.name]
+    return keys

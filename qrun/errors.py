@@ -1,0 +1,17 @@
+"""The ways a command can end early without being a bug. Everything else is a bug and keeps its traceback."""
+
+
+class InputError(Exception):
+    """A wrong word, value, file or combination: one line that names the key, what was given and what is possible (exit code 2)."""
+
+
+class RunFailed(Exception):
+    """A run that started properly and cannot go on, such as a diverged training or a full disk (exit code 1)."""
+
+
+class Interrupted(Exception):
+    """SIGINT or SIGTERM arrived; what can be resumed has been saved (exit code 128 + signal)."""
+
+    def __init__(self, signum: int, message: str = "interrupted") -> None:
+        super().__init__(message)
+        self.signum = signum

@@ -1,0 +1,1 @@
+"""Perplexity under stated protocols, and intervals for differences."""

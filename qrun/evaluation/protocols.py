@@ -1,0 +1,140 @@
+"""How a perplexity is computed. Numbers of different protocols are never compared: a fingerprint says which is which.
+
+    fixed_window(ctx)         joined text in disjoint windows; the first token of each window is unscored, the tail is kept
+    hf_strided(ctx, stride)   joined text, window moved by stride; every token but the first is scored once (transformers guide)
+    lm_eval_wikitext          each document alone after the prefix token, disjoint windows, all tokens scored, normalised by words
+                              (lm-evaluation-harness, task `wikitext` version 2; Gao et al.)
+
+All three also give bits per byte = nats / ln 2 / bytes of the scored tokens.
+"""
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from qrun.config.schema import EvaluationConfig, ProtocolConfig, ProtocolKind
+from qrun.errors import InputError
+from qrun.language.corpus import Corpus, text_digest
+from qrun.language.tokens import Array, TokenStream, page_streams, stream, tokenizer_digest
+
+
+@dataclass(frozen=True)
+class Window:
+    """Feed stream[start:end-1], predict stream[start+1:end], score the targets from index `first` on."""
+
+    start: int
+    end: int
+    first: int
+
+
+@dataclass(frozen=True)
+class Passage:
+    """One token stream and the windows over it."""
+
+    stream: TokenStream
+    windows: list[Window]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A fully stated measurement: what is fed, what is scored, and its fingerprint."""
+
+    passages: list[Passage]
+    words: Array  # per document
+    statement: dict[str, Any]
+    bytes: Array | None = None  # per document, where the protocol does not count those of the scored tokens
+
+    @property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(json.dumps(self.statement, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def scored(self) -> int:
+        return sum(w.end - w.first for p in self.passages for w in p.windows)
+
+
+def build(protocol: ProtocolConfig, evaluation: EvaluationConfig, corpus: Corpus, tokenizer: Any, positions: int) -> Task:
+    """State the measurement. Raises InputError for a context beyond the model's positions or a text shorter than one window."""
+    ctx = protocol.ctx or positions
+    if ctx > positions:
+        raise InputError(f"protocol.ctx={ctx}: the model has {positions} positions")
+    split = evaluation.split.value
+    documents = corpus.splits[split]
+    statement = {
+        "protocol": protocol.kind.value, "ctx": ctx, "stride": protocol.stride, "data": corpus.name, "split": split,
+        "data_digest": text_digest(documents), "tokenizer": tokenizer_digest(tokenizer), "max_tokens": evaluation.max_tokens,
+    }  # fmt: skip
+    if protocol.kind is ProtocolKind.lm_eval_wikitext:
+        prefix = prefix_token(tokenizer)
+        words = [len(re.split(r"\s+", page)) for page in documents]
+        pages = [detokenize(page) for page in documents] if corpus.wikitext else documents
+        passages: list[Passage] = []
+        for page in page_streams(tokenizer, pages, words):  # max_tokens keeps whole documents, words and bytes belong to all of a document
+            if evaluation.max_tokens is None or sum(len(p.stream.ids) for p in passages) < evaluation.max_tokens:
+                passages.append(_with_prefix(page, prefix, ctx))
+        kept = documents[: len(passages)]
+        size = np.array([len(page.encode()) for page in kept])  # of the original pages, as the harness counts
+        return Task(passages, np.array(words[: len(kept)]), {**statement, "prefix": prefix, "unit": "word"}, size)
+    text = stream(tokenizer, documents, corpus.wikitext).head(evaluation.max_tokens)
+    stride = protocol.stride if protocol.stride is not None else ctx
+    windows = strided(len(text.ids), ctx, stride) if protocol.kind is ProtocolKind.hf_strided else disjoint(len(text.ids), ctx)
+    if len(text.ids) < ctx:
+        raise InputError(f"data={corpus.name}: its {split} split has {len(text.ids)} tokens, shorter than one window (protocol.ctx={ctx})")
+    return Task([Passage(text, windows)], text.words, {**statement, "prefix": None, "unit": "token"})
+
+
+def disjoint(tokens: int, ctx: int) -> list[Window]:
+    """Windows of ctx tokens, each scoring all but its first; the last may be shorter."""
+    return [Window(s, min(s + ctx, tokens), s + 1) for s in range(0, tokens - 1, ctx)]
+
+
+def strided(tokens: int, ctx: int, stride: int) -> list[Window]:
+    """Windows of ctx tokens moved by stride; each token but the very first is scored by the first window that holds it."""
+    windows, scored = [], 1
+    for start in range(0, tokens, stride):
+        end = min(start + ctx, tokens)
+        if end > scored:
+            windows.append(Window(start, end, max(scored, start + 1)))
+            scored = end
+        if end == tokens:
+            break
+    return windows
+
+
+def _with_prefix(page: TokenStream, prefix: int, ctx: int) -> Passage:
+    """The harness's rolling windows with context_len 1, made disjoint: ctx tokens predicted from the token before them and each other."""
+    text = TokenStream(np.concatenate([[prefix], page.ids]), np.concatenate([page.document[:1], page.document]), np.concatenate([[0], page.bytes]), page.words)
+    size = len(page.ids)
+    return Passage(text, [Window(s, min(s + ctx, size) + 1, s + 1) for s in range(0, size, ctx)])
+
+
+def prefix_token(tokenizer: Any) -> int:
+    """Beginning of sequence, else end of sequence, as the harness chooses."""
+    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return int(token)
+    raise InputError("protocol=lm_eval_wikitext: the tokenizer has neither a BOS nor an EOS token to start a document with")
+
+
+# WikiText's tokenisation undone by the rules, and in the order, of the harness's `wikitext_detokenizer`: plain replacements, spaces inside
+# brackets and quotes, plain replacements again.
+_BEFORE = (
+    ("s '", "s'"), (" @-@ ", "-"), (" @,@ ", ","), (" @.@ ", "."), (" : ", ": "), (" ; ", "; "), (" . ", ". "), (" ! ", "! "), (" ? ", "? "), (" , ", ", "),
+)  # fmt: skip
+_PAIRS = (("(", ")"), ("[", "]"), ("{", "}"), ('"', '"'), ("'", "'"))
+_AFTER = (("= = = =", "===="), ("= = =", "==="), ("= =", "=="), (" ° ", "°"), (" \n", "\n"), ("\n ", "\n"), (" N ", " 1 "), (" 's", "'s"))
+
+
+def detokenize(page: str) -> str:
+    """WikiText page as running text, by the harness's rules."""
+    for old, new in _BEFORE:
+        page = page.replace(old, new)
+    for left, right in _PAIRS:
+        page = re.sub(rf"{re.escape(left)}\s*([^{re.escape(right)}]*?)\s*{re.escape(right)}", rf"{left}\1{right}", page)
+    for old, new in _AFTER:
+        page = page.replace(old, new)
+    return page

@@ -1,0 +1,1 @@
+"""Frozen language models and the text they read. Knows nothing of circuits."""

@@ -1,0 +1,170 @@
+"""Documents in three splits, with a digest: what a model is trained and measured on.
+
+    load(DataConfig) -> Corpus      pydoc, libdocs, wikitext2 (hub or folder), text (a local file or folder)
+
+A document is the unit of the bootstrap. How documents become a token stream or scored pages is the protocol's business (tokens.py).
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from qrun.config.schema import DataConfig
+from qrun.errors import InputError
+from qrun.language.docstrings import libdocs_documents, pydoc_documents
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Text of one data source. `digests` has one per split; `source` says where it came from."""
+
+    name: str
+    splits: dict[str, list[str]]
+    source: str
+    wikitext: bool = False  # pages in WikiText's markup: rows joined and words counted by its conventions
+
+    @property
+    def digests(self) -> dict[str, str]:
+        return {split: text_digest(documents) for split, documents in self.splits.items()}
+
+
+def text_digest(documents: Iterable[str]) -> str:
+    """sha256 over the documents and their order, first 16 hex digits."""
+    digest = hashlib.sha256()
+    for document in documents:
+        digest.update(hashlib.sha256(document.encode()).digest())
+    return digest.hexdigest()[:16]
+
+
+def split_by_hash(documents: Iterable[str], validation: float, test: float) -> dict[str, list[str]]:
+    """Send each document to a split by the hash of its text: stable when other documents come or go."""
+    splits: dict[str, list[str]] = {name: [] for name in SPLITS}
+    for document in documents:
+        u = int.from_bytes(hashlib.sha256(document.encode()).digest()[:8], "big") / 2**64
+        splits["test" if u < test else "validation" if u < test + validation else "train"].append(document)
+    return splits
+
+
+def split_in_order(documents: list[str], validation: float, test: float) -> dict[str, list[str]]:
+    """Cut a running text: the first part trains, the last is the test, so that neighbours never sit on both sides but at the cuts."""
+    size = len(documents)
+    held_out, tested = round(size * (1 - validation - test)), round(size * (1 - test))
+    return {"train": documents[:held_out], "validation": documents[held_out:tested], "test": documents[tested:]}
+
+
+def load(config: DataConfig) -> Corpus:
+    """Read the corpus of a config. Raises InputError for a missing, empty or non-UTF-8 text, or a hub out of reach."""
+    loaders: dict[str, Callable[[DataConfig], Corpus]] = {"pydoc": _pydoc, "libdocs": _libdocs, "wikitext2": _wikitext2, "text": _text}
+    corpus = loaders[config.source](config)
+    empty = [split for split in SPLITS if not any(d.strip() for d in corpus.splits[split])]
+    if empty:
+        raise InputError(f"data={corpus.name}: no text in split {', '.join(empty)} of {corpus.source}")
+    return corpus
+
+
+def _pydoc(config: DataConfig) -> Corpus:
+    import platform
+
+    source = f"documentation of CPython {platform.python_version()} (PSF licence)"
+    return Corpus("pydoc", split_by_hash(pydoc_documents(), config.validation, config.test), source)
+
+
+def _libdocs(config: DataConfig) -> Corpus:
+    documents, characters = libdocs_documents()
+    return Corpus("libdocs", split_by_hash(documents, config.validation, config.test), f"docstrings of {len(characters)} installed packages")
+
+
+def _wikitext2(config: DataConfig) -> Corpus:
+    if config.path is None:
+        rows = {split: _hub_rows(config, split) for split in SPLITS}
+        source = f"{config.hub_id} {config.hub_config} at {config.revision}"
+    else:
+        folder = Path(config.path)
+        rows = {split: _local_rows(folder, split) for split in SPLITS}
+        source = str(folder.resolve())
+    return Corpus("wikitext2", {split: wikitext_pages(lines) for split, lines in rows.items()}, source, wikitext=True)
+
+
+def _hub_rows(config: DataConfig, split: str) -> list[str]:
+    from datasets import load_dataset
+
+    try:
+        table = load_dataset(config.hub_id, config.hub_config, revision=config.revision, split=split)
+    except Exception as error:  # the hub's client raises a different class for each way of being out of reach
+        raise InputError(
+            f"data={config.name}: {config.hub_id} could not be fetched from the hub ({type(error).__name__}); "
+            f"give data.path=<folder with wiki.train.raw, wiki.valid.raw, wiki.test.raw> or use data=pydoc"
+        ) from error
+    return [row["text"] for row in table]
+
+
+def _local_rows(folder: Path, split: str) -> list[str]:
+    """Rows as the hub gives them: lines with their newline, blank lines empty."""
+    short = {"validation": "valid"}.get(split, split)
+    for pattern in (f"wiki.{short}.raw", f"wiki.{short}.tokens", f"{split}*.parquet", f"*/{split}*.parquet", f"train_paragraphs*.txt" if split == "train" else ""):
+        found = sorted(folder.glob(pattern)) if pattern else []
+        if found and found[0].suffix == ".parquet":
+            import pyarrow.parquet as pq
+
+            return [text for path in found for text in pq.read_table(path, columns=["text"]).column("text").to_pylist()]
+        if found:
+            return [line if line.strip() else "" for line in read_text(found[0], "data.path").splitlines(keepends=True)]
+    raise InputError(f"data.path={folder}: no wiki.{short}.raw and no {split} parquet file there")
+
+
+def wikitext_pages(rows: list[str]) -> list[str]:
+    """Split rows into pages at top-level headings `= Title =`, as EleutherAI/wikitext_document_level does (62 pages in the test split)."""
+    pages: list[list[str]] = [[]]
+    for row in rows:
+        line = row if row.strip() else " \n"
+        heading = line.replace("= = =", "===").replace("= =", "==").strip()
+        if heading.startswith("= ") and heading.endswith(" =") and any(r.strip() for r in pages[-1]):
+            pages.append([])
+        pages[-1].append(line)
+    return ["".join(page) for page in pages]
+
+
+def _text(config: DataConfig) -> Corpus:
+    path = Path(str(config.path))
+    if path.is_dir():
+        splits = {}
+        for split in SPLITS:
+            found = [p for suffix in (".txt", ".json", ".jsonl") if (p := path / f"{split}{suffix}").is_file()]
+            if not found:
+                raise InputError(f"data.path={path}: no {split}.txt, {split}.json or {split}.jsonl there")
+            splits[split] = _documents(found[0])
+        return Corpus("text", splits, str(path.resolve()))
+    documents = _documents(path)
+    split = split_in_order if path.suffix not in (".json", ".jsonl") else split_by_hash
+    return Corpus("text", split(documents, config.validation, config.test), str(path.resolve()))
+
+
+def _documents(path: Path) -> list[str]:
+    """Paragraphs of a .txt file; strings, or objects with a `text`, of a .json list or .jsonl file."""
+    text = read_text(path, "data.path")
+    try:
+        if path.suffix == ".json":
+            items = json.loads(text)
+        elif path.suffix == ".jsonl":
+            items = [json.loads(line) for line in text.splitlines() if line.strip()]
+        else:
+            items = [p.strip() for p in text.split("\n\n") if p.strip()]
+        documents = [item if isinstance(item, str) else item["text"] for item in items]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"data.path={path}: expected a list of strings or of objects with a `text` ({error})") from error
+    if not documents:
+        raise InputError(f"data.path={path}: the text is empty")
+    return documents
+
+
+def read_text(path: Path, key: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{key}={path}: not UTF-8 text (byte {error.start})") from error
+    except OSError as error:
+        raise InputError(f"{key}={path}: {error.strerror or error}") from error

@@ -1,0 +1,83 @@
+"""Documentation that is already on the user's machine, as plain text: the offline corpora `pydoc` and `libdocs`.
+
+    pydoc    pydoc_data.topics and the docstrings of the standard library's Python sources (about 2 MB)
+    libdocs  the docstrings of installed scientific packages (tens of MB), on which `nano` was pretrained
+
+Sources are parsed, never imported. One module is one document, so that a split by document keeps a module's
+docstrings together and test text never shares a module with training text.
+"""
+
+import ast
+import importlib.util
+import sysconfig
+import warnings
+from collections.abc import Iterator
+from inspect import cleandoc
+from pathlib import Path
+
+LIBRARIES = (
+    "numpy", "scipy", "pandas", "matplotlib", "sklearn", "torch", "transformers", "datasets", "tokenizers", "huggingface_hub",
+    "pennylane", "pennylane_lightning", "qiskit", "qiskit_aer", "qiskit_ibm_runtime", "mlflow", "sqlalchemy", "networkx", "sympy",
+    "rustworkx", "autoray", "autograd", "fsspec", "pyarrow", "PIL", "jinja2", "flask", "werkzeug", "pydantic", "peft", "accelerate",
+    "numba", "llvmlite", "nltk", "dill", "rich", "typer", "omegaconf", "hydra", "graphene", "docker", "requests", "aiohttp", "setuptools", "joblib",
+)  # fmt: skip
+SKIPPED_FOLDERS = {"test", "tests", "testing", "idlelib", "lib2to3", "turtledemo", "site-packages", "dist-packages", "_vendor", "ensurepip"}
+SHORTEST = 40  # characters; shorter docstrings are labels, not text
+
+
+def docstrings(source: str) -> Iterator[str]:
+    """Docstrings of one module's source in the order of the file, indentation removed."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # invalid escapes in other people's sources
+        tree = ast.parse(source)
+    nodes = [n for n in ast.walk(tree) if isinstance(n, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)]
+    for node in sorted(nodes, key=lambda n: getattr(n, "lineno", 0)):
+        text = ast.get_docstring(node, clean=False)
+        if text is not None and len(cleaned := cleandoc(text).strip()) >= SHORTEST:
+            yield cleaned
+
+
+def module_documents(root: Path, seen: set[str]) -> list[str]:
+    """One document per Python file below `root`, in the order of the paths; docstrings in `seen` are left out, new ones join it."""
+    documents = []
+    for path in sorted(root.rglob("*.py")) if root.is_dir() else [root]:
+        if SKIPPED_FOLDERS & set(path.relative_to(root).parts[:-1]):
+            continue
+        try:
+            texts = [t for t in docstrings(path.read_text(encoding="utf-8")) if t not in seen]
+        except (SyntaxError, ValueError, RecursionError):  # templates and test fixtures that are not Python
+            continue
+        seen.update(texts)
+        if texts:
+            documents.append("\n\n".join(texts))
+    return documents
+
+
+def pydoc_documents() -> list[str]:
+    """CPython's own documentation: the help topics, then one document per standard-library module."""
+    from pydoc_data.topics import topics
+
+    return [text.strip() for _, text in sorted(topics.items())] + module_documents(standard_library(), set())
+
+
+def libdocs_documents(packages: tuple[str, ...] = LIBRARIES) -> tuple[list[str], dict[str, int]]:
+    """Documents of the installed packages among `packages`, and how many characters each gave.
+
+    Docstrings that also stand in the standard library (vendored copies) are left out: the two corpora share no docstring.
+    """
+    seen: set[str] = set()
+    module_documents(standard_library(), seen)
+    documents: list[str] = []
+    characters: dict[str, int] = {}
+    for package in packages:
+        spec = importlib.util.find_spec(package)
+        if spec is None or not spec.submodule_search_locations:
+            continue
+        found = module_documents(Path(next(iter(spec.submodule_search_locations))), seen)
+        documents += found
+        characters[package] = sum(map(len, found))
+    return documents, characters
+
+
+def standard_library() -> Path:
+    return Path(sysconfig.get_paths()["stdlib"])

@@ -1,0 +1,92 @@
+"""Documents as one token stream that remembers, for every token, its document, its bytes and nothing else.
+
+    stream(tokenizer, documents, ...) -> TokenStream
+
+Bits per byte need the bytes behind each scored token, an interval over documents needs the document behind it. Both come from the tokenizer's
+character offsets: a token owns the characters from the end of the token before it to its own end, so that the bytes of all tokens
+add up to the bytes of the text exactly, also where a character is spread over several tokens.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qrun.errors import InputError
+
+JOIN = "\n\n"
+Array = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class TokenStream:
+    """ids, document and bytes [T]; `documents` is the count of documents, words [documents] counts their words."""
+
+    ids: Array
+    document: Array
+    bytes: Array
+    words: Array
+
+    @property
+    def documents(self) -> int:
+        return len(self.words)
+
+    def head(self, tokens: int | None) -> "TokenStream":
+        """The first `tokens` tokens; words are those of the documents that remain whole or begun."""
+        if tokens is None or tokens >= len(self.ids):
+            return self
+        kept = int(self.document[tokens - 1]) + 1
+        return TokenStream(self.ids[:tokens], self.document[:tokens], self.bytes[:tokens], self.words[:kept])
+
+
+def join_documents(documents: list[str], wikitext: bool) -> list[str]:
+    """Pieces whose concatenation is the joined text: documents separated by a blank line.
+
+    WikiText pages become the hub's rows (lines with their newline, blank lines empty) joined by a blank line, the convention of
+    the transformers guide and of GPTQ, wanda and SliceGPT; published WikiText-2 perplexities depend on it.
+    """
+    pieces = []
+    for index, document in enumerate(documents):
+        if wikitext:
+            document = JOIN.join(row if row.strip() else "" for row in document.splitlines(keepends=True))
+        pieces.append(document if index == 0 else JOIN + document)
+    return pieces
+
+
+def stream(tokenizer: Any, documents: list[str], wikitext: bool = False) -> TokenStream:
+    """One text, tokenised as a whole: what windows slide over."""
+    pieces = join_documents(documents, wikitext)
+    ids, size, ends = _encode(tokenizer, "".join(pieces))
+    borders = np.cumsum([len(p) for p in pieces])
+    document = np.minimum(np.searchsorted(borders, ends, side="left"), len(pieces) - 1)
+    return TokenStream(ids, document, size, np.array([len(d.split()) for d in documents]))
+
+
+def page_streams(tokenizer: Any, pages: list[str], words: list[int]) -> list[TokenStream]:
+    """Each document alone, without special tokens."""
+    streams = []
+    for index, (page, count) in enumerate(zip(pages, words, strict=True)):
+        ids, size, _ = _encode(tokenizer, page)
+        streams.append(TokenStream(ids, np.full(len(ids), index), size, np.array([count])))
+    return streams
+
+
+def _encode(tokenizer: Any, text: str) -> tuple[Array, Array, Array]:
+    """ids, bytes and end offsets (in characters) of a text's tokens."""
+    if not getattr(tokenizer, "is_fast", False):
+        raise InputError("the model's tokenizer has no fast version; character offsets are needed to count bytes")
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    if not encoded["input_ids"]:
+        raise InputError("the text is empty")
+    ends = np.maximum.accumulate(np.array([end for _, end in encoded["offset_mapping"]]))
+    ends[-1] = len(text)
+    prefix = np.concatenate([[0], np.cumsum([len(c.encode()) for c in text])]) if not text.isascii() else np.arange(len(text) + 1)
+    return np.array(encoded["input_ids"]), np.diff(prefix[ends], prepend=0), ends
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """Fingerprint of what a tokenizer does: its vocabulary and merges, 8 hex digits."""
+    return hashlib.sha256(json.dumps(json.loads(tokenizer.backend_tokenizer.to_str())["model"], sort_keys=True).encode()).hexdigest()[:8]

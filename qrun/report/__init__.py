@@ -1,0 +1,1 @@
+"""Figures, tables and progress on the screen."""

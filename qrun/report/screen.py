@@ -1,0 +1,75 @@
+"""What a person sees: one bar for long work, one small table at the end; plain lines where there is no terminal."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+EVERY = 10.0  # seconds between plain log lines
+
+
+def say(message: str) -> None:
+    """One line to the user."""
+    console.print(message, markup=False)
+
+
+@contextmanager
+def bar(title: str, total: int, unit: str) -> Iterator[Callable[[int, str], None]]:
+    """Progress of `total` units. The block gets advance(units, note); without a terminal a line appears every ten seconds."""
+    started = time.monotonic()
+    done, spoken, notes = 0, started, ""
+
+    def rate() -> str:
+        value = done / max(time.monotonic() - started, 1e-9)
+        return f"{value:,.{0 if value >= 100 else 1}f} {unit}/s"
+
+    if console.is_terminal:
+        columns = (TextColumn("{task.description:<22}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+        with Progress(*columns, console=console, transient=True) as progress:
+            task = progress.add_task(title, total=total, note="")
+
+            def advance(units: int, note: str = "") -> None:
+                nonlocal done, notes
+                done, notes = done + units, note or notes
+                progress.update(task, completed=done, note=f"{rate()}  {notes}")
+
+            yield advance
+    else:
+
+        def advance(units: int, note: str = "") -> None:
+            nonlocal done, spoken, notes
+            done, notes = done + units, note or notes
+            now = time.monotonic()
+            if now - spoken >= EVERY and done < total:
+                spoken = now
+                left = (now - started) / max(done, 1) * (total - done)
+                say(f"{title}: {done:,}/{total:,}  {rate()}  {left:.0f} s left  {notes}".rstrip())
+
+        yield advance
+    note = f"  {notes}" if notes else ""
+    say(f"{title}: {done:,} {unit} in {time.monotonic() - started:.1f} s{note}")
+
+
+def table(title: str, columns: list[str], rows: list[list[str]], caption: str | None = None) -> None:
+    """A result: first column names, the others numbers."""
+    shown = Table(title=title, title_justify="left", caption=caption, caption_justify="left", title_style="bold")
+    for index, column in enumerate(columns):
+        shown.add_column(column, justify="right" if index else "left", no_wrap=index == 0)
+    for row in rows:
+        shown.add_row(*row)
+    console.print(shown)
+
+
+def listing(columns: list[str], rows: list[list[str]]) -> None:
+    """Left-aligned columns without a frame."""
+    shown = Table(box=None, padding=(0, 2, 0, 0))
+    for column in columns:
+        shown.add_column(column, overflow="fold")
+    for row in rows:
+        shown.add_row(*row)
+    console.print(shown)

@@ -1,0 +1,1 @@
+"""Recipes: one run from config to record, readable from top to bottom."""

@@ -1,0 +1,119 @@
+"""What the recipes share: opening a model with its text, timing a measurement, and the record that every run leaves."""
+
+import resource
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qrun.adapters.linear import Adapter, attach
+from qrun.adapters.saving import SavedAdapter
+from qrun.adapters.sites import sites
+from qrun.config.compose import config_hash, flatten, plain, to_yaml
+from qrun.config.schema import RunConfig
+from qrun.errors import InputError
+from qrun.evaluation.perplexity import Difference, Measurement, measure
+from qrun.evaluation.protocols import Task
+from qrun.language.corpus import Corpus
+from qrun.language.models import LanguageModel
+from qrun.report.screen import bar, table
+from qrun.tracking.provenance import environment, git_state
+from qrun.tracking.store import Run
+
+
+@dataclass
+class Opened:
+    """A loaded model, its text and the measurement to make of it."""
+
+    language: LanguageModel
+    corpus: Corpus
+    task: Task
+
+
+def open_all(config: RunConfig) -> Opened:
+    """Load model and text and state the task; every InputError about them is raised here, before anything is recorded."""
+    from qrun.evaluation.protocols import build
+    from qrun.language import corpus, models
+    from qrun.report.screen import say
+
+    language = models.load(config.model)
+    count = sum(p.numel() for p in language.model.parameters())
+    say(f"model {config.model.name}: {count:,} parameters, {config.model.dtype.value} on {language.device}")
+    text = corpus.load(config.data)
+    task = build(config.protocol, config.evaluation, text, language.tokenizer, language.shape.max_position_embeddings)
+    sizes = ", ".join(f"{split} {len(documents):,}" for split, documents in text.splits.items())
+    say(f"data {text.name}: {sizes} documents; {task.scored:,} tokens scored, protocol {task.statement['protocol']} {task.fingerprint}")
+    return Opened(language, text, task)
+
+
+def attach_saved(language: LanguageModel, saved: SavedAdapter, path: str | Path) -> Adapter:
+    """Put a saved adapter into the model it was trained in; InputError for any other model."""
+    if saved.base["weights"] != language.identity["weights"]:
+        raise InputError(
+            f"adapter.path={path}: trained in {saved.base['name']} (weights {saved.base['weights']}), not in model={language.identity['name']} "
+            f"(weights {language.identity['weights']})"
+        )
+    selected = [site for site in sites(language.shape) if site.name in saved.skews]
+    adapter = attach(language.model, selected, saved.config)
+    adapter.load(saved.skews)
+    return adapter
+
+
+def measured(title: str, model: Any, task: Task, batch: int) -> Measurement:
+    """`measure` behind a progress bar."""
+    with bar(title, task.scored, "tokens") as advance:
+        result = measure(model, task, batch, lambda tokens: advance(tokens, ""))
+        advance(0, f"perplexity {result.perplexity:.3f}")
+    return result
+
+
+def tags(config: RunConfig, opened: Opened) -> dict[str, Any]:
+    """What identifies a number beside its parameters."""
+    language, task = opened.language, opened.task
+    return {
+        **git_state(), "config_hash": config_hash(config), "protocol": task.statement["protocol"], "protocol_fingerprint": task.fingerprint,
+        "model_revision": language.identity["revision"], "model_weights": language.identity["weights"], "data_source": opened.corpus.source,
+        "data_digest": task.statement["data_digest"], "compute": str(language.device), "device": "exact", "seed": config.seed,
+    }  # fmt: skip
+
+
+def open_record(run: Run, config: RunConfig, opened: Opened) -> None:
+    """Config, environment, protocol and dataset inputs: written when a run starts."""
+    run.text(to_yaml(config), "config.yaml")
+    run.json(environment(), "env.json")
+    run.json(opened.task.statement, "protocol.json")
+    for split, digest in opened.corpus.digests.items():
+        run.dataset(f"{opened.corpus.name}-{split}", digest, opened.corpus.source, split)
+
+
+def flat_params(config: RunConfig) -> dict[str, Any]:
+    return {key: value for key, value in flatten(plain(config)).items() if key not in ("results", "name")}
+
+
+def record_measurements(run: Run, results: dict[str, Measurement], gain: Difference | None) -> None:
+    """Perplexities per document as artifacts, their totals as metrics."""
+    for name, result in results.items():
+        run.text(result.to_json(), f"perplexity_{name}.json")
+        run.metrics({f"{name}/perplexity": result.perplexity, f"{name}/bits_per_byte": result.bits_per_byte, f"{name}/seconds": result.seconds})
+    if gain is not None:
+        values = {"gain": gain.value, "gain_low": gain.low, "gain_high": gain.high}
+        run.metrics({key: value for key, value in values.items() if value == value})
+    run.metrics({"peak_memory_mb": peak_memory_mb()})
+
+
+def peak_memory_mb() -> float:
+    """Peak resident memory of this process (kilobytes on Linux, bytes on macOS)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def result_table(title: str, results: dict[str, Measurement], gain: Difference | None, caption: str) -> None:
+    """The small table at the end of a run."""
+    unit = next(iter(results.values())).statement["unit"]
+    rows = [[name, f"{r.perplexity:.3f}", f"{r.bits_per_byte:.4f}"] for name, r in results.items()]
+    if gain is not None:
+        interval = f"95% [{gain.low:.3f}, {gain.high:.3f}]" if gain.low == gain.low else "no interval: one document"
+        rows.append(["gain", f"{gain.value:+.3f}", interval])
+    table(title, ["", f"{unit} perplexity", "bits per byte"], rows, caption)
+
+

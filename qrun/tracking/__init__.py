@@ -1,0 +1,1 @@
+"""MLflow and provenance. The only room that knows MLflow."""

@@ -1,0 +1,128 @@
+"""The training loop: AdamW on the skew-symmetric parameters of an adapter, everything else frozen.
+
+    fit(model, adapter, windows, validate, config, ...) -> best parameters and the record of the run
+
+Warm-up and cosine, gradient accumulation, validation while training with the best parameters kept, checkpoints, and a stop with a clear word when
+the loss is not finite or runs away.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qrun.adapters.linear import Adapter
+from qrun.config.schema import TrainingConfig
+from qrun.errors import InputError, Interrupted, RunFailed
+from qrun.training import checkpoint
+from qrun.training.checkpoint import Progress
+from qrun.training.interrupt import Interrupt
+from qrun.training.losses import Teacher, window_loss
+
+
+def learning_rate(config: TrainingConfig, step: int) -> float:
+    """Linear warm-up, then a cosine from lr to lr * final_lr at the last step; `step` counts from 0."""
+    if step < config.warmup:
+        return config.lr * (step + 1) / (config.warmup + 1)
+    share = (step - config.warmup) / max(config.steps - 1 - config.warmup, 1)
+    return config.lr * (config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * min(share, 1.0))))
+
+
+def training_windows(ids: Tensor, context: int) -> Tensor:
+    """Disjoint windows [count, context] of a token stream [T]; a tail shorter than a window is left out of training."""
+    count = len(ids) // context
+    if count == 0:
+        raise InputError(f"training.context={context}: the training split has only {len(ids)} tokens, shorter than one window")
+    return ids[: count * context].view(count, context)
+
+
+def batch_rows(windows: int, size: int, index: int, seed: int) -> Tensor:
+    """Rows of the `index`-th batch: a pass over all windows in an order drawn from (seed, epoch), then the next. Stateless, so a resumed run continues it."""
+    first, rows = index * size, []
+    while len(rows) < size:
+        epoch, offset = divmod(first + len(rows), windows)
+        order = torch.randperm(windows, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+        rows += order[offset : offset + size - len(rows)].tolist()
+    return torch.tensor(rows)
+
+
+def fit(
+    model: Any,
+    adapter: Adapter,
+    windows: Tensor,
+    validate: Callable[[], float],
+    config: TrainingConfig,
+    seed: int,
+    teacher: Teacher | None,
+    path: Path,
+    progress: Progress,
+    on_step: Callable[[Progress], None],
+    interrupt: Interrupt,
+) -> tuple[dict[str, Tensor], Progress]:
+    """Train from `progress` on (step 0, or what a checkpoint at `path` says) and return the best parameters by validation.
+
+    windows [count, context] int64; `validate` gives nats per token on validation text. Raises RunFailed on divergence and Interrupted, after a
+    checkpoint, on a signal.
+    """
+    parameters = list(adapter.skews().values())
+    optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
+    best = adapter.snapshot()
+    if progress.step:
+        best, progress = checkpoint.restore(path, adapter, optimizer)
+    else:
+        progress.best_nats = validate()
+        progress.evaluations.append({"step": 0, "validation_nats": progress.best_nats})
+        on_step(progress)
+    with interrupt.at_step_ends():
+        while progress.step < config.steps:
+            started = time.perf_counter()
+            row = optimizer_step(model, windows, optimizer, parameters, config, progress.step, seed, teacher)
+            progress.step += 1
+            progress.history.append({"step": progress.step, **row})
+            _check(row["loss"], progress, config)
+            last = progress.step == config.steps
+            if last or progress.step % config.eval_every == 0:
+                nats = validate()
+                progress.evaluations.append({"step": progress.step, "validation_nats": nats})
+                if nats < progress.best_nats:
+                    progress.best_nats, progress.best_step, best = nats, progress.step, adapter.snapshot()
+            progress.seconds += time.perf_counter() - started
+            on_step(progress)
+            stop = interrupt.received
+            if last or stop or progress.step % config.checkpoint_every == 0:
+                checkpoint.save(path, adapter, optimizer, best, progress)
+            if stop and not last:
+                raise Interrupted(stop, f"interrupted at step {progress.step}; checkpoint saved, add --resume to the same command to go on")
+    return best, progress
+
+
+def optimizer_step(
+    model: Any, windows: Tensor, optimizer: torch.optim.Optimizer, parameters: list[Any], config: TrainingConfig, step: int, seed: int, teacher: Teacher | None
+) -> dict[str, float]:
+    """One update over `accumulation` batches; returns loss and cross-entropy in nats per token, gradient norm and learning rate."""
+    lr = learning_rate(config, step)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    loss_sum = ce_sum = 0.0
+    for part in range(config.accumulation):
+        rows = batch_rows(len(windows), config.batch, step * config.accumulation + part, seed)
+        loss, ce = window_loss(model, windows[rows].to(model.device), teacher, config.distill_weight, config.temperature)
+        (loss / config.accumulation).backward()
+        loss_sum, ce_sum = loss_sum + loss.item(), ce_sum + ce
+    norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip or math.inf).item()
+    if math.isfinite(loss_sum) and math.isfinite(norm):
+        optimizer.step()
+    optimizer.zero_grad()
+    return {"loss": loss_sum / config.accumulation, "cross_entropy": ce_sum / config.accumulation, "gradient_norm": norm, "lr": lr}
+
+
+def _check(loss: float, progress: Progress, config: TrainingConfig) -> None:
+    first = progress.history[0]["loss"]
+    if not math.isfinite(loss) or not math.isfinite(progress.history[-1]["gradient_norm"]):
+        raise RunFailed(f"loss or gradient became {loss} at step {progress.step}: training stopped; lower training.lr (now {config.lr:g})")
+    if loss > first + config.divergence:
+        raise RunFailed(f"loss rose from {first:.2f} to {loss:.2f} at step {progress.step}: diverged; lower training.lr (now {config.lr:g})")

@@ -1,0 +1,66 @@
+import os
+import resource
+import subprocess
+import sys
+
+import pytest
+
+
+def test_help_is_light_and_fast():
+    code = (
+        "import sys; from qrun.cli.main import app; import typer; typer.main.get_command(app)\n"
+        "print(sorted({'torch', 'transformers', 'pennylane', 'mlflow', 'qiskit', 'numpy', 'hydra', 'omegaconf', 'scipy'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    costs = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-m", "qrun.cli.main", "--help"], capture_output=True, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        costs.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(costs) < 0.5  # the goal is 0.3 s of CPU; the margin is for slow machines
+
+
+def test_cfg_prints_the_resolved_config_and_runs_nothing(qrun):
+    code, out, _ = qrun("train", "adapter.dim=8", "--cfg", "job")
+    assert code == 0 and "dim: 8" in out and "name: nano" in out
+    code, out, _ = qrun("train", "adapter.dim=8", "--cfg", "hash")
+    assert code == 0 and len(out.strip()) == 8
+
+
+def test_config_lists_groups_options_and_files(qrun):
+    code, out, _ = qrun("config")
+    assert code == 0 and "smollm2_instruct" in out and "hf_strided" in out
+    code, out, _ = qrun("config", "protocol")
+    assert code == 0 and "kind: lm_eval_wikitext" in out
+    code, _, err = qrun("config", "nope")
+    assert code == 2 and "groups are" in err
+
+
+@pytest.mark.parametrize(("typed", "offered"), [("mod", "model="), ("model=sm", "model=smollm2"), ("adapter.d", "adapter.dim="), ("protocol.", "protocol.ctx=")])
+def test_completion_offers_groups_options_and_keys(typed, offered):
+    from qrun.cli.main import complete
+
+    assert offered in complete(typed)
+
+
+def test_completion_answers_a_shell():
+    environment = {**os.environ, "_QRUN_COMPLETE": "complete_zsh", "_TYPER_COMPLETE_ARGS": "qrun train model=ll"}
+    out = subprocess.run([os.path.join(os.path.dirname(sys.executable), "qrun")], env=environment, capture_output=True, text=True, check=False).stdout
+    assert "model=llama_instruct" in out
+
+
+def test_an_unknown_command_and_option_end_with_code_2(qrun):
+    assert qrun("trian")[0] == 2
+    assert qrun("train", "--nope")[0] == 2
+
+
+def test_gated_and_unreachable_models_say_what_to_do(qrun, monkeypatch, tmp_path):
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    code, _, err = qrun("eval", "perplexity", "model=llama", f"results={tmp_path}/r")
+    assert code == 2 and "gated" in err and "HF_TOKEN" in err and "model.path" in err
+    code, _, err = qrun("eval", "perplexity", "model=smollm2", f"results={tmp_path}/r")
+    assert code == 2 and "model.path=<local copy" in err and err.count("\n") == 1
+    code, _, err = qrun("eval", "perplexity", "data=wikitext2", f"results={tmp_path}/r")
+    assert code == 2 and "data.path=" in err
+    assert not (tmp_path / "r").exists()

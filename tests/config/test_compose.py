@@ -1,0 +1,97 @@
+import subprocess
+import sys
+
+import pytest
+
+from qrun.config.compose import compose, config_hash, flatten, options, plain, to_yaml
+from qrun.errors import InputError
+
+OPTIONS = [(group, option) for group, found in options().items() for option in found]
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_composes_and_has_a_headline(group, option):
+    words = [f"{group}={option}"] + {"text": ["data.path=x.txt"], "local": ["model.path=x"]}.get(option, [])
+    verb = "perplexity" if group in ("protocol", "model", "data") else "train"
+    assert to_yaml(compose(verb, words))
+    assert len(options()[group][option]) > 20
+
+
+def test_words_set_values_with_their_types():
+    config = compose("train", ["model=smollm2", "adapter.dim=8", "adapter.projections=[v_proj,q_proj]", "adapter.layers=[0,3-5]", "training.lr=1e-3"])
+    assert config.model.hub_id == "HuggingFaceTB/SmolLM2-135M" and config.adapter.dim == 8
+    assert config.adapter.projections == ["q_proj", "v_proj"] and config.adapter.layers == ["0", "3-5"]
+    assert config.training.lr == 0.001
+
+
+def test_hash_changes_with_the_result_and_not_with_the_place():
+    first = compose("train", [])
+    assert config_hash(first) == config_hash(compose("train", ["results=/elsewhere", "name=mine"]))
+    assert config_hash(first) != config_hash(compose("train", ["seed=1"]))
+    assert config_hash(first) != config_hash(compose("train", ["training.lr=0.021"]))
+
+
+def test_plain_values_flatten_to_dotted_keys_with_enums_as_text():
+    flat = flatten(plain(compose("train", [])))
+    assert flat["adapter.dim"] == 4 and flat["model.dtype"] == "float32" and flat["adapter.side"] == "input"
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("adapter.dimm=3", "did you mean adapter.dim"),
+        ("adapter.dim=abc", "could not be converted to Integer"),
+        ("adapter.dim=1", "dimension 2 or more"),
+        ("adapter.dim=0", "dimension 2 or more"),
+        ("adapter.dim=-4", "dimension 2 or more"),
+        ("adapter.dim=2,4", "one value per key"),
+        ("adapter.dim=range(2,8)", "one value per key"),
+        ("model=nope", "model has llama, llama_instruct, local, nano"),
+        ("modell=nano", "did you mean model"),
+        ("+new.key=3", "cannot be added"),
+        ("++adapter.dim=3", "cannot be added"),
+        ("~adapter", "cannot be added or removed"),
+        ("adapter.dim", "expected key=value"),
+        ("=3", "expected key=value"),
+        ("adapter.projections=[", "unbalanced"),
+        ("adapter.projections=[x_proj]", "q_proj"),
+        ("adapter.projections=[]", "at least one"),
+        ("adapter.layers=3-1", "a range such as 2-5"),
+        ("model.dtype=float64", "expected one of [float32, bfloat16, float16]"),
+        ("training.lr=0", "above 0"),
+        ("training.steps=0", "1 or more"),
+        ("protocol.stride=4", "use protocol=hf_strided"),
+        ("protocol.ctx=1", "2 tokens or more"),
+        ("data=text", "data.path"),
+        ("seed=-1", "seed"),
+        ("evaluation.resamples=5", "99"),
+        ("data.test=0.95", "data.test"),
+    ],
+)
+def test_a_wrong_word_ends_in_one_line_that_names_it(word, said):
+    with pytest.raises(InputError) as caught:
+        compose("train", [word])
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_stride_beyond_the_window_is_refused():
+    with pytest.raises(InputError, match=r"must not exceed protocol.ctx=128"):
+        compose("perplexity", ["protocol=hf_strided", "protocol.ctx=128", "protocol.stride=129"])
+
+
+def test_a_list_value_is_not_a_grid():
+    assert compose("train", ["adapter.projections=[q_proj,k_proj]"]).adapter.projections == ["q_proj", "k_proj"]
+    assert compose("train", ["name='a,b'"]).name == "a,b"
+
+
+def test_wrong_words_are_answered_before_torch_is_imported():
+    code = (
+        "import sys; from qrun.config.compose import compose\n"
+        "from qrun.studies.train import train\n"
+        "try: train(compose('train', ['adapter.dim=7']))\n"
+        "except Exception as e: print(e)\n"
+        "print(sorted({'torch', 'transformers', 'mlflow', 'numpy'} & set(sys.modules)))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
+    assert "does not divide the input width 192 of layers.0.self_attn.q_proj" in out[0]
+    assert out[1] == "[]"
