@@ -2,8 +2,8 @@
 
     fixed_window(ctx)         joined text in disjoint windows; the first token of each window is unscored, the tail is kept
     hf_strided(ctx, stride)   joined text, window moved by stride; every token but the first is scored once (transformers guide)
-    lm_eval_wikitext          each document alone after the prefix token, disjoint windows, all tokens scored, normalised by words
-                              (lm-evaluation-harness, task `wikitext` version 2; Gao et al.)
+    lm_eval_wikitext          each document alone after the prefix token, all tokens scored once, the last window moved back to a full context,
+                              normalised by words (lm-evaluation-harness, task `wikitext` version 2; Gao et al.)
 
 All three also give bits per byte = nats / ln 2 / bytes of the scored tokens.
 """
@@ -106,10 +106,10 @@ def strided(tokens: int, ctx: int, stride: int) -> list[Window]:
 
 
 def _with_prefix(page: TokenStream, prefix: int, ctx: int) -> Passage:
-    """The harness's rolling windows with context_len 1, made disjoint: ctx tokens predicted from the token before them and each other."""
+    """The harness's rolling windows: ctx tokens predicted from the token before them and each other; the last, shorter one moves back to a full context."""
     text = TokenStream(np.concatenate([[prefix], page.ids]), np.concatenate([page.document[:1], page.document]), np.concatenate([[0], page.bytes]), page.words)
     size = len(page.ids)
-    return Passage(text, [Window(s, min(s + ctx, size) + 1, s + 1) for s in range(0, size, ctx)])
+    return Passage(text, [Window(max(0, min(s, size - ctx)), min(s + ctx, size) + 1, s + 1) for s in range(0, size, ctx)])
 
 
 def prefix_token(tokenizer: Any) -> int:

@@ -66,19 +66,19 @@ def stream(tokenizer: Any, documents: list[str], wikitext: bool = False) -> Toke
 
 
 def page_streams(tokenizer: Any, pages: list[str], words: list[int]) -> list[TokenStream]:
-    """Each document alone, without special tokens."""
+    """Each document alone, with the special tokens that the tokenizer adds by itself (Llama's BOS), as the harness scores them."""
     streams = []
     for index, (page, count) in enumerate(zip(pages, words, strict=True)):
-        ids, size, _ = _encode(tokenizer, page)
+        ids, size, _ = _encode(tokenizer, page, special=True)
         streams.append(TokenStream(ids, np.full(len(ids), index), size, np.array([count])))
     return streams
 
 
-def _encode(tokenizer: Any, text: str) -> tuple[Array, Array, Array]:
-    """ids, bytes and end offsets (in characters) of a text's tokens."""
+def _encode(tokenizer: Any, text: str, special: bool = False) -> tuple[Array, Array, Array]:
+    """ids, bytes and end offsets (in characters) of a text's tokens; special tokens own no bytes."""
     if not getattr(tokenizer, "is_fast", False):
         raise InputError("the model's tokenizer has no fast version; character offsets are needed to count bytes")
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    encoded = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
     if not encoded["input_ids"]:
         raise InputError("the text is empty")
     ends = np.maximum.accumulate(np.array([end for _, end in encoded["offset_mapping"]]))

@@ -1,0 +1,137 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from qrun.config.schema import EvaluationConfig, ModelConfig, ProtocolConfig, ProtocolKind
+from qrun.errors import InputError, RunFailed
+from qrun.evaluation import perplexity
+from qrun.evaluation.intervals import paired_interval
+from qrun.evaluation.perplexity import Measurement, difference, measure
+from qrun.evaluation.protocols import build
+from qrun.language.corpus import Corpus, load
+from tests_support import lm_eval_word_perplexity
+
+TEXT = [f"Return element {i} of the array. Parameters: x, an array of shape (n, {i}). Returns the sum of squares, or None. " * (1 + i % 3) for i in range(9)]
+STRIDED = ProtocolConfig(ProtocolKind.hf_strided, 96, 40)
+
+
+def corpus(documents=TEXT):
+    return Corpus("made-up", dict.fromkeys(("train", "validation", "test"), documents), "here")
+
+
+def task(nano, protocol=STRIDED, documents=TEXT, **evaluation):
+    return build(protocol, EvaluationConfig(**evaluation), corpus(documents), nano.tokenizer, 1024)
+
+
+def test_strided_perplexity_equals_a_token_by_token_reference(nano):
+    ids = torch.tensor(nano.tokenizer("\n\n".join(TEXT))["input_ids"])
+    nats, tokens = 0.0, 0
+    previous = 0
+    for begin in range(0, len(ids), 40):
+        end = min(begin + 96, len(ids))
+        with torch.no_grad():
+            logits = nano.model(input_ids=ids[None, begin:end]).logits[0].double().log_softmax(-1)
+        for t in range(max(previous, begin + 1), end):
+            nats -= logits[t - 1 - begin, ids[t]].item()
+            tokens += 1
+        previous = end
+        if end == len(ids):
+            break
+    result = measure(nano.model, task(nano), batch=4)
+    assert sum(result.tokens) == tokens == len(ids) - 1
+    assert result.perplexity == pytest.approx(math.exp(nats / tokens), rel=1e-6)
+    first = len(nano.tokenizer.decode(ids[:1]).encode())
+    assert result.bits_per_byte == pytest.approx(nats / math.log(2) / (len("\n\n".join(TEXT).encode()) - first), rel=1e-6)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 64])
+def test_batching_and_scoring_in_pieces_change_nothing(nano, batch, monkeypatch):
+    whole = measure(nano.model, task(nano), batch=4)
+    monkeypatch.setattr(perplexity, "LOGITS", 4096 * 7)
+    np.testing.assert_allclose(measure(nano.model, task(nano), batch=batch).nats, whole.nats, rtol=1e-5)
+
+
+def test_documents_add_up_to_the_whole(nano):
+    result = measure(nano.model, task(nano), batch=4)
+    assert len(result.nats) == len(TEXT) and result.words == [len(d.split()) for d in TEXT]
+    assert min(result.tokens) > 0 and sum(result.bytes) < len("\n\n".join(TEXT).encode())
+
+
+def test_uniform_model_has_the_vocabulary_as_its_perplexity(nano):
+    import copy
+
+    model = copy.deepcopy(nano.model)
+    model.model.embed_tokens.weight.data.zero_()
+    assert measure(model, task(nano), batch=4).perplexity == pytest.approx(4096, rel=1e-5)
+
+
+def test_a_model_that_is_not_finite_is_not_averaged_over(nano):
+    import copy
+
+    model = copy.deepcopy(nano.model)
+    model.model.norm.weight.data[0] = float("nan")
+    with pytest.raises(RunFailed, match="not finite"):
+        measure(model, task(nano), batch=4)
+
+
+def test_word_perplexity_agrees_with_the_harness(nano, tmp_path):
+    found = measure(nano.model, task(nano, ProtocolConfig(ProtocolKind.lm_eval_wikitext, 64)), batch=4)
+    reference = lm_eval_word_perplexity(nano, [(d, d) for d in TEXT], 64)
+    assert found.perplexity == pytest.approx(reference["word_perplexity"], rel=1e-4)
+    assert found.bits_per_byte == pytest.approx(reference["bits_per_byte"], rel=1e-4)
+
+
+@pytest.mark.data()
+def test_word_perplexity_agrees_with_the_harness_on_wikitext(shared):
+    from lm_eval.tasks.wikitext.preprocess_wikitext import wikitext_detokenizer
+
+    from qrun.config.schema import DataConfig
+    from qrun.language.models import load as load_model
+
+    stories = load_model(ModelConfig(name="stories", path=str(shared / "models" / "stories260K" / "hf")))
+    text = load(DataConfig(name="wikitext2", source="wikitext2", path=str(shared / "wikitext-2-raw")))
+    measured = build(ProtocolConfig(ProtocolKind.lm_eval_wikitext), EvaluationConfig(max_tokens=60_000), text, stories.tokenizer, 512)
+    found = measure(stories.model, measured, batch=16)
+    pages = text.splits["test"][: len(found.nats)]
+    reference = lm_eval_word_perplexity(stories, [(page, wikitext_detokenizer({"page": page})) for page in pages], 512)
+    assert found.perplexity == pytest.approx(reference["word_perplexity"], rel=1e-4)
+    assert found.bits_per_byte == pytest.approx(reference["bits_per_byte"], rel=1e-4)
+
+
+def test_different_protocols_refuse_to_be_compared(nano):
+    a, b = measure(nano.model, task(nano), 4), measure(nano.model, task(nano, ProtocolConfig(ProtocolKind.hf_strided, 96, 41)), 4)
+    with pytest.raises(InputError, match="different protocols and are not compared: stride 40 / 41"):
+        difference(a, b, 99, 0)
+    assert Measurement.from_json(a.to_json()) == a
+
+
+def test_equal_measurements_differ_by_zero_with_a_zero_interval(nano):
+    a = measure(nano.model, task(nano), 4)
+    same = difference(a, a, 999, 0)
+    assert (same.value, same.low, same.high, same.units) == (0, 0, 0, 9)
+
+
+def test_interval_is_reproducible_needs_two_units_and_brackets_the_difference():
+    rng = np.random.default_rng(0)
+    weight = rng.integers(50, 200, 40)
+    a = weight * rng.normal(3.0, 0.5, 40)
+    b = a - weight * rng.normal(0.05, 0.02, 40)
+    low, high = paired_interval(a, b, weight, 1999, 1)
+    value = np.exp(a.sum() / weight.sum()) - np.exp(b.sum() / weight.sum())
+    assert (low, high) == paired_interval(a, b, weight, 1999, 1)
+    assert 0 < low < value < high < 2 * value
+    assert math.isnan(paired_interval(a[:1], b[:1], weight[:1], 99, 0)[0])
+
+
+def test_interval_covers_the_true_difference_about_as_often_as_it_says():
+    rng, hits, trials = np.random.default_rng(1), 0, 200
+    for trial in range(trials):
+        weight = rng.integers(80, 120, 50)
+        difficulty = rng.normal(3.0, 0.4, 50)
+        a, b = weight * difficulty, weight * (difficulty - rng.normal(0.04, 0.05, 50))
+        truth = np.exp(3.0) * (1 - np.exp(-0.04))
+        low, high = paired_interval(a, b, weight, 399, trial)
+        hits += low <= truth <= high
+    assert 0.88 <= hits / trials <= 0.99

@@ -1,0 +1,64 @@
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qrun.errors import InputError
+from qrun.language.tokens import join_documents, page_streams, stream, tokenizer_digest
+
+
+@settings(deadline=None, max_examples=50)
+@given(documents=st.lists(st.text(min_size=1, max_size=40).filter(str.strip), min_size=1, max_size=6))
+def test_bytes_of_all_tokens_add_up_to_the_bytes_of_the_text(nano, documents):
+    documents = [d.encode("utf-8", "ignore").decode() or "x" for d in documents]
+    text = "\n\n".join(documents)
+    found = stream(nano.tokenizer, documents)
+    assert found.bytes.sum() == len(text.encode()) and (found.bytes >= 0).all()
+    assert found.document[-1] == len(documents) - 1 and (found.document[1:] >= found.document[:-1]).all()
+
+
+def test_tokens_belong_to_the_document_they_end_in(nano):
+    first, second = "A frozen model.", "Another document, with naïve café ✓ and 漢字."
+    found = stream(nano.tokenizer, [first, second])
+    of_first = nano.tokenizer.decode(found.ids[found.document == 0])
+    assert first.startswith(of_first) and len(of_first) >= len(first) - 1
+    assert found.words.tolist() == [3, 8]
+
+
+def test_wikitext_rows_are_joined_as_the_hub_gives_them():
+    pages = [" \n = A = \n \n text \n", " = B = \n"]
+    assert "".join(join_documents(pages, wikitext=True)) == "\n\n".join(["", " = A = \n", "", " text \n", " = B = \n"])
+
+
+def test_head_keeps_the_first_tokens_and_their_documents(nano):
+    found = stream(nano.tokenizer, ["one two three", "four five", "six"]).head(4)
+    assert len(found.ids) == 4 and found.documents == found.document[-1] + 1 < 3
+
+
+def test_pages_are_tokenised_alone(nano):
+    pages = page_streams(nano.tokenizer, ["one two", "three"], [2, 1])
+    assert [p.document.tolist() for p in pages] == [[0] * len(pages[0].ids), [1] * len(pages[1].ids)]
+
+
+def test_an_empty_text_is_refused(nano):
+    with pytest.raises(InputError, match="empty"):
+        stream(nano.tokenizer, [""])
+
+
+@pytest.mark.data()
+def test_real_tokenizer_gives_the_known_token_count_and_every_byte(shared):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(shared / "smollm2-135m-tokenizer")
+    text = (shared / "wikitext-2-raw" / "wiki.test.raw").read_text()
+    found = stream(tokenizer, [text])
+    assert len(found.ids) == 303_415 and found.bytes.sum() == 1_290_590
+    assert len(tokenizer_digest(tokenizer)) == 8
+
+
+@pytest.mark.data()
+def test_sentencepiece_style_tokenizer_counts_bytes_too(shared):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(shared / "models" / "stories260K" / "hf")
+    text = "Once upon a time, there was a café.\n\nThe end."
+    assert stream(tokenizer, [text]).bytes.sum() == len(text.encode())
