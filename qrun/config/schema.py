@@ -132,7 +132,7 @@ class TrainingConfig:
     batch: int = 8  # windows per forward pass
     accumulation: int = 1  # forward passes per optimiser step
     context: int = 512  # tokens per window
-    lr: float = 0.02
+    lr: float = 0.006
     warmup: int = 10  # steps of linear warm-up
     final_lr: float = 0.05  # share of lr at the end of the cosine
     weight_decay: float = 0.0

@@ -10,7 +10,6 @@ Runs are written through MlflowClient by run id, so nothing depends on a process
 import json
 import logging
 import os
-import sqlite3
 import tempfile
 import time
 from collections.abc import Iterator
@@ -108,6 +107,8 @@ class Store:
                 raise PermissionError(13, "the database is read-only")
         except OSError as error:
             raise InputError(f"results={self.folder}: not writable ({error.strerror or error}); choose another folder with results=...") from error
+        if self.database.exists():
+            _ = self.client  # a broken or foreign database is told now, not after the work
 
     @property
     def client(self) -> Any:
@@ -117,11 +118,12 @@ class Store:
             logging.getLogger("alembic").setLevel(logging.ERROR)
             from mlflow import MlflowClient
             from mlflow.exceptions import MlflowException
+            from sqlalchemy.exc import SQLAlchemyError
 
             try:
                 self._client = MlflowClient(tracking_uri=self.uri)
                 self._client.search_experiments(max_results=1)
-            except (MlflowException, sqlite3.Error) as error:
+            except (MlflowException, SQLAlchemyError) as error:
                 raise InputError(f"{self.database}: not a store this MLflow can open ({' '.join(str(error).split())[:200]})") from error
         return self._client
 

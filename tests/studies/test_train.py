@@ -1,0 +1,216 @@
+"""The recipes end to end on a tiny random model and made-up text, as a user types them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from qrun.tracking.store import Store
+
+SMALL = ["protocol.ctx=64", "training.context=64", "training.batch=2", "training.eval_every=2", "training.checkpoint_every=1", "training.warmup=1"]
+
+
+@pytest.fixture(scope="module")
+def words(tiny_folder, story_file, tmp_path_factory):
+    """Words of a small training run, and its store."""
+    results = tmp_path_factory.mktemp("runs") / "results"
+    return ["model=local", f"model.path={tiny_folder}", "data=text", f"data.path={story_file}", f"results={results}", *SMALL], results
+
+
+@pytest.fixture(scope="module")
+def trained(words):
+    """A finished run: folder of its adapter, and the store."""
+    from qrun.config.compose import compose
+    from qrun.studies.train import train
+
+    folder = train(compose("train", [*words[0], "training.steps=12", "training.lr=0.05", "name=done"]))
+    return folder, Store(words[1])
+
+
+def perplexity_words(words):
+    return [w for w in words if not w.startswith("training.")]
+
+
+def test_a_run_leaves_everything_that_design_and_reader_ask_for(trained):
+    folder, store = trained
+    run = store.find("done")
+    assert run.info.status == "FINISHED"
+    metrics, params, tags = run.data.metrics, run.data.params, run.data.tags
+    assert metrics["gain"] == pytest.approx(metrics["base/perplexity"] - metrics["adapted/perplexity"], rel=1e-6)
+    assert metrics["gain_low"] <= metrics["gain"] <= metrics["gain_high"] and metrics["gain_low"] > 0
+    assert params["adapter.dim"] == "4" and params["sites"] == "14" and params["parameters"] == "720"
+    assert {"git_sha", "git_dirty", "config_hash", "protocol_fingerprint", "model_weights", "data_digest", "compute", "seed"} <= set(tags)
+    artifacts = {a.path for a in store.client.list_artifacts(run.info.run_id)}
+    assert {"config.yaml", "env.json", "protocol.json", "perplexity_base.json", "perplexity_adapted.json", "adapter", "figures", "result.json"} <= artifacts
+    assert len(store.client.get_metric_history(run.info.run_id, "train/loss")) == 12
+    assert len(run.inputs.dataset_inputs) == 3
+    assert sorted(p.name for p in folder.parent.iterdir()) == ["adapter"]  # no checkpoint is left behind
+
+
+def test_a_saved_adapter_measures_the_same_when_it_is_loaded_again(qrun, words, trained):
+    folder, store = trained
+    code, out, err = qrun("eval", "perplexity", *perplexity_words(words[0]), f"adapter.path={folder}", "name=again")
+    assert code == 0, err
+    first, again = store.find("done").data.metrics, store.find("again").data.metrics
+    assert again["adapted/perplexity"] == first["adapted/perplexity"] and again["gain_low"] == first["gain_low"]
+    assert f"{first['adapted/perplexity']:.3f}" in out
+
+
+def test_recorded_runs_compare_in_pairs_and_refuse_other_protocols(qrun, words, trained):
+    code, out, _ = qrun("eval", "compare", "done:base", "done", "--results", words[1])
+    assert code == 0 and f"{trained[1].find('done').data.metrics['gain']:+.4f}" in out
+    code, _, err = qrun("eval", "perplexity", *perplexity_words(words[0]), "protocol.ctx=32", "name=other")
+    assert code == 0, err
+    code, _, err = qrun("eval", "compare", "done", "other", "--results", words[1])
+    assert code == 2 and "ctx 64 / 32" in err and err.count("\n") == 1
+    assert qrun("eval", "compare", "done", "other:adapted", "--results", words[1])[0] == 2
+    assert qrun("eval", "compare", "done", "nobody", "--results", words[1])[0] == 2
+
+
+@pytest.mark.parametrize("kind", ["peft", "merged"])
+def test_exports_give_the_adapted_perplexity(qrun, words, trained, tmp_path, kind):
+    folder, store = trained
+    model = [w for w in words[0] if w.startswith("model")]
+    code, _, err = qrun("export", folder, "--to", kind, "--out", tmp_path / "out", *model)
+    assert code == 0, err
+    adapted = store.find("done").data.metrics["adapted/perplexity"]
+    if kind == "merged":
+        measured = [w if not w.startswith("model.path") else f"model.path={tmp_path / 'out'}" for w in perplexity_words(words[0])]
+        assert qrun("eval", "perplexity", *measured, "name=merged")[0] == 0
+        assert store.find("merged").data.metrics["base/perplexity"] == pytest.approx(adapted, rel=1e-5)
+    else:
+        assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    code, _, err = qrun("export", folder, "--to", kind, "--out", tmp_path / "out", *model)
+    assert code == 2 and "exists already" in err
+
+
+def start(words, *more):
+    return subprocess.Popen([sys.executable, "-m", "qrun", "train", *words, *more], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for(path: Path, process):
+    for _ in range(1200):
+        if path.exists():
+            return
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.05)
+    raise AssertionError(f"{path} did not appear")
+
+
+LONG = ["training.steps=60", "training.lr=0.02"]
+
+
+@pytest.mark.parametrize(("signum", "code", "status"), [(signal.SIGTERM, 143, "KILLED"), (signal.SIGINT, 130, "KILLED"), (signal.SIGKILL, -9, "RUNNING")])
+def test_a_run_that_is_stopped_resumes_to_the_very_same_adapter(words, qrun, signum, code, status):
+    results = words[1].parent / f"results{signum}"
+    typed = [w if not w.startswith("results") else f"results={results}" for w in words[0]] + LONG
+    process = start(typed, "name=stopped")
+    wait_for(results / "runs" / "stopped" / "checkpoint.safetensors", process)
+    process.send_signal(signum)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == code, output
+    store = Store(results)
+    run = store.find("stopped")
+    assert run.info.status == status
+    exit_code, out, err = qrun("train", *typed, "name=stopped", "--resume")
+    assert exit_code == 0 and "resuming stopped at step" in out, err
+    finished = store.find("stopped")
+    assert finished.info.run_id == run.info.run_id and finished.info.status == "FINISHED"
+    assert [m.step for m in store.client.get_metric_history(run.info.run_id, "train/loss")][-1] == 60
+    if signum == signal.SIGTERM:
+        assert qrun("train", *typed, "name=whole")[0] == 0
+    reference = Store(words[1].parent / f"results{signal.SIGTERM.value}").folder / "runs" / "whole" / "adapter"
+    ours, whole = (load_file(f / "adapter_model.safetensors") for f in (results / "runs" / "stopped" / "adapter", reference))
+    assert all(torch.equal(ours[name], whole[name]) for name in whole)
+
+
+def test_resuming_under_changed_circumstances_is_refused(words, qrun, tmp_path):
+    typed = [w if not w.startswith("results") else f"results={tmp_path}/r" for w in words[0]] + LONG
+    process = start(typed, "name=stopped")
+    wait_for(tmp_path / "r" / "runs" / "stopped" / "checkpoint.safetensors", process)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    code, _, err = qrun("train", *typed, "name=stopped", "--resume", "training.lr=0.03")
+    assert code == 2 and "another config_hash" in err
+    code, out, _ = qrun("train", *typed, "name=stopped", "training.steps=2")
+    assert code == 0 and "starting over" in out
+
+
+def test_a_diverging_run_is_failed_in_the_store_and_ends_with_code_1(words, qrun):
+    code, _, err = qrun("train", *words[0], "training.steps=30", "training.lr=50", "training.clip=0", "training.divergence=0.00001", "name=diverged")
+    run = Store(words[1]).find("diverged")
+    assert code == 1 and "lower training.lr" in err and run.info.status == "FAILED" and "diverged" in run.data.tags["error"]
+
+
+BAD = {
+    "a block dimension that does not divide": (["adapter.dim=5"], "does not divide the input width 32"),
+    "a layer out of range": (["adapter.layers=7"], "layers 0-1"),
+    "a window beyond the positions": (["protocol.ctx=4096"], "128 positions"),
+    "a training window beyond the positions": (["training.context=4096"], "128 positions"),
+    "a stride beyond the window": (["protocol=hf_strided", "protocol.ctx=32", "protocol.stride=33"], "must not exceed"),
+    "a missing model": (["model.path=/nowhere"], "no such folder"),
+    "a missing text": (["data.path=/nowhere.txt"], "No such file"),
+    "an unknown device": (["model.device=tpu"], "use auto, cpu"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_code_2_and_nothing_in_the_store(words, qrun, tmp_path, case):
+    more, said = BAD[case]
+    typed = [w for w in words[0] if not w.startswith("results")]
+    code, _, err = qrun("train", *typed, *more, f"results={tmp_path / 'results'}")
+    assert code == 2 and said in err and err.count("\n") == 1, err
+    assert not (tmp_path / "results").exists()
+
+
+def test_an_adapter_of_another_model_is_refused(qrun, trained, tmp_path):
+    code, _, err = qrun("eval", "perplexity", "evaluation.max_tokens=600", f"adapter.path={trained[0]}", f"results={tmp_path / 'results'}")
+    assert code == 2 and "trained in local" in err and "not in model=nano" in err and not (tmp_path / "results").exists()
+    code, _, err = qrun("eval", "perplexity", f"adapter.path={tmp_path}", f"results={tmp_path / 'results'}")
+    assert code == 2 and "no adapter_config.json" in err
+
+
+def test_a_store_that_cannot_be_written_is_told_before_training(words, qrun, tmp_path):
+    (tmp_path / "file").write_text("")
+    typed = [w for w in words[0] if not w.startswith("results")]
+    code, _, err = qrun("train", *typed, f"results={tmp_path}/file/results")
+    assert code == 2 and "not writable" in err
+
+
+def test_ui_needs_a_store_and_a_free_port(qrun, tmp_path, trained):
+    import socket
+
+    code, _, err = qrun("ui", "--results", tmp_path)
+    assert code == 2 and "no store at" in err
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        code, _, err = qrun("ui", "--results", trained[1].folder, "--port", taken.getsockname()[1])
+    assert code == 2 and "not free" in err
+
+
+@pytest.mark.data()
+def test_one_training_step_at_smollm2s_true_shape_with_its_real_tokenizer(shared, qrun, tmp_path):
+    import shutil
+
+    from transformers import AutoConfig, LlamaForCausalLM
+
+    folder = tmp_path / "smollm2"
+    shutil.copytree(shared / "smollm2-135m-tokenizer", folder)
+    os.chmod(folder, 0o755)
+    torch.manual_seed(0)
+    LlamaForCausalLM(AutoConfig.from_pretrained(folder)).to(torch.bfloat16).save_pretrained(tmp_path / "weights")
+    shutil.copy(tmp_path / "weights" / "model.safetensors", folder / "model.safetensors")
+    code, out, err = qrun(
+        "train", "model=smollm2", f"model.path={folder}", "model.dtype=bfloat16", "data=wikitext2", f"data.path={shared / 'wikitext-2-raw'}", "protocol.ctx=128",
+        "evaluation.max_tokens=512", "training.steps=1", "training.batch=1", "training.context=128", "training.eval_tokens=256", "training.warmup=0",
+        f"results={tmp_path / 'r'}",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "134,515,008 parameters" in out and "210 sites, 224,640 parameters" in out

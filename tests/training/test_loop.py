@@ -1,0 +1,165 @@
+import signal
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qrun.adapters.linear import attach
+from qrun.adapters.sites import sites
+from qrun.config.schema import AdapterConfig, TrainingConfig
+from qrun.errors import InputError, Interrupted, RunFailed
+from qrun.training import checkpoint, loop
+from qrun.training.checkpoint import Progress
+from qrun.training.interrupt import Interrupt
+from qrun.training.losses import Teacher, frozen_teacher, window_loss
+
+WINDOWS = torch.randint(0, 300, (12, 33), generator=torch.Generator().manual_seed(5))
+
+
+def config(**changes):
+    return TrainingConfig(**{"steps": 6, "batch": 2, "context": 33, "warmup": 2, "eval_every": 2, "checkpoint_every": 2, "lr": 0.05} | changes)
+
+
+def fit(language, path, config, progress=None, on_step=lambda p: None, interrupt=None, validate=None, teacher=None, seed=3):
+    adapter = attach(language.model, sites(language.shape), AdapterConfig(dim=4))
+    validate = validate or (lambda: window_loss(language.model, WINDOWS[:2], None, 0, 1)[1])
+    best, progress = loop.fit(
+        language.model, adapter, WINDOWS, validate, config, seed, teacher, path, progress or Progress(), on_step, interrupt or Interrupt()
+    )  # fmt: skip
+    return adapter, best, progress
+
+
+@given(windows=st.integers(1, 30), size=st.integers(1, 9), seed=st.integers(0, 5))
+def test_every_epoch_visits_every_window_once_in_a_new_order(windows, size, seed):
+    batches = 3 * windows
+    rows = torch.cat([loop.batch_rows(windows, size, index, seed) for index in range(batches)])
+    for epoch in rows[: len(rows) // windows * windows].view(-1, windows):
+        assert sorted(epoch.tolist()) == list(range(windows))
+
+
+def test_orders_differ_between_seeds_and_epochs():
+    orders = [loop.batch_rows(50, 50, index, seed).tolist() for index, seed in ((0, 0), (1, 0), (0, 1))]
+    assert orders[0] != orders[1] != orders[2] != orders[0]
+
+
+def test_learning_rate_warms_up_and_ends_at_its_share():
+    c = config(steps=100, warmup=10, lr=1.0, final_lr=0.1)
+    rates = [loop.learning_rate(c, step) for step in range(100)]
+    assert rates[0] == pytest.approx(1 / 11) and max(rates) == rates[10] == 1.0 and rates[-1] == pytest.approx(0.1)
+    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+
+
+def test_training_lowers_the_loss_and_leaves_the_frozen_weights(tiny, tmp_path):
+    frozen = {n: p.clone() for n, p in tiny.model.named_parameters()}
+    adapter, best, progress = fit(tiny, tmp_path / "c.safetensors", config(steps=20))
+    assert progress.best_nats < progress.evaluations[0]["validation_nats"] - 0.005
+    assert all(torch.equal(module.base.weight, frozen[f"model.{name}.weight"]) for name, module in adapter.modules.items())
+    assert set(best) == set(adapter.modules) and progress.best_step > 0
+
+
+def test_best_parameters_are_those_of_the_best_validation(tiny, tmp_path):
+    scores = iter([5.0, 4.0, 4.5, 4.2])
+    adapter, best, progress = fit(tiny, tmp_path / "c.safetensors", config(), validate=lambda: next(scores))
+    assert (progress.best_step, progress.best_nats) == (2, 4.0)
+    assert not torch.equal(best["layers.0.self_attn.q_proj"], adapter.skews()["layers.0.self_attn.q_proj"])
+
+
+def test_accumulation_equals_a_larger_batch(tiny_folder, tmp_path):
+    from qrun.config.schema import ModelConfig
+    from qrun.language.models import load
+
+    results = []
+    for changes in ({"batch": 4}, {"batch": 2, "accumulation": 2}):
+        language = load(ModelConfig(name="tiny", path=str(tiny_folder)))
+        adapter, _, _ = fit(language, tmp_path / "c.safetensors", config(steps=3, **changes))
+        results.append(adapter.snapshot())
+    for name in results[0]:
+        torch.testing.assert_close(results[0][name], results[1][name], atol=2e-4, rtol=1e-2)
+
+
+def test_an_interrupted_and_resumed_training_equals_an_uninterrupted_one_bit_for_bit(tiny_folder, tmp_path):
+    from qrun.config.schema import ModelConfig
+    from qrun.language.models import load
+
+    def fresh():
+        return load(ModelConfig(name="tiny", path=str(tiny_folder)))
+
+    _, best, whole = fit(fresh(), tmp_path / "whole.safetensors", config())
+    interrupt, path = Interrupt(), tmp_path / "part.safetensors"
+
+    def stop_at_three(progress):
+        if progress.step == 3:
+            interrupt.handle(signal.SIGTERM, None)
+
+    with pytest.raises(Interrupted, match="step 3"):
+        fit(fresh(), path, config(), on_step=stop_at_three, interrupt=interrupt)
+    assert checkpoint.read_progress(path).step == 3
+    _, resumed_best, resumed = fit(fresh(), path, config(), progress=checkpoint.read_progress(path))
+    assert all(torch.equal(best[n], resumed_best[n]) for n in best)
+    assert [r["loss"] for r in whole.history] == [r["loss"] for r in resumed.history]
+    assert whole.evaluations == resumed.evaluations
+
+
+def test_a_loss_that_runs_away_stops_with_a_word_about_the_learning_rate(tiny, tmp_path):
+    with pytest.raises(RunFailed, match=r"diverged; lower training.lr"):
+        fit(tiny, tmp_path / "c.safetensors", config(steps=30, divergence=0.0001, lr=5.0, clip=0.0))
+
+
+def test_a_loss_that_is_not_finite_stops_and_is_named(tiny, tmp_path):
+    tiny.model.model.norm.weight.data[0] = float("nan")
+    with pytest.raises(RunFailed, match="became nan at step 1"):
+        fit(tiny, tmp_path / "d.safetensors", config(), validate=lambda: 1.0)
+
+
+def test_a_text_shorter_than_a_window_is_refused():
+    with pytest.raises(InputError, match="only 10 tokens"):
+        loop.training_windows(torch.arange(10), 11)
+    assert loop.training_windows(torch.arange(25), 10).tolist() == [list(range(10)), list(range(10, 20))]
+
+
+def test_loss_in_pieces_equals_loss_at_once(tiny, monkeypatch):
+    from qrun.training import losses
+
+    adapter = attach(tiny.model, sites(tiny.shape), AdapterConfig(dim=4))
+    gradients = []
+    for limit in (2**26, 4096 * 10):
+        monkeypatch.setattr(losses, "LOGITS", limit)
+        loss, ce = window_loss(tiny.model, WINDOWS[:3], frozen_teacher(tiny.model, adapter), 0.5, 2.0)
+        loss.backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in adapter.skews().values()]))
+        for parameter in adapter.skews().values():
+            parameter.grad = None
+        assert ce == pytest.approx(8.3, abs=0.3)
+    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-6, rtol=1e-4)
+
+
+def test_distillation_from_itself_is_zero_and_its_formula_is_hintons(tiny):
+    adapter = attach(tiny.model, sites(tiny.shape), AdapterConfig(dim=4))
+    itself = frozen_teacher(tiny.model, adapter)
+    assert window_loss(tiny.model, WINDOWS[:2], itself, 1.0, 2.0)[0].item() == pytest.approx(0, abs=1e-5)
+    for parameter in adapter.skews().values():
+        parameter.data.normal_(0, 0.3)
+    total, ce = window_loss(tiny.model, WINDOWS[:2], itself, 0.3, 2.0)
+    with torch.no_grad():
+        student = tiny.model(input_ids=WINDOWS[:2, :-1]).logits
+        with adapter.disabled():
+            teacher = tiny.model(input_ids=WINDOWS[:2, :-1]).logits
+    p, q = (teacher / 2).softmax(-1), (student / 2).softmax(-1)
+    kl = (p * (p / q).log()).sum(-1).mean()
+    assert total.item() == pytest.approx((0.7 * ce + 0.3 * 4 * kl).item(), rel=1e-4)
+    assert isinstance(itself, Teacher) and kl > 1e-5
+
+
+def test_losses_of_a_fixed_run_stay_what_they_were(nano, tmp_path):
+    """Golden values: six steps on nano with fixed ids. A change here is a change of the mathematics, the defaults or the weights."""
+    import copy
+
+    from qrun.language.models import LanguageModel
+
+    language = LanguageModel(copy.deepcopy(nano.model), nano.tokenizer, nano.identity, nano.shape)
+    _, _, progress = fit(language, tmp_path / "c.safetensors", config(lr=0.01))
+    assert [round(r["loss"], 4) for r in progress.history] == pytest.approx(GOLDEN, rel=1e-4)
+
+
+GOLDEN = [11.9717, 11.918, 11.1048, 11.9621, 11.0167, 10.168]
