@@ -114,7 +114,7 @@ def main() -> None:
             scores = {name: bits_per_byte(model, stream, size, args.context, 100_000) for name, (stream, size) in held_out.items()}
             history.append({"step": step + 1, "tokens": (step + 1) * args.batch * args.context, "loss": sum(losses[-50:]) / 50, **scores})
             print("  validation, bits per byte: " + ", ".join(f"{k} {v:.3f}" for k, v in scores.items()), flush=True)
-            save(model, tokenizer, args, history, {k: v for k, v in characters.items()}, libdocs, len(train), time.time() - started)
+            save(model, tokenizer, args, history, characters, libdocs, len(train), time.time() - started)
 
 
 def save(model, tokenizer, args, history, characters, libdocs, train_tokens, seconds) -> None:  # type: ignore[no-untyped-def]

@@ -50,7 +50,7 @@ def tiny_folder(tmp_path_factory, nano):
     return folder
 
 
-@pytest.fixture()
+@pytest.fixture
 def tiny(tiny_folder):
     """A fresh copy for each test, which may attach adapters to it."""
     from qrun.config.schema import ModelConfig
@@ -59,7 +59,29 @@ def tiny(tiny_folder):
     return load(ModelConfig(name="tiny", path=str(tiny_folder)))
 
 
-WORDS = "the model reads a block of text and rotates each slice of it before the frozen weight sees the result again".split()
+WORDS = [
+    "the",
+    "model",
+    "reads",
+    "a",
+    "block",
+    "of",
+    "text",
+    "and",
+    "rotates",
+    "each",
+    "slice",
+    "of",
+    "it",
+    "before",
+    "the",
+    "frozen",
+    "weight",
+    "sees",
+    "the",
+    "result",
+    "again",
+]
 
 
 @pytest.fixture(scope="session")
@@ -74,7 +96,7 @@ def story_file(tmp_path_factory):
     return path
 
 
-@pytest.fixture()
+@pytest.fixture
 def qrun(monkeypatch, capsys):
     """Run a command line in this process: qrun("train", "adapter.dim=8") -> (exit code, stdout, stderr)."""
 

@@ -1,8 +1,8 @@
 """A frozen projection with Cayley blocks on one side, and the set of them in one model.
 
-    adapter = attach(model, sites, AdapterConfig(dim=4))     identity start, the model's own weights frozen
-    with adapter.disabled(): ...                             the model as it was
-    adapter.merge(); adapter.unmerge()                       Q folded into the weights, and the very same weights back
+adapter = attach(model, sites, AdapterConfig(dim=4))     identity start, the model's own weights frozen
+with adapter.disabled(): ...                             the model as it was
+adapter.merge(); adapter.unmerge()                       Q folded into the weights, and the very same weights back
 """
 
 from collections.abc import Iterator, Sequence

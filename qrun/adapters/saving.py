@@ -1,8 +1,8 @@
 """An adapter as a folder: adapter_config.json, adapter_model.safetensors and a model card. No pickle anywhere.
 
-    save(folder, adapter, base, facts)       written beside the target and renamed: an old adapter survives a failed save
-    read(folder) -> SavedAdapter             everything checked: version, names, shapes, finite values
-    to_peft(folder, ...)                     the same rotation as a PEFT OFT adapter
+save(folder, adapter, base, facts)       written beside the target and renamed: an old adapter survives a failed save
+read(folder) -> SavedAdapter             everything checked: version, names, shapes, finite values
+to_peft(folder, ...)                     the same rotation as a PEFT OFT adapter
 """
 
 import json

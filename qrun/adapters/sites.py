@@ -1,8 +1,8 @@
 """Which projections are adapted, and how large that is. Plain arithmetic on a model's shape: no weights, no torch.
 
-    sites(shape)                        all sites in order, e.g. layers.0.self_attn.q_proj
-    select(sites, projections, layers)  those an AdapterConfig names; InputError if none or out of range
-    parameters(selected, dim, side)     sum over sites of (width / b) * b(b-1)/2
+sites(shape)                        all sites in order, e.g. layers.0.self_attn.q_proj
+select(sites, projections, layers)  those an AdapterConfig names; InputError if none or out of range
+parameters(selected, dim, side)     sum over sites of (width / b) * b(b-1)/2
 """
 
 from collections.abc import Sequence

@@ -4,7 +4,7 @@ Exit codes: 0 done, 1 the run failed, 2 a wrong word, value, file or combination
 """
 
 import sys
-from enum import Enum
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -22,14 +22,14 @@ measure = typer.Typer(help="Measure a model, alone and with an adapter.", no_arg
 app.add_typer(measure, name="eval")
 
 
-class Shown(str, Enum):
+class Shown(StrEnum):
     """What --cfg prints instead of running."""
 
     job = "job"  # the resolved config
     hash = "hash"  # its 8-digit hash
 
 
-class ExportKind(str, Enum):
+class ExportKind(StrEnum):
     """Formats of `qrun export`."""
 
     peft = "peft"

@@ -14,23 +14,31 @@ from qrun.errors import InputError
 
 
 class Dtype(Enum):
+    """Type the frozen weights are loaded in."""
+
     float32 = "float32"
     bfloat16 = "bfloat16"
     float16 = "float16"
 
 
 class Side(Enum):
+    """Where Q stands beside the frozen weight W."""
+
     input = "input"  # y = W Q x, the paper's position
     output = "output"  # y = Q W x
 
 
 class ProtocolKind(Enum):
+    """How a perplexity is computed; evaluation/protocols.py has the definitions."""
+
     fixed_window = "fixed_window"
     hf_strided = "hf_strided"
     lm_eval_wikitext = "lm_eval_wikitext"
 
 
 class Split(Enum):
+    """Part of a corpus."""
+
     train = "train"
     validation = "validation"
     test = "test"
@@ -57,6 +65,8 @@ class ShapeConfig:
 
 @dataclass
 class ModelConfig:
+    """Group `model`: which frozen model, from where, in which type."""
+
     name: str = MISSING
     hub_id: str | None = None  # "owner/name" on the hub
     revision: str | None = None  # commit of the hub repository
@@ -76,6 +86,8 @@ class ModelConfig:
 
 @dataclass
 class DataConfig:
+    """Group `data`: which text, from where, how it is split."""
+
     name: str = MISSING
     source: str = MISSING  # pydoc, libdocs, wikitext2 or text
     hub_id: str | None = None
@@ -97,6 +109,8 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 
 @dataclass
 class AdapterConfig:
+    """Group `adapter`: block dimension, sites, side."""
+
     dim: int = 4  # block dimension b
     projections: Any = "all"  # all, attention, mlp, or a list of projection names
     layers: Any = "all"  # all, first, last, a range "2-5", a number, or a list of those
@@ -121,13 +135,17 @@ def _layers(given: Any) -> list[str]:
     for word in words:
         first, dash, last = word.partition("-")
         number = first.isdigit() and (last.isdigit() and int(first) <= int(last) if dash else True)
-        _require(number or word in ("all", "first", "last"), "adapter.layers", given, "use all, first, last, a layer number, a range such as 2-5, or a list of those")
+        _require(
+            number or word in ("all", "first", "last"), "adapter.layers", given, "use all, first, last, a layer number, a range such as 2-5, or a list of those"
+        )
     _require(bool(words), "adapter.layers", given, "name at least one layer")
     return words
 
 
 @dataclass
 class TrainingConfig:
+    """Group `training`: optimiser, schedule, loss, evaluation while training."""
+
     steps: int = 80
     batch: int = 8  # windows per forward pass
     accumulation: int = 1  # forward passes per optimiser step
@@ -159,6 +177,8 @@ class TrainingConfig:
 
 @dataclass
 class ProtocolConfig:
+    """Group `protocol`: how the reported perplexity is computed."""
+
     kind: ProtocolKind = ProtocolKind.fixed_window
     ctx: int | None = None  # tokens per window; null is the model's number of positions
     stride: int | None = None  # hf_strided only
@@ -175,6 +195,8 @@ class ProtocolConfig:
 
 @dataclass
 class EvaluationConfig:
+    """What is measured with the protocol, and the bootstrap behind its interval."""
+
     split: Split = Split.test
     batch: int = 8  # windows per forward pass
     max_tokens: int | None = None  # first so many tokens of the split; null is all
@@ -188,6 +210,8 @@ class EvaluationConfig:
 
 @dataclass
 class SavedAdapterConfig:
+    """An adapter that exists already."""
+
     path: str | None = None  # folder written by `qrun train`; null measures the model alone
 
 
@@ -209,12 +233,16 @@ class RunConfig:
 
 @dataclass
 class TrainConfig(RunConfig):
+    """`qrun train`."""
+
     adapter: AdapterConfig = MISSING
     training: TrainingConfig = MISSING
 
 
 @dataclass
 class PerplexityConfig(RunConfig):
+    """`qrun eval perplexity`."""
+
     adapter: SavedAdapterConfig = field(default_factory=SavedAdapterConfig)
 
 

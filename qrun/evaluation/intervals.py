@@ -17,7 +17,7 @@ def perplexity_difference(a: Floats, b: Floats, weight: Floats, axis: int = -1) 
     return np.exp(a.sum(axis) / total) - np.exp(b.sum(axis) / total)
 
 
-def paired_interval(a: Floats, b: Floats, weight: NDArray, resamples: int, seed: int, level: float = 0.95) -> tuple[float, float]:
+def paired_interval(a: Floats, b: Floats, weight: NDArray[np.integer], resamples: int, seed: int, level: float = 0.95) -> tuple[float, float]:
     """BCa bootstrap interval (Efron 1987) of the perplexity difference over paired units.
 
     (nan, nan) where there are fewer than two units; (0, 0) for identical measurements, where BCa is undefined.

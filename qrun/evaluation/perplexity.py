@@ -124,7 +124,9 @@ class Difference:
 def difference(a: Measurement, b: Measurement, resamples: int, seed: int) -> Difference:
     """PPL_a - PPL_b, interval by BCa bootstrap over documents, both measurements resampled together. Raises InputError if they differ in protocol."""
     if a.fingerprint != b.fingerprint:
-        differing = [f"{k} {a.statement.get(k)} / {b.statement.get(k)}" for k in sorted({*a.statement, *b.statement}) if a.statement.get(k) != b.statement.get(k)]
+        differing = [
+            f"{k} {a.statement.get(k)} / {b.statement.get(k)}" for k in sorted({*a.statement, *b.statement}) if a.statement.get(k) != b.statement.get(k)
+        ]
         raise InputError(f"these perplexities follow different protocols and are not compared: {'; '.join(differing)}")
     from qrun.evaluation.intervals import paired_interval
 

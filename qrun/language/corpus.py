@@ -105,7 +105,13 @@ def _hub_rows(config: DataConfig, split: str) -> list[str]:
 def _local_rows(folder: Path, split: str) -> list[str]:
     """Rows as the hub gives them: lines with their newline, blank lines empty."""
     short = {"validation": "valid"}.get(split, split)
-    for pattern in (f"wiki.{short}.raw", f"wiki.{short}.tokens", f"{split}*.parquet", f"*/{split}*.parquet", f"train_paragraphs*.txt" if split == "train" else ""):
+    for pattern in (
+        f"wiki.{short}.raw",
+        f"wiki.{short}.tokens",
+        f"{split}*.parquet",
+        f"*/{split}*.parquet",
+        "train_paragraphs*.txt" if split == "train" else "",
+    ):
         found = sorted(folder.glob(pattern)) if pattern else []
         if found and found[0].suffix == ".parquet":
             import pyarrow.parquet as pq
@@ -139,8 +145,8 @@ def _text(config: DataConfig) -> Corpus:
             splits[split] = _documents(found[0])
         return Corpus("text", splits, str(path.resolve()))
     documents = _documents(path)
-    split = split_in_order if path.suffix not in (".json", ".jsonl") else split_by_hash
-    return Corpus("text", split(documents, config.validation, config.test), str(path.resolve()))
+    cut = split_in_order if path.suffix not in (".json", ".jsonl") else split_by_hash
+    return Corpus("text", cut(documents, config.validation, config.test), str(path.resolve()))
 
 
 def _documents(path: Path) -> list[str]:

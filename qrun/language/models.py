@@ -80,12 +80,12 @@ def load(config: ModelConfig) -> LanguageModel:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar() if folder is not None else logging.enable_progress_bar()
-    source = str(folder) if folder is not None else config.hub_id
+    source = str(folder if folder is not None else config.hub_id)
     revision = {} if folder is not None else {"revision": config.revision}
     dtype = getattr(torch, config.dtype.value)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **revision)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True, trust_remote_code=False, **revision)
+        model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True, trust_remote_code=False, **revision)
     except Exception as error:  # transformers, safetensors and the hub client share no base class
         raise InputError(_why_not(config, folder, error)) from error
     model.requires_grad_(False).eval()

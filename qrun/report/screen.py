@@ -29,7 +29,13 @@ def bar(title: str, total: int, unit: str) -> Iterator[Callable[[int, str], None
         return f"{value:,.{0 if value >= 100 else 1}f} {unit}/s"
 
     if console.is_terminal:
-        columns = (TextColumn("{task.description:<22}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+        columns = (
+            TextColumn("{task.description:<22}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
         with Progress(*columns, console=console, transient=True) as progress:
             task = progress.add_task(title, total=total, note="")
 

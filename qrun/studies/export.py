@@ -1,7 +1,7 @@
 """`qrun export`: a saved adapter for other programs.
 
-    qrun export results/runs/<run>/adapter --to peft --out oft      loads with PeftModel.from_pretrained
-    qrun export results/runs/<run>/adapter --to merged --out model  an ordinary model folder, Q folded into its weights
+qrun export results/runs/<run>/adapter --to peft --out oft      loads with PeftModel.from_pretrained
+qrun export results/runs/<run>/adapter --to merged --out model  an ordinary model folder, Q folded into its weights
 """
 
 from pathlib import Path

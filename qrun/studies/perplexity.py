@@ -1,7 +1,7 @@
 """`qrun eval perplexity` and `qrun eval compare`.
 
-    qrun eval perplexity adapter.path=results/runs/<run>/adapter protocol=hf_strided
-    qrun eval compare <run> <run>:base
+qrun eval perplexity adapter.path=results/runs/<run>/adapter protocol=hf_strided
+qrun eval compare <run> <run>:base
 """
 
 from pathlib import Path

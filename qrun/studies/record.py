@@ -115,5 +115,3 @@ def result_table(title: str, results: dict[str, Measurement], gain: Difference |
         interval = f"95% [{gain.low:.3f}, {gain.high:.3f}]" if gain.low == gain.low else "no interval: one document"
         rows.append(["gain", f"{gain.value:+.3f}", interval])
     table(title, ["", f"{unit} perplexity", "bits per byte"], rows, caption)
-
-

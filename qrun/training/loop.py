@@ -42,7 +42,8 @@ def training_windows(ids: Tensor, context: int) -> Tensor:
 
 def batch_rows(windows: int, size: int, index: int, seed: int) -> Tensor:
     """Rows of the `index`-th batch: a pass over all windows in an order drawn from (seed, epoch), then the next. Stateless, so a resumed run continues it."""
-    first, rows = index * size, []
+    first = index * size
+    rows: list[int] = []
     while len(rows) < size:
         epoch, offset = divmod(first + len(rows), windows)
         order = torch.randperm(windows, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))

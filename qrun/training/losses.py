@@ -1,6 +1,6 @@
 """Cross-entropy and distillation, without ever holding a [tokens, vocabulary] table of a whole batch.
 
-    loss = (1 - w) CE + w T^2 KL(teacher || student), both per token, at temperature T (Hinton et al., arXiv:1503.02531)
+loss = (1 - w) CE + w T^2 KL(teacher || student), both per token, at temperature T (Hinton et al., arXiv:1503.02531)
 """
 
 from collections.abc import Callable

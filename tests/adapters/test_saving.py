@@ -12,7 +12,7 @@ from qrun.config.schema import AdapterConfig, Side
 from qrun.errors import InputError
 
 
-@pytest.fixture()
+@pytest.fixture
 def saved(tiny, tmp_path):
     config = AdapterConfig(dim=8, projections=["v_proj", "o_proj"], layers=["last"], side=Side.output, sign_constrained=True)
     adapter = attach(tiny.model, select(sites(tiny.shape), config.projections, config.layers), config)

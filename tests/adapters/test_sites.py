@@ -31,7 +31,7 @@ def test_smollm2_has_210_sites_and_the_counts_of_the_table():
     assert parameters(select(every, ["v_proj"], ["last"]), 4, Side.input) == 864
 
 
-@pytest.mark.data()
+@pytest.mark.data
 def test_stated_smollm2_shapes_are_those_of_the_real_config_files(shared):
     for model, path in (("smollm2", "config.json"), ("smollm2_instruct", "instruct/config.json")):
         assert shape(model) == read_shape(json.loads((shared / "smollm2-135m-tokenizer" / path).read_text()))

@@ -38,7 +38,9 @@ def test_config_lists_groups_options_and_files(qrun):
     assert code == 2 and "groups are" in err
 
 
-@pytest.mark.parametrize(("typed", "offered"), [("mod", "model="), ("model=sm", "model=smollm2"), ("adapter.d", "adapter.dim="), ("protocol.", "protocol.ctx=")])
+@pytest.mark.parametrize(
+    ("typed", "offered"), [("mod", "model="), ("model=sm", "model=smollm2"), ("adapter.d", "adapter.dim="), ("protocol.", "protocol.ctx=")]
+)
 def test_completion_offers_groups_options_and_keys(typed, offered):
     from qrun.cli.main import complete
 

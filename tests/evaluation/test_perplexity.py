@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from tests_support import lm_eval_word_perplexity
 
 from qrun.config.schema import EvaluationConfig, ModelConfig, ProtocolConfig, ProtocolKind
 from qrun.errors import InputError, RunFailed
@@ -11,7 +12,6 @@ from qrun.evaluation.intervals import paired_interval
 from qrun.evaluation.perplexity import Measurement, difference, measure
 from qrun.evaluation.protocols import build
 from qrun.language.corpus import Corpus, load
-from tests_support import lm_eval_word_perplexity
 
 TEXT = [f"Return element {i} of the array. Parameters: x, an array of shape (n, {i}). Returns the sum of squares, or None. " * (1 + i % 3) for i in range(9)]
 STRIDED = ProtocolConfig(ProtocolKind.hf_strided, 96, 40)
@@ -83,7 +83,7 @@ def test_word_perplexity_agrees_with_the_harness(nano, tmp_path):
     assert found.bits_per_byte == pytest.approx(reference["bits_per_byte"], rel=1e-4)
 
 
-@pytest.mark.data()
+@pytest.mark.data
 def test_word_perplexity_agrees_with_the_harness_on_wikitext(shared):
     from lm_eval.tasks.wikitext.preprocess_wikitext import wikitext_detokenizer
 

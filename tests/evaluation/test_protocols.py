@@ -47,8 +47,8 @@ def test_every_strided_token_has_the_promised_context():
 
 @pytest.mark.parametrize("protocol", KINDS, ids=lambda p: p.kind.value)
 def test_fingerprint_changes_with_everything_that_changes_the_number(nano, protocol):
-    def fingerprint(protocol=protocol, evaluation=EvaluationConfig(), text=None):
-        return build(protocol, evaluation, text or corpus(), nano.tokenizer, 1024).fingerprint
+    def fingerprint(protocol=protocol, evaluation=None, text=None):
+        return build(protocol, evaluation or EvaluationConfig(), text or corpus(), nano.tokenizer, 1024).fingerprint
 
     changed = [
         fingerprint(ProtocolConfig(protocol.kind, 63, protocol.stride)),
@@ -82,7 +82,7 @@ def test_detokenizing_follows_the_harness():
     assert detokenize(page) == wikitext_detokenizer({"page": page}) != page
 
 
-@pytest.mark.data()
+@pytest.mark.data
 def test_detokenizing_all_of_wikitext_follows_the_harness(shared):
     from lm_eval.tasks.wikitext.preprocess_wikitext import wikitext_detokenizer
 

@@ -1,3 +1,4 @@
+import itertools
 import json
 
 import pytest
@@ -13,7 +14,7 @@ from qrun.language.docstrings import docstrings
 @given(st.lists(st.text(min_size=1), unique=True, max_size=60))
 def test_hash_split_is_a_partition_that_ignores_order_and_other_documents(documents):
     splits = split_by_hash(documents, 0.2, 0.2)
-    assert sorted(sum(splits.values(), [])) == sorted(documents)
+    assert sorted(itertools.chain(*splits.values())) == sorted(documents)
     for document in documents:
         alone = split_by_hash([document], 0.2, 0.2)
         assert next(s for s in alone if alone[s]) == next(s for s in splits if document in splits[s])
@@ -38,7 +39,8 @@ def test_pydoc_is_real_english_in_three_splits():
 
 
 def test_docstrings_come_in_file_order_without_indentation():
-    source = 'def f():\n    """First docstring of the module, long enough to be text.\n\n    Indented.\n    """\nclass A:\n    """Second docstring of the module, long enough too."""\n'
+    source = 'def f():\n    """First docstring of the module, long enough to be text.\n\n    Indented.\n    """\n'
+    source += 'class A:\n    """Second docstring of the module, long enough too."""\n'
     assert list(docstrings(source)) == [
         "First docstring of the module, long enough to be text.\n\nIndented.",
         "Second docstring of the module, long enough too.",
@@ -50,7 +52,7 @@ def test_wikitext_rows_become_pages_at_top_level_headings():
     assert wikitext_pages(rows) == [" \n = First = \n \n text \n = = Section = = \n \n", " = Second = \n more \n"]
 
 
-@pytest.mark.data()
+@pytest.mark.data
 def test_real_wikitext_test_split_has_62_pages_and_every_byte(shared):
     corpus = load(DataConfig(name="wikitext2", source="wikitext2", path=str(shared / "wikitext-2-raw")))
     assert [len(corpus.splits[s]) for s in ("validation", "test")] == [60, 62]

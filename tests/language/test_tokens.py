@@ -44,7 +44,7 @@ def test_an_empty_text_is_refused(nano):
         stream(nano.tokenizer, [""])
 
 
-@pytest.mark.data()
+@pytest.mark.data
 def test_real_tokenizer_gives_the_known_token_count_and_every_byte(shared):
     from transformers import AutoTokenizer
 
@@ -55,7 +55,7 @@ def test_real_tokenizer_gives_the_known_token_count_and_every_byte(shared):
     assert len(tokenizer_digest(tokenizer)) == 8
 
 
-@pytest.mark.data()
+@pytest.mark.data
 def test_sentencepiece_style_tokenizer_counts_bytes_too(shared):
     from transformers import AutoTokenizer
 

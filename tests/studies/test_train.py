@@ -195,7 +195,7 @@ def test_ui_needs_a_store_and_a_free_port(qrun, tmp_path, trained):
     assert code == 2 and "not free" in err
 
 
-@pytest.mark.data()
+@pytest.mark.data
 def test_one_training_step_at_smollm2s_true_shape_with_its_real_tokenizer(shared, qrun, tmp_path):
     import shutil
 
@@ -208,8 +208,8 @@ def test_one_training_step_at_smollm2s_true_shape_with_its_real_tokenizer(shared
     LlamaForCausalLM(AutoConfig.from_pretrained(folder)).to(torch.bfloat16).save_pretrained(tmp_path / "weights")
     shutil.copy(tmp_path / "weights" / "model.safetensors", folder / "model.safetensors")
     code, out, err = qrun(
-        "train", "model=smollm2", f"model.path={folder}", "model.dtype=bfloat16", "data=wikitext2", f"data.path={shared / 'wikitext-2-raw'}", "protocol.ctx=128",
-        "evaluation.max_tokens=512", "training.steps=1", "training.batch=1", "training.context=128", "training.eval_tokens=256", "training.warmup=0",
+        "train", "model=smollm2", f"model.path={folder}", "model.dtype=bfloat16", "data=wikitext2", f"data.path={shared / 'wikitext-2-raw'}",
+        "protocol.ctx=128", "evaluation.max_tokens=512", "training.steps=1", "training.batch=1", "training.context=128", "training.eval_tokens=256", "training.warmup=0",
         f"results={tmp_path / 'r'}",
     )  # fmt: skip
     assert code == 0, err

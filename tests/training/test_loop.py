@@ -1,3 +1,4 @@
+import itertools
 import signal
 
 import pytest
@@ -47,7 +48,7 @@ def test_learning_rate_warms_up_and_ends_at_its_share():
     c = config(steps=100, warmup=10, lr=1.0, final_lr=0.1)
     rates = [loop.learning_rate(c, step) for step in range(100)]
     assert rates[0] == pytest.approx(1 / 11) and max(rates) == rates[10] == 1.0 and rates[-1] == pytest.approx(0.1)
-    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
 
 
 def test_training_lowers_the_loss_and_leaves_the_frozen_weights(tiny, tmp_path):
