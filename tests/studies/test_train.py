@@ -207,10 +207,9 @@ def test_one_training_step_at_smollm2s_true_shape_with_its_real_tokenizer(shared
     torch.manual_seed(0)
     LlamaForCausalLM(AutoConfig.from_pretrained(folder)).to(torch.bfloat16).save_pretrained(tmp_path / "weights")
     shutil.copy(tmp_path / "weights" / "model.safetensors", folder / "model.safetensors")
-    code, out, err = qrun(
-        "train", "model=smollm2", f"model.path={folder}", "model.dtype=bfloat16", "data=wikitext2", f"data.path={shared / 'wikitext-2-raw'}",
-        "protocol.ctx=128", "evaluation.max_tokens=512", "training.steps=1", "training.batch=1", "training.context=128", "training.eval_tokens=256", "training.warmup=0",
-        f"results={tmp_path / 'r'}",
-    )  # fmt: skip
+    measured = ["protocol.ctx=128", "evaluation.max_tokens=512"]
+    step = ["training.steps=1", "training.batch=1", "training.context=128", "training.eval_tokens=256", "training.warmup=0"]
+    source = [f"model.path={folder}", "model.dtype=bfloat16", "data=wikitext2", f"data.path={shared / 'wikitext-2-raw'}"]
+    code, out, err = qrun("train", "model=smollm2", *source, *measured, *step, f"results={tmp_path / 'r'}")
     assert code == 0, err
     assert "134,515,008 parameters" in out and "210 sites, 224,640 parameters" in out
