@@ -3,6 +3,7 @@
 Exit codes: 0 done, 1 the run failed, 2 a wrong word, value, file or combination, 130 and 143 interrupted (checkpointed, resumable).
 """
 
+import os
 import sys
 from enum import StrEnum
 from typing import Annotated
@@ -41,10 +42,22 @@ def complete(incomplete: str) -> list[str]:
     from qrun.config.compose import options
     from qrun.config.schema import leaf_keys
 
-    groups = options()
-    key, equals, _ = incomplete.partition("=")
+    groups, typed = options(), _bash_word() or incomplete
+    key, equals, _ = typed.partition("=")
     words = [f"{key}={option}" for option in groups.get(key, {})] if equals else [f"{k}=" for k in [*groups, *leaf_keys()]]
-    return sorted({w for w in words if w.startswith(incomplete)})
+    cut = len(key) + 1 if equals and typed != incomplete else 0  # bash replaces only what follows the `=`
+    return sorted({w[cut:] for w in words if w.startswith(typed)})
+
+
+def _bash_word() -> str | None:
+    """The whole `key=value` under the cursor: bash hands it over in pieces, because `=` is one of its word breaks."""
+    if os.environ.get("_QRUN_COMPLETE") != "complete_bash":
+        return None
+    words, at = os.environ.get("COMP_WORDS", "").split("\n"), int(os.environ.get("COMP_CWORD", 0))
+    words = words if len(words) > 1 else words[0].split(" ")
+    if at < len(words) and words[at] == "=":
+        return f"{words[at - 1]}="
+    return f"{words[at - 2]}={words[at] if at < len(words) else ''}" if at > 1 and words[at - 1] == "=" else None
 
 
 Words = Annotated[

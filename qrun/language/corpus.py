@@ -112,7 +112,7 @@ def _local_rows(folder: Path, split: str) -> list[str]:
         f"*/{split}*.parquet",
         "train_paragraphs*.txt" if split == "train" else "",
     ):
-        found = sorted(folder.glob(pattern)) if pattern else []
+        found = sorted(folder.glob(pattern))
         if found and found[0].suffix == ".parquet":
             import pyarrow.parquet as pq
 

@@ -69,9 +69,10 @@ def measured(title: str, model: Any, task: Task, batch: int) -> Measurement:
 
 def tags(config: RunConfig, opened: Opened) -> dict[str, Any]:
     """What identifies a number beside its parameters."""
-    language, task = opened.language, opened.task
+    language, task, code = opened.language, opened.task, git_state()
     return {
-        **git_state(), "config_hash": config_hash(config), "protocol": task.statement["protocol"], "protocol_fingerprint": task.fingerprint,
+        **code, "mlflow.source.name": " ".join(["qrun", *sys.argv[1:]]), "mlflow.source.type": "LOCAL", "mlflow.source.git.commit": code["git_sha"],
+        "config_hash": config_hash(config), "protocol": task.statement["protocol"], "protocol_fingerprint": task.fingerprint,
         "model_revision": language.identity["revision"], "model_weights": language.identity["weights"], "data_source": opened.corpus.source,
         "data_digest": task.statement["data_digest"], "compute": str(language.device), "device": "exact", "seed": config.seed,
     }  # fmt: skip
@@ -98,6 +99,9 @@ def record_measurements(run: Run, results: dict[str, Measurement], gain: Differe
     if gain is not None:
         values = {"gain": gain.value, "gain_low": gain.low, "gain_high": gain.high}
         run.metrics({key: value for key, value in values.items() if value == value})
+        interval = f", 95% interval {gain.low:.3f} to {gain.high:.3f} over {gain.units} {gain.unit}" if gain.low == gain.low else ""
+        base, adapted = results["base"], results["adapted"]
+        run.note(f"{base.statement['unit']} perplexity {base.perplexity:.3f} to **{adapted.perplexity:.3f}**: gain {gain.value:+.3f}{interval}")
     run.metrics({"peak_memory_mb": peak_memory_mb()})
 
 

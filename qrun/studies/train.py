@@ -32,7 +32,7 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
     from qrun.language.tokens import stream
     from qrun.report.figures import loss_curve
     from qrun.report.screen import bar, say
-    from qrun.studies.record import flat_params, measured, open_all, open_record, peak_memory_mb, record_measurements, result_table, tags
+    from qrun.studies.record import flat_params, measured, open_all, open_record, record_measurements, result_table, tags
     from qrun.tracking.store import Store
     from qrun.training.checkpoint import Progress, read_progress
     from qrun.training.interrupt import Interrupt
@@ -118,7 +118,7 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
         save(folder / "adapter", adapter, language.identity, summary)
         record_measurements(run, {"base": base, "adapted": adapted}, gain)
         run.metrics({"parameters": count, "train/seconds": progress.seconds, "train/tokens_per_second": tokens / max(progress.seconds, 1e-9)})
-        run.metrics({"best_step": progress.best_step, "peak_memory_mb": peak_memory_mb()})
+        run.metrics({"best_step": progress.best_step})
         run.json(summary, "result.json")
         run.folder(folder / "adapter", "adapter")
         title = f"{name}: {config.model.name} on {corpus.name}, b = {config.adapter.dim}, {len(selected)} sites"

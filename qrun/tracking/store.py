@@ -57,7 +57,11 @@ class Run:
     def tags(self, values: dict[str, Any]) -> None:
         from mlflow.entities import RunTag
 
-        self.client.log_batch(self.run_id, tags=[RunTag(key, str(value)) for key, value in values.items()])
+        self.client.log_batch(self.run_id, tags=[RunTag(key, str(value)) for key, value in values.items() if value is not None])
+
+    def note(self, markdown: str) -> None:
+        """The run's description on its page."""
+        self.tags({"mlflow.note.content": markdown})
 
     def dataset(self, name: str, digest: str, source: str, split: str) -> None:
         """A dataset input: shown in the run table beside the run."""
@@ -133,7 +137,8 @@ class Store:
         found = self.client.get_experiment_by_name(name)
         if found is not None:
             return found.experiment_id
-        return self.client.create_experiment(name, artifact_location=(self.folder / "artifacts" / verb).as_uri())
+        plain = {"mlflow.experimentKind": "custom_model_development"}  # opens on runs and charts, not on the GenAI overview
+        return self.client.create_experiment(name, artifact_location=(self.folder / "artifacts" / verb).as_uri(), tags=plain)
 
     @contextmanager
     def run(self, verb: str, name: str, params: dict[str, Any], tags: dict[str, Any], resume_id: str | None = None) -> Iterator[Run]:

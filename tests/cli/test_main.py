@@ -47,6 +47,16 @@ def test_completion_offers_groups_options_and_keys(typed, offered):
     assert offered in complete(typed)
 
 
+@pytest.mark.parametrize(
+    ("words", "at", "offered"),
+    [("qrun train model = sm", 4, ["smollm2", "smollm2_instruct"]), ("qrun train protocol =", 3, ["fixed_window", "hf_strided", "lm_eval_wikitext"])],
+)
+def test_completion_answers_bash_which_breaks_words_at_the_equals_sign(words, at, offered):
+    environment = {**os.environ, "_QRUN_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(at)}
+    out = subprocess.run([os.path.join(os.path.dirname(sys.executable), "qrun")], env=environment, capture_output=True, text=True, check=False).stdout
+    assert out.split() == offered
+
+
 def test_completion_answers_a_shell():
     environment = {**os.environ, "_QRUN_COMPLETE": "complete_zsh", "_TYPER_COMPLETE_ARGS": "qrun train model=ll"}
     out = subprocess.run([os.path.join(os.path.dirname(sys.executable), "qrun")], env=environment, capture_output=True, text=True, check=False).stdout
