@@ -105,13 +105,7 @@ def _hub_rows(config: DataConfig, split: str) -> list[str]:
 def _local_rows(folder: Path, split: str) -> list[str]:
     """Rows as the hub gives them: lines with their newline, blank lines empty."""
     short = {"validation": "valid"}.get(split, split)
-    for pattern in (
-        f"wiki.{short}.raw",
-        f"wiki.{short}.tokens",
-        f"{split}*.parquet",
-        f"*/{split}*.parquet",
-        "train_paragraphs*.txt" if split == "train" else "",
-    ):
+    for pattern in (f"wiki.{short}.raw", f"wiki.{short}.tokens", f"{split}*.parquet", f"*/{split}*.parquet", f"{split}*.txt"):
         found = sorted(folder.glob(pattern))
         if found and found[0].suffix == ".parquet":
             import pyarrow.parquet as pq
