@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from qrun.adapters.cayley import FoldedLinear, cayley, fold_input, fold_output, rotate
-from qrun.adapters.executor import Executor
+from qrun.adapters.executor import CircuitExecutor, Executor
 from qrun.adapters.sites import Site
 from qrun.config.schema import AdapterConfig, Side
 from qrun.errors import InputError
@@ -106,9 +106,10 @@ class Adapter:
     def snapshot(self) -> dict[str, Tensor]:
         return {name: p.detach().clone() for name, p in self.skews().items()}
 
-    def set_executor(self, executor: Executor | None) -> None:
-        for module in self.modules.values():
-            module.executor = executor
+    def set_executor(self, executor: Executor | CircuitExecutor | None) -> None:
+        """Let a device compute every Q x: a plain executor is shared, a CircuitExecutor gives each site its own stream of shots. None is exact."""
+        for name, module in self.modules.items():
+            module.executor = executor.site(name) if isinstance(executor, CircuitExecutor) else executor
 
     @contextmanager
     def disabled(self) -> Iterator[None]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from qrun.config.noise import Noise
 from qrun.errors import InputError
 
 
@@ -215,6 +216,76 @@ class SavedAdapterConfig:
     path: str | None = None  # folder written by `qrun train`; null measures the model alone
 
 
+class Precision(Enum):
+    """Arithmetic of the fast simulators."""
+
+    float32 = "float32"
+    float64 = "float64"
+
+
+class Sign(Enum):
+    """Whose signs an estimate gets; counts carry none."""
+
+    input = "input"  # sign(x), the paper's rule
+    exact = "exact"  # sign(Q x), a control that needs the answer
+
+
+@dataclass
+class ReadoutConfig:
+    """Group `readout`: how counts become an estimate."""
+
+    sign: Sign = Sign.input
+
+
+DEVICES = ("exact", "shots", "noisy", "pennylane", "aer", "fake", "ibm")
+
+
+@dataclass
+class DeviceConfig:
+    """Group `device`: who computes Q x."""
+
+    kind: str = "exact"
+    shots: int | None = 8192  # per circuit; null gives exact probabilities where the device can
+    backend: str | None = None  # which simulator or processor of that kind
+    precision: Precision = Precision.float32
+    optimization_level: int = 3  # of the transpiler, on fake and ibm
+    budget_s: float | None = None  # most QPU seconds a run may take, on fake and ibm; nothing is sent beyond
+
+    def __post_init__(self) -> None:
+        _require(self.kind in DEVICES, "device.kind", self.kind, f"use {', '.join(DEVICES)}")
+        _require(self.shots is None or self.shots >= 1, "device.shots", self.shots, "give 1 or more, or null for exact probabilities")
+        _require(self.shots is not None or self.kind not in ("fake", "ibm"), "device.shots", self.shots, f"{self.kind} only counts; give a number of shots")
+        _require(0 <= self.optimization_level <= 3, "device.optimization_level", self.optimization_level, "use 0, 1, 2 or 3")
+        _require(self.budget_s is None or self.budget_s > 0, "device.budget_s", self.budget_s, "give seconds above 0, or null for no limit")
+
+
+@dataclass
+class NoiseConfig:
+    """Group `noise`: rates of gates and readout, relaxation times. quantum/noise.py has the conventions and checks the ranges."""
+
+    name: str = "none"
+    date: str | None = None
+    source: str | None = None
+    sx: float = 0.0
+    cz: float = 0.0
+    t1_us: float | None = None
+    t2_us: float | None = None
+    sx_ns: float = 0.0
+    cz_ns: float = 0.0
+    read_1_given_0: float = 0.0
+    read_0_given_1: float = 0.0
+    block: float = 0.0
+    factor: float = 1.0  # multiplies every rate, divides every time
+
+    def build(self) -> Noise:
+        """The checked noise, scaled."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "factor"}
+        return Noise(**values).scaled(self.factor)
+
+    def __post_init__(self) -> None:
+        self.build()
+
+
 @dataclass
 class RunConfig:
     """What every run has. `results` is the folder of the store; it is created on first use."""
@@ -244,6 +315,15 @@ class PerplexityConfig(RunConfig):
     """`qrun eval perplexity`."""
 
     adapter: SavedAdapterConfig = field(default_factory=SavedAdapterConfig)
+    device: DeviceConfig = field(default_factory=DeviceConfig)
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
+    readout: ReadoutConfig = field(default_factory=ReadoutConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        takes_noise = self.device.kind in ("noisy", "pennylane", "aer")
+        named = self.noise.name != "none"
+        _require(takes_noise or not named, "noise", self.noise.name, f"device={self.device.kind} has no noise model; use device=noisy, aer or pennylane")
 
 
 VERBS: dict[str, type[RunConfig]] = {"train": TrainConfig, "perplexity": PerplexityConfig}

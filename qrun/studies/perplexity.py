@@ -16,9 +16,12 @@ from qrun.language.models import model_shape
 def measure(config: PerplexityConfig) -> dict[str, Any]:
     """Measure the model, and the model with its adapter, on one task; returns the measurements by name."""
     model_shape(config.model)
+    if config.device.kind != "exact" and not config.adapter.path:
+        raise InputError(f"device={config.device.kind}: no adapter to run there; give adapter.path=<folder written by `qrun train`>")
     from qrun.adapters.saving import read
     from qrun.evaluation.perplexity import difference
     from qrun.report.screen import say
+    from qrun.studies.device import circuit_line, open_executor
     from qrun.studies.record import attach_saved, flat_params, measured, open_all, open_record, record_measurements, result_table, tags
     from qrun.tracking.store import Store
     from qrun.training.interrupt import Interrupt
@@ -27,27 +30,40 @@ def measure(config: PerplexityConfig) -> dict[str, Any]:
     opened = open_all(config)
     language = opened.language
     adapter = attach_saved(language, saved, str(config.adapter.path)) if saved else None
+    executor = open_executor(config, saved.config.dim) if saved and config.device.kind != "exact" else None
     store = Store(config.results)
     store.check_writable()
-    kind = f"b{saved.config.dim}" if saved else "base"
+    kind = f"b{saved.config.dim}-{config.device.kind}" if saved else "base"
     name = config.name or f"{config.model.name}-{kind}-{opened.task.statement['protocol']}-{config_hash(config)}"
     params = {**flat_params(config), "parameters": adapter.count() if adapter else 0}
     if saved:
         params["adapter.dim"] = saved.config.dim
     with Interrupt().installed(), store.run("eval-perplexity", name, params, tags(config, opened)) as run:
         open_record(run, config, opened)
-        results, gain = {}, None
+        results, gain, penalty = {}, None, None
         if adapter is None:
             results["base"] = measured("model", language.model, opened.task, config.evaluation.batch)
         else:
             with adapter.disabled():
                 results["base"] = measured("frozen model", language.model, opened.task, config.evaluation.batch)
             results["adapted"] = measured("with adapter", language.model, opened.task, config.evaluation.batch)
-            gain = difference(results["base"], results["adapted"], config.evaluation.resamples, config.seed)
+            last = "adapted"
+            if executor is not None:
+                last = config.device.kind
+                adapter.set_executor(executor)
+                results[last] = measured(f"on {last}", language.model, opened.task, config.evaluation.batch)
+                penalty = difference(results[last], results["adapted"], config.evaluation.resamples, config.seed)
+                run.metrics({f"circuit/{key}": value for key, value in executor.statistics.summary().items()})
+            gain = difference(results["base"], results[last], config.evaluation.resamples, config.seed)
         record_measurements(run, results, gain)
+        if penalty is not None:
+            known = penalty.low == penalty.low
+            run.metrics({"penalty": penalty.value, **({"penalty_low": penalty.low, "penalty_high": penalty.high} if known else {})})
     first = next(iter(results.values()))
     caption = f"{len(first.nats)} documents, {sum(first.tokens):,} tokens; protocol {first.statement['protocol']} {first.fingerprint}"
-    result_table(name, results, gain, caption)
+    result_table(name, results, gain, caption, penalty)
+    if executor is not None:
+        say(circuit_line(executor.statistics.summary(), config))
     say(f"run  {store.url('eval-perplexity', run_id=run.run_id)}  (after `qrun ui`)")
     return results
 

@@ -74,8 +74,16 @@ def tags(config: RunConfig, opened: Opened) -> dict[str, Any]:
         **code, "mlflow.source.name": " ".join(["qrun", *sys.argv[1:]]), "mlflow.source.type": "LOCAL", "mlflow.source.git.commit": code["git_sha"],
         "config_hash": config_hash(config), "protocol": task.statement["protocol"], "protocol_fingerprint": task.fingerprint,
         "model_revision": language.identity["revision"], "model_weights": language.identity["weights"], "data_source": opened.corpus.source,
-        "data_digest": task.statement["data_digest"], "compute": str(language.device), "device": "exact", "seed": config.seed,
+        "data_digest": task.statement["data_digest"], "compute": str(language.device), **device_tags(config), "seed": config.seed,
     }  # fmt: skip
+
+
+def device_tags(config: RunConfig) -> dict[str, Any]:
+    """Device, shots and dated noise of a run that has a device."""
+    device, noise = getattr(config, "device", None), getattr(config, "noise", None)
+    if device is None or noise is None or device.kind == "exact":
+        return {"device": "exact"}
+    return {"device": device.kind, "shots": device.shots, "noise": noise.name, "noise_factor": noise.factor, "noise_date": noise.date}
 
 
 def open_record(run: Run, config: RunConfig, opened: Opened) -> None:
@@ -100,7 +108,7 @@ def record_measurements(run: Run, results: dict[str, Measurement], gain: Differe
         values = {"gain": gain.value, "gain_low": gain.low, "gain_high": gain.high}
         run.metrics({key: value for key, value in values.items() if value == value})
         interval = f", 95% interval {gain.low:.3f} to {gain.high:.3f} over {gain.units} {gain.unit}" if gain.low == gain.low else ""
-        base, adapted = results["base"], results["adapted"]
+        base, adapted = next(iter(results.values())), list(results.values())[-1]
         run.note(f"{base.statement['unit']} perplexity {base.perplexity:.3f} to **{adapted.perplexity:.3f}**: gain {gain.value:+.3f}{interval}")
     run.metrics({"peak_memory_mb": peak_memory_mb()})
 
@@ -111,11 +119,12 @@ def peak_memory_mb() -> float:
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
-def result_table(title: str, results: dict[str, Measurement], gain: Difference | None, caption: str) -> None:
+def result_table(title: str, results: dict[str, Measurement], gain: Difference | None, caption: str, penalty: Difference | None = None) -> None:
     """The small table at the end of a run."""
     unit = next(iter(results.values())).statement["unit"]
     rows = [[name, f"{r.perplexity:.3f}", f"{r.bits_per_byte:.4f}"] for name, r in results.items()]
-    if gain is not None:
-        interval = f"95% [{gain.low:.3f}, {gain.high:.3f}]" if gain.low == gain.low else "no interval: one document"
-        rows.append(["gain", f"{gain.value:+.3f}", interval])
+    for label, gap in (("penalty of the device", penalty), ("gain", gain)):
+        if gap is not None:
+            interval = f"95% [{gap.low:.3f}, {gap.high:.3f}]" if gap.low == gap.low else "no interval: one document"
+            rows.append([label, f"{gap.value:+.3f}", interval])
     table(title, ["", f"{unit} perplexity", "bits per byte"], rows, caption)

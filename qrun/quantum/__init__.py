@@ -1,0 +1,1 @@
+"""Block circuits: encoding, synthesis, noise, simulation, devices, chips. Knows nothing of language models."""

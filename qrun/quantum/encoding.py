@@ -1,0 +1,72 @@
+"""Amplitude encoding and its inverse: a slice becomes a unit vector and a norm, probabilities become an estimate.
+
+    y_i = s_i |x| sqrt(p_i),   s_i = sign(x_i) (the paper's rule) or sign((Q x)_i) (a control);   sign(0) = +1
+
+Preparation of a unit vector takes 2^n - 1 RY and 2^n - n - 1 CZ: level k rotates qubit k, controlled on qubits 0..k-1, as a chain of RY and
+CZ in Gray-code order (Moettoenen et al., quant-ph/0407010), started so that each level's first CZ meets |0> and is left out. Little-endian: bit
+q of a channel's index is qubit q.
+"""
+
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qrun.errors import InputError
+
+Floats = NDArray[np.floating]
+ZERO = 1e-12  # a slice shorter than this needs no circuit and gives zero
+
+
+def qubits(dim: int) -> int:
+    """n with 2^n = dim. Raises InputError naming the nearest block dimensions that are circuits."""
+    if dim < 2 or dim & (dim - 1):
+        lower = 1 << max(dim.bit_length() - 1, 1)
+        raise InputError(f"adapter.dim={dim}: no circuit has that many amplitudes; the nearest that do are {lower} and {2 * lower}")
+    return dim.bit_length() - 1
+
+
+def normalise(slices: Floats) -> tuple[Floats, Floats]:
+    """Unit vectors [..., b] and norms [...]; zero slices become the first basis state with norm 0. Raises InputError for NaN or infinity."""
+    norms = np.sqrt(np.einsum("...i,...i->...", slices, slices))
+    if not np.isfinite(norms).all():
+        raise InputError("a slice to encode is not finite (NaN or infinity in the hidden states)")
+    empty = norms < ZERO
+    units = slices / np.where(empty, 1, norms)[..., None]
+    if empty.any():
+        norms, units = np.where(empty, 0, norms), np.where(empty[..., None], np.eye(slices.shape[-1], dtype=slices.dtype)[0], units)
+    return units, norms
+
+
+def estimate(probabilities: Floats, norms: Floats, reference: Floats) -> Floats:
+    """y [..., b] from probabilities or frequencies [..., b], norms [...] and the vector whose signs are restored."""
+    magnitude = np.sqrt(np.maximum(probabilities, 0)) * norms[..., None]
+    return np.where(reference < 0, -magnitude, magnitude)
+
+
+@cache
+def gray_controls(level: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Per rotation j of a level: the sign mask g_j and the control of the CZ before it (-1 for the first, which is left out)."""
+    count = 1 << level
+    gray = [i ^ (i >> 1) for i in range(count)]
+    masks = tuple(gray[count - 1 - j] for j in range(count))
+    controls = (-1, *((masks[j - 1] ^ masks[j]).bit_length() - 1 for j in range(1, count)))
+    return masks, controls
+
+
+def preparation_angles(units: Floats) -> Floats:
+    """RY angles [..., 2^n - 1] of the preparation, level by level, in the order of the circuit."""
+    n = qubits(units.shape[-1])
+    levels = []
+    for level in range(n):
+        count = 1 << level
+        if level == n - 1:
+            left, right = units[..., :count], units[..., count:]
+        else:
+            weight = (units**2).reshape(*units.shape[:-1], -1, 2 * count).sum(-2)
+            left, right = np.sqrt(weight[..., :count]), np.sqrt(weight[..., count:])
+        alpha = 2 * np.arctan2(right, left)
+        masks, _ = gray_controls(level)
+        signs = np.array([[(-1) ** bin(s & g).count("1") for g in masks] for s in range(count)])
+        levels.append(alpha @ signs / count)
+    return np.concatenate(levels, axis=-1)

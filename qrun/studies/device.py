@@ -1,0 +1,44 @@
+"""From a config to a device that runs block circuits."""
+
+from typing import Any
+
+import numpy as np
+
+from qrun.adapters.executor import CircuitExecutor
+from qrun.config.schema import PerplexityConfig, Precision
+from qrun.quantum.cache import BlockCache, default_folder
+from qrun.quantum.devices import AerDevice, Device, NoisyDevice, PennyLaneDevice, ShotsDevice
+from qrun.quantum.encoding import qubits
+
+
+def open_device(config: PerplexityConfig) -> Device:
+    """The device of a config; InputError for a combination it cannot run."""
+    device, noise = config.device, config.noise.build()
+    dtype: Any = np.float64 if device.precision is Precision.float64 else np.float32
+    if device.kind == "shots":
+        return ShotsDevice(noise, device.shots, dtype)
+    if device.kind == "noisy":
+        return NoisyDevice(noise, device.shots, dtype, BlockCache(default_folder()))
+    if device.kind == "pennylane":
+        return PennyLaneDevice(noise, device.shots, device.backend)
+    if device.kind == "aer":
+        return AerDevice(noise, device.shots, device.backend)
+    from qrun.quantum.hardware import open_processor
+
+    return open_processor(device.kind, device.backend, device.shots or 0, device.optimization_level, device.budget_s)
+
+
+def open_executor(config: PerplexityConfig, dim: int) -> CircuitExecutor:
+    """An executor on that device; InputError at once if blocks of this dimension are no circuits."""
+    qubits(dim)
+    return CircuitExecutor(open_device(config), config.readout.sign, config.seed)
+
+
+def circuit_line(summary: dict[str, float], config: PerplexityConfig) -> str:
+    """What the circuits did, in one line."""
+    shots = f"{config.device.shots:,} shots" if config.device.shots else "exact probabilities"
+    rate = summary["circuits"] / max(summary["circuit_seconds"], 1e-9)
+    return (
+        f"circuits {summary['circuits']:,.0f} of {shots} in {summary['circuit_seconds']:.1f} s ({rate:,.0f}/s); sign flips {summary['sign_flips']:.2%}, "
+        f"relative error {summary['relative_error']:.2%}, mean rotation {summary['rotation_degrees']:.2f} degrees"
+    )
