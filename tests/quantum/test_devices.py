@@ -1,0 +1,187 @@
+"""One conformance suite for every device, and the fast simulator against Aer and default.mixed."""
+
+import numpy as np
+import pytest
+from scipy.stats import chisquare
+
+from qrun.config.noise import Noise
+from qrun.errors import InputError
+from qrun.quantum.cache import BlockCache
+from qrun.quantum.devices import AerDevice, NoisyDevice, PennyLaneDevice, ShotsDevice
+from qrun.quantum.sampling import sample
+from quantum_support import FULL, rotations, unit_slices
+
+MAKERS = {
+    "shots": lambda shots: ShotsDevice(Noise(), shots, np.float64),
+    "noisy": lambda shots: NoisyDevice(Noise(), shots, np.float64),
+    "noisy-float32": lambda shots: NoisyDevice(Noise(), shots),
+    "default.qubit": lambda shots: PennyLaneDevice(Noise(), shots),
+    "lightning.qubit": lambda shots: PennyLaneDevice(Noise(), shots, "lightning.qubit"),
+    "default.mixed": lambda shots: PennyLaneDevice(Noise(), shots, "default.mixed"),
+    "aer": lambda shots: AerDevice(Noise(), shots),
+}
+SLOW = ("default.mixed", "lightning.qubit", "aer", "default.qubit")
+
+
+def run(device, blocks, units, key=1, first=0, mask=None):
+    return device.run(device.prepare(blocks), units, np.ones(units.shape[:2], bool) if mask is None else mask, key, first)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 6])
+def test_noiseless_probabilities_are_the_squares_of_the_rotated_slice(name, n):
+    if n > 4 and name in SLOW:
+        n = 4 if name != "default.mixed" else 3
+    blocks, units = rotations(n, 2), unit_slices(n, 3, 2)
+    tolerance = 2e-6 if name == "noisy-float32" else 1e-9 if n < 6 else 1e-6  # two thousand synthesised gates, each rounded
+    np.testing.assert_allclose(run(MAKERS[name](None), blocks, units), np.einsum("jab,njb->nja", blocks, units) ** 2, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_identity_blocks_return_the_slice(name):
+    units = unit_slices(2, 3, 2)
+    np.testing.assert_allclose(run(MAKERS[name](None), np.stack([np.eye(4)] * 2), units), units**2, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_shots_add_up_repeat_by_seed_and_approach_the_probabilities(name):
+    blocks, units = rotations(2, 2), unit_slices(2, 5, 2)
+    exact = run(MAKERS[name](None), blocks, units)
+    counts = run(MAKERS[name](1000), blocks, units) * 1000
+    np.testing.assert_allclose(counts, np.round(counts), atol=1e-2)
+    np.testing.assert_allclose(counts.sum(-1), 1000, rtol=1e-6)
+    np.testing.assert_array_equal(run(MAKERS[name](1000), blocks, units) * 1000, counts)
+    assert not np.array_equal(run(MAKERS[name](1000), blocks, units, key=2) * 1000, counts)
+    errors = [np.abs(run(MAKERS[name](shots), blocks, units) - exact).max() for shots in (100, 10_000, 1_000_000)]
+    assert errors[2] < 0.003 and errors[2] < errors[0]
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_bad_blocks_and_shots_are_refused(name):
+    with pytest.raises(InputError, match="not orthogonal"):
+        MAKERS[name](10).prepare(np.ones((1, 4, 4)))
+    with pytest.raises(InputError, match="not orthogonal"):
+        MAKERS[name](10).prepare(np.full((1, 4, 4), np.nan))
+    with pytest.raises(InputError, match="nearest that do are 2 and 4"):
+        MAKERS[name](10).prepare(np.eye(3)[None])
+    with pytest.raises(InputError, match="7 qubits"):
+        MAKERS[name](10).prepare(np.eye(128)[None])
+    with pytest.raises(InputError, match=r"device.shots=0"):
+        MAKERS[name](0)
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [
+        FULL,
+        Noise(sx=3e-4, cz=3e-3),
+        Noise(t1_us=30, t2_us=50, sx_ns=40, cz_ns=90),
+        Noise(read_1_given_0=0.03, read_0_given_1=0.1),
+        Noise(sx=0.5, cz=0.75),
+    ],
+    ids=["all", "depolarising", "thermal", "readout", "complete"],
+)
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5])
+def test_the_fast_simulator_agrees_with_aer_under_every_noise(n, noise):
+    blocks, units = rotations(n, 1, seed=n), unit_slices(n, 3, 1, seed=n)
+    units[2] = np.eye(2**n)[-1]  # a basis state: zeros and signs in the tree
+    reference = run(AerDevice(noise, None), blocks, units)
+    np.testing.assert_allclose(run(NoisyDevice(noise, None, np.float64), blocks, units), reference, atol=1e-9)
+    np.testing.assert_allclose(run(NoisyDevice(noise, None), blocks, units), reference, atol=2e-6)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_the_fast_simulator_agrees_with_pennylanes_density_matrix(n):
+    blocks, units = rotations(n, 1, seed=n), unit_slices(n, 2, 1, seed=n)
+    np.testing.assert_allclose(run(NoisyDevice(FULL, None, np.float64), blocks, units), run(PennyLaneDevice(FULL, None), blocks, units), atol=1e-9)
+
+
+def test_complete_depolarisation_gives_the_uniform_distribution():
+    for noise in (Noise(block=1.0), Noise(sx=0.5, cz=0.75)):
+        np.testing.assert_allclose(run(NoisyDevice(noise, None), rotations(3, 1), unit_slices(3, 4, 1)), 1 / 8, atol=1e-6)
+
+
+def test_one_block_channel_mixes_in_the_uniform_distribution():
+    blocks, units = rotations(2, 1), unit_slices(2, 4, 1)
+    clean = run(NoisyDevice(Noise(), None, np.float64), blocks, units)
+    np.testing.assert_allclose(run(NoisyDevice(Noise(block=0.2), None, np.float64), blocks, units), 0.8 * clean + 0.2 / 4, atol=1e-12)
+
+
+@pytest.mark.parametrize("split", [1, 3, 10])
+def test_the_same_seed_gives_the_same_bits_on_any_split(split):
+    device = NoisyDevice(FULL, 500)
+    blocks, units = rotations(2, 3), unit_slices(2, 10, 3)
+    prepared, mask = device.prepare(blocks), np.ones((10, 3), bool)
+    whole = device.run(prepared, units, mask, 7, 0)
+    parts = [device.run(prepared, units[s : s + split], mask[s : s + split], 7, s) for s in range(0, 10, split)]
+    np.testing.assert_array_equal(np.concatenate(parts), whole)
+
+
+@pytest.mark.parametrize("shots", [1, 7, 100, 8192])
+@pytest.mark.parametrize("p", [[0.5, 0.3, 0.15, 0.04, 0.01], [0.97, 0.03], [1e-4, 0.9998, 0.0, 1e-4], [0.25] * 4])
+def test_sampled_counts_follow_the_multinomial_distribution(p, shots):
+    rows = 20_000
+    counts = sample(np.tile(p, (rows, 1)), shots, key=11) * shots
+    total, expected = counts.sum(0), np.array(p) * rows * shots
+    possible = expected > 0
+    assert (total[~possible] == 0).all()
+    assert chisquare(total[possible], expected[possible] * total.sum() / expected.sum()).pvalue > 1e-4
+    variance = shots * np.array(p) * (1 - np.array(p))
+    np.testing.assert_allclose(counts.var(0), variance, rtol=0.08, atol=1e-3)
+
+
+def test_binomial_draws_follow_the_exact_distribution_in_both_methods():
+    from scipy.stats import binom
+
+    for n, p in ((40, 0.1), (200, 0.3), (8192, 0.4)):
+        draws = np.round(sample(np.tile([p, 1 - p], (60_000, 1)), n, key=3)[:, 0] * n).astype(int)
+        low, high = binom.ppf([0.01, 0.99], n, p).astype(int)
+        cells = np.clip(draws, low, high) - low
+        weights = binom.pmf(np.arange(low, high + 1), n, p)
+        weights[0], weights[-1] = binom.cdf(low, n, p), binom.sf(high - 1, n, p)
+        assert chisquare(np.bincount(cells, minlength=high - low + 1), weights * len(draws)).pvalue > 1e-4
+
+
+def test_prepared_blocks_come_back_from_disk(tmp_path, monkeypatch):
+    blocks, units = rotations(3, 4), unit_slices(3, 5, 4)
+    first = run(NoisyDevice(FULL, None, cache=BlockCache(tmp_path)), blocks, units)
+    assert {p.name.split("-")[0] for p in tmp_path.iterdir()} == {"gates", "readout"}
+    monkeypatch.setattr("qrun.quantum.devices.synthesise", lambda block: pytest.fail("synthesised again"))
+    np.testing.assert_array_equal(run(NoisyDevice(FULL, None, cache=BlockCache(tmp_path)), blocks, units), first)
+    other = Noise(cz=0.01)  # another noise: gates from disk, new readout matrices
+    assert not np.allclose(run(NoisyDevice(other, None, cache=BlockCache(tmp_path)), blocks, units), first)
+    for path in tmp_path.iterdir():
+        path.write_bytes(path.read_bytes()[:50])
+    monkeypatch.undo()
+    np.testing.assert_array_equal(run(NoisyDevice(FULL, None, cache=BlockCache(tmp_path)), blocks, units), first)
+
+
+def test_pennylane_qiskits_device_agrees_within_shot_noise():
+    blocks, units = rotations(2, 1), unit_slices(2, 2, 1)
+    noise = Noise(sx=3e-3, cz=2e-2, read_1_given_0=0.02, read_0_given_1=0.04)
+    counted = run(AerDevice(noise, 20_000, "pennylane"), blocks, units)
+    np.testing.assert_allclose(counted, run(NoisyDevice(noise, None, np.float64), blocks, units), atol=0.02)
+    with pytest.raises(InputError, match="only counts"):
+        run(AerDevice(noise, None, "pennylane"), blocks, units)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"cz": 0.8}, "cz=0.8: give a rate from 0 to 0.75"),
+        ({"sx": -0.1}, "sx=-0.1"),
+        ({"read_1_given_0": 1.1}, "from 0 to 1"),
+        ({"t1_us": 10.0, "t2_us": 21.0}, "T2 cannot exceed 2 T1 = 20"),
+        ({"t1_us": 0.0}, "above 0"),
+        ({"cz_ns": -1.0}, "0 or more"),
+    ],
+)
+def test_unphysical_noise_is_refused(values, said):
+    with pytest.raises(InputError, match=said):
+        Noise(**values)
+
+
+def test_scaling_multiplies_rates_and_shortens_times():
+    ten = FULL.scaled(10)
+    assert (ten.sx, ten.cz, ten.t1_us, ten.read_0_given_1) == (pytest.approx(0.03), pytest.approx(0.1), 2.0, 0.5)
+    assert FULL.scaled(0).ideal and FULL.scaled(1) == FULL and FULL.scaled(1e9).cz == 0.75
