@@ -21,6 +21,8 @@ app = typer.Typer(
 )
 measure = typer.Typer(help="Measure a model, alone and with an adapter.", no_args_is_help=True)
 app.add_typer(measure, name="eval")
+qpu = typer.Typer(help="Jobs on IBM processors, and their calibrations.", no_args_is_help=True)
+app.add_typer(qpu, name="qpu")
 
 
 class Shown(StrEnum):
@@ -109,6 +111,52 @@ def compare(
     from qrun.studies.perplexity import compare as run
 
     run(first, second, results)
+
+
+@app.command(epilog="Example: qrun plan model=llama")
+def plan(words: Words = None, cfg: Cfg = None) -> None:
+    """What a run would cost on a QPU: packing, circuits, shots, jobs, seconds, errors. Sends nothing."""
+    if (config := _composed("plan", words, cfg)) is not None:
+        from qrun.studies.plan import plan as run
+
+        run(config)
+
+
+@app.command(epilog='Example: qrun generate "Return the sum of" adapter.path=results/runs/<run>/adapter device=noisy noise=heron_r2')
+def generate(prompt: Annotated[str, typer.Argument(help="Text to continue.")], words: Words = None, cfg: Cfg = None) -> None:
+    """Continue a text with the adapter on any device; prints tokens as they come."""
+    if (config := _composed("generate", words, cfg)) is not None:
+        from qrun.studies.generate import generate as run
+
+        run(config, prompt)
+
+
+@app.command(epilog="Example: qrun circuit dim=8 noise=heron_r2 --qasm block.qasm")
+def circuit(words: Words = None, cfg: Cfg = None, qasm: Annotated[str | None, typer.Option(help="Write OpenQASM 3 to this file.")] = None) -> None:
+    """Draw one block circuit with its gate counts, depth and estimated fidelity."""
+    if (config := _composed("circuit", words, cfg)) is not None:
+        from qrun.studies.circuit import circuit as run
+
+        run(config, qasm)
+
+
+@qpu.command()
+def fetch(results: Annotated[str, typer.Option(help="Folder of the store.")] = "results") -> None:
+    """Status of the jobs that runs have sent; the counts of finished ones are stored, so that the run's command goes on from there."""
+    from qrun.studies.qpu import fetch as run
+
+    run(results)
+
+
+@qpu.command()
+def noise(
+    backend: Annotated[str, typer.Argument(help="FakeTorino, FakeMarrakesh, FakeFez, or a backend of your IBM account.")],
+    out: Annotated[str, typer.Option(help="YAML file to write, for example configs/noise/heron_r2.yaml.")],
+) -> None:
+    """Write a noise preset, medians and date, from a backend's calibration."""
+    from qrun.studies.qpu import refresh as run
+
+    run(backend, out)
 
 
 @app.command()

@@ -54,14 +54,14 @@ def to_schema(tree: DictConfig) -> Any:
         raise InputError(_one_line(error, "")) from error
 
 
-def plain(config: RunConfig) -> dict[str, Any]:
+def plain(config: Any) -> dict[str, Any]:
     """Nested plain values, enums as text: what is stored, hashed and printed."""
     container = OmegaConf.to_container(OmegaConf.structured(config), resolve=True, enum_to_str=True)
     assert isinstance(container, dict) and is_dataclass(config)
     return {str(k): v for k, v in container.items()}
 
 
-def to_yaml(config: RunConfig) -> str:
+def to_yaml(config: Any) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(plain(config)))
 
 
@@ -73,7 +73,7 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def config_hash(config: RunConfig) -> str:
+def config_hash(config: Any) -> str:
     """8 hex digits over everything that can change the result: not where it is stored or what it is called."""
     values = {k: v for k, v in plain(config).items() if k not in ("results", "name")}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]

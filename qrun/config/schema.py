@@ -321,12 +321,66 @@ class PerplexityConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        takes_noise = self.device.kind in ("noisy", "pennylane", "aer")
-        named = self.noise.name != "none"
-        _require(takes_noise or not named, "noise", self.noise.name, f"device={self.device.kind} has no noise model; use device=noisy, aer or pennylane")
+        _check_noise(self.device, self.noise)
 
 
-VERBS: dict[str, type[RunConfig]] = {"train": TrainConfig, "perplexity": PerplexityConfig}
+@dataclass
+class PlanConfig:
+    """`qrun plan`."""
+
+    model: ModelConfig = MISSING
+    adapter: AdapterConfig = MISSING
+    device: DeviceConfig = field(default_factory=DeviceConfig)
+    tokens: int = 83  # the paper's one sequence, by inference from its 1,328 circuits
+
+    def __post_init__(self) -> None:
+        _require(self.tokens >= 1, "tokens", self.tokens, "give 1 or more")
+        _require(self.device.kind in ("fake", "ibm"), "device", self.device.kind, "a plan is for device=ibm or device=fake")
+
+
+@dataclass
+class GenerateConfig:
+    """`qrun generate`."""
+
+    model: ModelConfig = MISSING
+    adapter: SavedAdapterConfig = field(default_factory=SavedAdapterConfig)
+    device: DeviceConfig = field(default_factory=DeviceConfig)
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
+    readout: ReadoutConfig = field(default_factory=ReadoutConfig)
+    tokens: int = 40  # most tokens to generate
+    temperature: float = 0.8  # 0 takes the likeliest token
+    seed: int = 0
+    results: str = "results"
+
+    def __post_init__(self) -> None:
+        _require(self.tokens >= 1, "tokens", self.tokens, "give 1 or more")
+        _require(self.temperature >= 0, "temperature", self.temperature, "give 0 or more")
+        _require(0 <= self.seed < 2**63, "seed", self.seed, "give a number from 0 to 2^63 - 1")
+        _check_noise(self.device, self.noise)
+
+
+@dataclass
+class CircuitConfig:
+    """`qrun circuit`."""
+
+    adapter: SavedAdapterConfig = field(default_factory=SavedAdapterConfig)
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
+    dim: int = 4  # of a random block, where no adapter is given
+    site: str | None = None  # of the adapter; null takes its first
+    block: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require(self.dim in (2, 4, 8, 16, 32, 64), "dim", self.dim, "circuits have 2, 4, 8, 16, 32 or 64 amplitudes")
+        _require(self.block >= 0, "block", self.block, "give 0 or more")
+
+
+def _check_noise(device: DeviceConfig, noise: NoiseConfig) -> None:
+    takes_noise = device.kind in ("noisy", "pennylane", "aer")
+    _require(takes_noise or noise.name == "none", "noise", noise.name, f"device={device.kind} has no noise model; use device=noisy, aer or pennylane")
+
+
+VERBS: dict[str, type] = {"train": TrainConfig, "perplexity": PerplexityConfig, "plan": PlanConfig, "generate": GenerateConfig, "circuit": CircuitConfig}
 
 
 def leaf_keys(schema: type = TrainConfig, prefix: str = "") -> list[str]:

@@ -1,17 +1,18 @@
 """From a config to a device that runs block circuits."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from qrun.adapters.executor import CircuitExecutor
-from qrun.config.schema import PerplexityConfig, Precision
+from qrun.config.schema import GenerateConfig, PerplexityConfig, Precision
 from qrun.quantum.cache import BlockCache, default_folder
 from qrun.quantum.devices import AerDevice, Device, NoisyDevice, PennyLaneDevice, ShotsDevice
 from qrun.quantum.encoding import qubits
 
 
-def open_device(config: PerplexityConfig) -> Device:
+def open_device(config: PerplexityConfig | GenerateConfig) -> Device:
     """The device of a config; InputError for a combination it cannot run."""
     device, noise = config.device, config.noise.build()
     dtype: Any = np.float64 if device.precision is Precision.float64 else np.float32
@@ -25,16 +26,17 @@ def open_device(config: PerplexityConfig) -> Device:
         return AerDevice(noise, device.shots, device.backend)
     from qrun.quantum.hardware import open_processor
 
-    return open_processor(device.kind, device.backend, device.shots or 0, device.optimization_level, device.budget_s)
+    folder = Path(config.results).expanduser().resolve() / "qpu"
+    return open_processor(device.kind, device.backend, device.shots or 0, device.optimization_level, device.budget_s, folder)
 
 
-def open_executor(config: PerplexityConfig, dim: int) -> CircuitExecutor:
+def open_executor(config: PerplexityConfig | GenerateConfig, dim: int) -> CircuitExecutor:
     """An executor on that device; InputError at once if blocks of this dimension are no circuits."""
     qubits(dim)
     return CircuitExecutor(open_device(config), config.readout.sign, config.seed)
 
 
-def circuit_line(summary: dict[str, float], config: PerplexityConfig) -> str:
+def circuit_line(summary: dict[str, float], config: PerplexityConfig | GenerateConfig) -> str:
     """What the circuits did, in one line."""
     shots = f"{config.device.shots:,} shots" if config.device.shots else "exact probabilities"
     rate = summary["circuits"] / max(summary["circuit_seconds"], 1e-9)

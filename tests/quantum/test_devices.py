@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from quantum_support import FULL, rotations, unit_slices
 from scipy.stats import chisquare
 
 from qrun.config.noise import Noise
@@ -9,7 +10,6 @@ from qrun.errors import InputError
 from qrun.quantum.cache import BlockCache
 from qrun.quantum.devices import AerDevice, NoisyDevice, PennyLaneDevice, ShotsDevice
 from qrun.quantum.sampling import sample
-from quantum_support import FULL, rotations, unit_slices
 
 MAKERS = {
     "shots": lambda shots: ShotsDevice(Noise(), shots, np.float64),

@@ -5,11 +5,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from qiskit import QuantumCircuit
 from qiskit.quantum_info import Statevector
+from quantum_support import rotations, unit_slices
 
 from qrun.errors import InputError
 from qrun.quantum.circuits import append_preparation, block_circuit, preparation_counts, synthesise
 from qrun.quantum.encoding import estimate, normalise, preparation_angles, qubits
-from quantum_support import rotations, unit_slices
 
 
 @settings(deadline=None, max_examples=40)

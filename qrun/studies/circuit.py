@@ -1,0 +1,66 @@
+"""`qrun circuit`: one block circuit to look at.
+
+qrun circuit adapter.path=results/runs/<run>/adapter site=layers.0.self_attn.v_proj block=3 --qasm block.qasm
+"""
+
+from pathlib import Path
+from typing import Any
+
+from qrun.config.schema import CircuitConfig
+from qrun.errors import InputError
+
+
+def circuit(config: CircuitConfig, qasm: str | None) -> None:
+    """Print drawing, counts, depth and what the noise does to it; write OpenQASM 3 if asked."""
+    import numpy as np
+
+    from qrun.quantum.circuits import block_circuit, synthesise
+    from qrun.quantum.devices import NoisyDevice
+    from qrun.quantum.encoding import qubits
+    from qrun.report.screen import console, say
+
+    if qasm and not Path(qasm).expanduser().absolute().parent.is_dir():
+        raise InputError(f"--qasm {qasm}: its folder does not exist")
+    block, title = _block(config)
+    n, noise = qubits(len(block)), config.noise.build()
+    unit = np.random.default_rng(config.seed).normal(size=len(block))
+    whole = block_circuit(block, unit / np.linalg.norm(unit))
+    if n <= 3:
+        console.print(str(whole.draw("text", fold=console.width - 2)), markup=False)
+    counts, depth = dict(whole.count_ops()), whole.depth(lambda i: i.operation.name not in ("barrier", "measure"))
+    alone = synthesise(block).counts()
+    survival = (1 - noise.cz) ** counts.get("cz", 0) * (1 - noise.sx) ** (counts.get("sx", 0) + counts.get("x", 0))
+    slices = np.random.default_rng(config.seed).normal(size=(256, 1, len(block)))
+    slices /= np.linalg.norm(slices, axis=-1, keepdims=True)
+    device = NoisyDevice(noise, None, np.float64)
+    noisy = device.run(device.prepare(block[None]), slices, np.ones((256, 1), bool), 0, 0)
+    ideal = np.einsum("ab,njb->nja", block, slices) ** 2
+    fidelity = float((np.sqrt(np.clip(noisy, 0, 1) * ideal).sum(-1) ** 2).mean())
+    error = float(np.sqrt(np.square(np.sqrt(np.clip(noisy, 0, 1)) - np.sqrt(ideal)).sum(-1)).mean())
+    say(f"{title}: {n} qubits, {', '.join(f'{counts.get(k, 0)} {k.upper()}' for k in ('cz', 'sx', 'x', 'rz'))}, depth {depth}; Q alone {alone['cz']} CZ")
+    say(f"noise {noise.name}: gates survive with {survival:.2%}; simulated with readout: fidelity of the outcomes {fidelity:.4f}, error of |y| {error:.2%}")
+    if qasm:
+        from qiskit import qasm3
+
+        Path(qasm).expanduser().write_text(qasm3.dumps(whole))
+        say(f"OpenQASM 3 written to {qasm}")
+
+
+def _block(config: CircuitConfig) -> tuple[Any, str]:
+    import numpy as np
+
+    if config.adapter.path is None:
+        from scipy.stats import special_ortho_group
+
+        return special_ortho_group.rvs(config.dim, random_state=config.seed), f"random block, b = {config.dim}"
+    from qrun.adapters.cayley import cayley
+    from qrun.adapters.saving import read
+
+    saved = read(Path(config.adapter.path).expanduser())
+    site = config.site or next(iter(saved.skews))
+    if site not in saved.skews:
+        raise InputError(f"site={site}: not in this adapter; its sites are {', '.join(list(saved.skews)[:3])}, ...")
+    blocks = cayley(saved.skews[site].double(), saved.config.dim)
+    if config.block >= len(blocks):
+        raise InputError(f"block={config.block}: {site} has blocks 0-{len(blocks) - 1}")
+    return np.asarray(blocks[config.block]), f"{site} block {config.block}, b = {saved.config.dim}"

@@ -1,0 +1,62 @@
+"""`qrun generate`: text, token by token, with the adapter on any device.
+
+qrun generate "Return the sum of" adapter.path=results/runs/<run>/adapter device=noisy noise=heron_r2
+"""
+
+import sys
+import time
+from pathlib import Path
+
+from qrun.config.schema import GenerateConfig
+from qrun.errors import InputError
+from qrun.language.models import model_shape
+
+
+def generate(config: GenerateConfig, prompt: str) -> str:
+    """Print the continuation as it comes, then circuits and seconds; returns it. KV cache, so each token runs its own circuits once."""
+    model_shape(config.model)
+    if not prompt.strip():
+        raise InputError("the prompt is empty")
+    if config.device.kind != "exact" and not config.adapter.path:
+        raise InputError(f"device={config.device.kind}: no adapter to run there; give adapter.path=<folder written by `qrun train`>")
+    import torch
+
+    from qrun.adapters.saving import read
+    from qrun.language import models
+    from qrun.report.screen import say
+    from qrun.studies.device import circuit_line, open_executor
+    from qrun.studies.record import attach_saved
+
+    saved = read(Path(config.adapter.path).expanduser()) if config.adapter.path else None
+    executor = open_executor(config, saved.config.dim) if saved and config.device.kind != "exact" else None
+    language = models.load(config.model)
+    if saved:
+        attach_saved(language, saved, str(config.adapter.path)).set_executor(executor)
+    ids = language.tokenizer(prompt, return_tensors="pt")["input_ids"].to(language.device)
+    positions = language.shape.max_position_embeddings
+    if ids.shape[1] + config.tokens > positions:
+        raise InputError(f"tokens={config.tokens}: with a prompt of {ids.shape[1]} the model's {positions} positions are exceeded")
+    generator = torch.Generator().manual_seed(config.seed)
+    started, cache, text = time.perf_counter(), None, ""
+    made: list[int] = []
+    sys.stdout.write(prompt)
+    with torch.no_grad():
+        while len(made) < config.tokens:
+            out = language.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            cache, logits = out.past_key_values, out.logits[0, -1].float().cpu()
+            choice = logits.argmax() if config.temperature == 0 else torch.multinomial((logits / config.temperature).softmax(-1), 1, generator=generator)[0]
+            if choice.item() == language.tokenizer.eos_token_id:
+                break
+            made.append(choice.item())
+            whole = language.tokenizer.decode(made)
+            if not whole.endswith("\ufffd"):  # half a character waits for its other half
+                sys.stdout.write(whole[len(text) :])
+                sys.stdout.flush()
+                text = whole
+            ids = choice.view(1, 1).to(language.device)
+    sys.stdout.write("\n")
+    seconds = time.perf_counter() - started
+    say(f"\n{len(made)} tokens in {seconds:.1f} s ({len(made) / seconds:.1f} tokens/s)")
+    if executor is not None:
+        say(circuit_line(executor.statistics.summary(), config))
+    return text

@@ -1,0 +1,59 @@
+"""`qrun plan`: circuits, shots, jobs and seconds of a run on a QPU, from the model's shape alone.
+
+qrun plan model=llama                       the paper's one v_proj site: 64 pairs, 16 circuits per token, 1,328 circuits for 83 tokens
+qrun plan model=smollm2 adapter=cayley      all 210 sites
+"""
+
+from qrun.adapters.sites import check_divides, parameters, select, sites
+from qrun.config.schema import PlanConfig
+from qrun.errors import InputError
+from qrun.language.models import model_shape
+from qrun.quantum.encoding import qubits
+
+SX_ERROR = 2.45e-4  # the paper's quoted value, where no calibration is asked
+
+
+def plan(config: PlanConfig) -> None:
+    """Print the plan. Raises InputError for a b that is no circuit or does not divide, and for an unknown backend."""
+    shape = model_shape(config.model)
+    if shape is None:
+        raise InputError(f"model={config.model.name}: its shape is not stated; give model.path=<local folder>")
+    dim, side = config.adapter.dim, config.adapter.side
+    n = qubits(dim)
+    selected = select(sites(shape), config.adapter.projections, config.adapter.layers)
+    check_divides(selected, dim, side)
+
+    from qrun.quantum.hardware import open_backend
+    from qrun.quantum.layout import heavy_hex, read_chip
+    from qrun.quantum.plan import JOBS_PER_MINUTE, OPEN_PLAN_S, block_cost
+    from qrun.quantum.plan import plan as cost
+    from qrun.report.screen import say, table
+
+    nominal = config.device.kind == "ibm" and config.device.backend is None
+    chip = heavy_hex() if nominal else read_chip(open_backend(config.device.kind, config.device.backend)[0])
+    block = block_cost(n, chip, SX_ERROR)
+    shots = config.device.shots or 0
+    per_site = [site.width(side) // dim for site in selected]
+    found = cost(chip, dim, per_site, config.tokens, shots, block.seconds)
+    rows = [
+        ["sites, blocks, parameters", f"{len(selected):,}, {sum(per_site):,}, {parameters(selected, dim, side):,}"],
+        ["blocks at once on the chip", f"{found.blocks_per_circuit} of {n} qubits ({found.blocks_per_circuit * n} of {chip.qubits})"],
+        ["circuits per token", f"{found.circuits_per_token:,}"],
+        [f"circuits for {config.tokens:,} tokens", f"{found.circuits:,}"],
+        [f"executions at {shots:,} shots", f"{found.executions:,}"],
+        ["jobs (10 million executions each)", f"{found.jobs:,}"],
+        ["QPU time by IBM's quick form", f"{found.quick_seconds / 60:,.1f} min"],
+        ["QPU time from repetition delay", f"{found.qpu_seconds / 60:,.1f} min"],
+        ["share of the open plan's 10 min", f"{found.open_plan_share:,.2f}"],
+        [f"one circuit per job, {JOBS_PER_MINUTE} jobs a minute", f"{found.one_circuit_per_job_minutes:,.1f} min"],
+        ["block circuit", f"{block.counts['cz']} CZ, {block.counts['sx'] + block.counts['x']} SX, depth {block.depth}, {block.seconds * 1e6:.1f} us"],
+        ["survival of a block circuit", f"{block.gate_survival:.2%} gates, {block.survival:.2%} with readout"],
+    ]
+    calibration = f"calibration of {chip.date}" if chip.date else "nominal errors: CZ 1.78e-3, SX 2.45e-4, readout 1e-2"
+    table(f"{config.model.name}, b = {dim}, on {chip.name}", ["", "value"], rows, calibration)
+    if chip.dead:
+        say(f"left out as dead (error 0.5 or more): {len(chip.dead)} couplers, {', '.join(f'{a}-{b}' for a, b in chip.dead)}")
+    if config.device.budget_s is not None and found.quick_seconds > config.device.budget_s:
+        say(f"over budget: device.budget_s={config.device.budget_s:g} s, this run needs {found.quick_seconds:,.0f} s and would be stopped before it is sent")
+    if found.quick_seconds > OPEN_PLAN_S:
+        say(f"the open plan's {OPEN_PLAN_S} s hold about {int(config.tokens * OPEN_PLAN_S / found.quick_seconds):,} of these tokens")
