@@ -4,7 +4,7 @@ A block circuit is a preparation, different for every slice, and Q, the same for
 
     p(slice) = r(slice) @ O(block)          r [4^n] Pauli expectations of the noisy prepared state,  O [4^n, 2^n]
 
-O is the readout, errors included, carried backwards through Q's noisy gates (Heisenberg picture), once per block. r is simulated forwards, LANES slices at
+O is the readout, errors included, carried backwards through Q's noisy gates (Heisenberg picture), once per block. r is simulated forwards, 128 slices at
 a time so that every inner loop runs over slices and is vectorised. No angle is computed: with u = (left + i right) / norm at each node of the
 encoding tree, RY angles are halves of halves of arg u, hence complex square roots, and their Gray-code combinations are products (a Walsh-Hadamard
 transform in the exponent). Level k touches only qubits 0..k, so the state grows with the circuit.
@@ -65,7 +65,7 @@ def probabilities(units: Array, matrices: Array, noise: Noise) -> Array:
     for level in range(n):
         masks[level, : 1 << level], controls[level, : 1 << level] = gray_controls(level)
     out = np.empty((tokens, blocks, dim), dtype)
-    lanes = 64 if n <= 3 else 16
+    lanes = 128 if tokens > 64 else 32 if tokens > 8 else 8
     _prepare_and_measure(np.ascontiguousarray(units, dtype), matrices, rates, masks, controls, n, lanes, out)
     return out
 

@@ -47,7 +47,7 @@ def generate(config: GenerateConfig, prompt: str) -> str:
             choice = logits.argmax() if config.temperature == 0 else torch.multinomial((logits / config.temperature).softmax(-1), 1, generator=generator)[0]
             if choice.item() == language.tokenizer.eos_token_id:
                 break
-            made.append(choice.item())
+            made.append(int(choice))
             whole = language.tokenizer.decode(made)
             if not whole.endswith("\ufffd"):  # half a character waits for its other half
                 sys.stdout.write(whole[len(text) :])
