@@ -22,8 +22,10 @@ test: .venv/dev ## the test suite
 lint: .venv/dev ## ruff and mypy
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-bench: .venv/dev ## the adapter layer beside PEFT's OFT, ratios of one run
+bench: .venv/dev ## the adapter layer beside PEFT's OFT, the circuit simulator beside Aer and default.mixed, each in one run
 	$(BIN)/python scripts/bench_adapter.py
+	$(BIN)/python scripts/bench_circuits.py
+	$(BIN)/python scripts/bench_circuits.py --smollm2
 
 ui: .venv/core ## the MLflow UI on results/
 	$(BIN)/qrun ui

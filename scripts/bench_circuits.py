@@ -48,12 +48,9 @@ def machine() -> tuple[float, float]:
 
 def throughput() -> None:
     rate, copy = machine()
-    print(
-        f"{torch.get_num_threads()} threads; {rate / 1e9:.0f} G multiply-adds/s, copy {copy / 1e9:.1f} GB/s; circuits per second, depolarising and readout noise"
-    )
-    print(
-        f"{'n':>2} {'exact p':>12} {'8192 shots':>12} {'float64 p':>12} {'Aer save_p':>11} {'d.mixed':>9} {'x Aer':>7} {'x mixed':>9} {'limit flop':>12} {'limit mem':>12} {'of limit':>8}"
-    )
+    print(f"{torch.get_num_threads()} threads; {rate / 1e9:.0f} G multiply-adds/s, copy {copy / 1e9:.1f} GB/s; circuits/s, depolarising and readout noise")
+    heads = ("exact p", "8192 shots", "float64 p", "Aer save_p", "d.mixed", "x Aer", "x d.mixed", "limit flop", "limit memory", "of limit")
+    print(" n " + " ".join(f"{head:>13}" for head in heads))
     for n, tokens, blocks in ((1, 40000, 64), (2, 40000, 64), (3, 20000, 64), (4, 4000, 32), (5, 1000, 16)):
         dim = 2**n
         q = special_ortho_group.rvs(dim, size=blocks, random_state=0).reshape(blocks, dim, dim)
@@ -72,11 +69,8 @@ def throughput() -> None:
             prepared = device.prepare(q[:1])
             slow.append(count / best(lambda d=device, p=prepared, c=count, x=x, m=mask: d.run(p, x[:c, :1], m[:c, :1], 0, 0), 2))
         arithmetic, memory = rate / multiply_adds(n), copy / (2 * dim * 4)
-        print(
-            f"{n:>2} {rates[0]:12,.0f} {rates[1]:12,.0f} {rates[2]:12,.0f} {slow[0]:11,.0f} {slow[1]:9,.1f} {rates[0] / slow[0]:7,.0f} {rates[0] / slow[1]:9,.0f} "
-            f"{arithmetic:12,.0f} {memory:12,.0f} {rates[0] / min(arithmetic, memory):8.1%}",
-            flush=True,
-        )
+        counts = [*rates, *slow, rates[0] / slow[0], rates[0] / slow[1], arithmetic, memory]
+        print(f"{n:>2} " + " ".join(f"{c:13,.0f}" for c in counts) + f" {rates[0] / min(arithmetic, memory):13.1%}", flush=True)
 
 
 def evaluation() -> None:
@@ -95,9 +89,7 @@ def evaluation() -> None:
     model = LlamaForCausalLM(config).eval()
     shape = read_shape({**config.to_dict(), "architectures": ["LlamaForCausalLM"]})
     ids = torch.randint(0, 49152, (1, 512))
-    print(
-        f"SmolLM2-135M's shape, random weights, 512 tokens, float32, {torch.get_num_threads()} threads; seconds and ratios to the same adapter on device=exact"
-    )
+    print(f"SmolLM2-135M's shape, random weights, 512 tokens, float32, {torch.get_num_threads()} threads; ratio to the same adapter on device=exact")
     for label, projections, layers, dims in (("one v_proj", ["v_proj"], "last", (4, 8)), ("all 210 sites", "all", "all", (4,))):
         for dim in dims:
             chosen = AdapterConfig(dim=dim, projections=projections, layers=layers)
