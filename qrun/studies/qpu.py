@@ -8,7 +8,7 @@ from safetensors.numpy import save_file
 
 from qrun.errors import InputError
 from qrun.quantum.hardware import FAKES, IbmService, fake_backend, frequencies, ibm_service, read_jobs
-from qrun.report.screen import say, table
+from qrun.report.screen import listing, say
 
 
 def fetch(results: str, service: IbmService | None = None) -> None:
@@ -34,7 +34,7 @@ def fetch(results: str, service: IbmService | None = None) -> None:
                     os.replace(path.with_suffix(".new"), path)
                     status = "fetched now"
         rows.append([job["job_id"], job["backend"], f"{job['pubs']:,}", f"{job['qpu_seconds']:.0f}", status])
-    table("jobs", ["job", "backend", "circuits", "QPU s", "status"], rows)
+    listing(["job", "backend", "circuits", "QPU s", "status"], rows)
 
 
 def refresh(backend: str, out: str) -> None:

@@ -12,7 +12,8 @@ OPTIONS = [(group, option) for group, found in options().items() for option in f
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_composes_and_has_a_headline(group, option):
     words = [f"{group}={option}", *{"text": ["data.path=x.txt"], "local": ["model.path=x"]}.get(option, [])]
-    verb = "perplexity" if group in ("protocol", "model", "data") else "train"
+    verb = "train" if group in ("adapter", "training", "experiment") else "perplexity"
+    words += ["device=noisy"] if group == "noise" else []
     assert to_yaml(compose(verb, words))
     assert len(options()[group][option]) > 20
 

@@ -1,0 +1,161 @@
+"""Adapters on devices, plans, generation and drawings, as a user types them."""
+
+import pytest
+
+from qrun.tracking.store import Store
+
+SMALL = ["protocol.ctx=64", "evaluation.max_tokens=640"]
+
+
+@pytest.fixture(scope="module")
+def adapter(tiny_folder, story_file, tmp_path_factory):
+    """A trained adapter on the tiny model, and the words that measure it."""
+    from qrun.config.compose import compose
+    from qrun.studies.train import train
+
+    results = tmp_path_factory.mktemp("circuits") / "results"
+    model = ["model=local", f"model.path={tiny_folder}"]
+    words = [*model, "data=text", f"data.path={story_file}", f"results={results}", "protocol.ctx=64"]
+    steps = ["training.context=64", "training.batch=2", "training.steps=8", "training.lr=0.05", "training.warmup=1"]
+    folder = train(compose("train", [*words, *steps, "adapter.projections=[v_proj]", "adapter.layers=last", "name=source"]))
+    return folder, model, [*words, f"adapter.path={folder}", "evaluation.max_tokens=640"], Store(results)
+
+
+def measure(qrun, adapter, name, *words):
+    code, out, err = qrun("eval", "perplexity", *adapter[2], f"name={name}", *words)
+    assert code == 0, err
+    return adapter[3].find(name).data, out
+
+
+def test_circuits_without_shots_noise_or_sign_rule_give_the_exact_perplexity(qrun, adapter):
+    for device in ("shots", "noisy", "pennylane"):
+        data, _ = measure(qrun, adapter, f"exact-{device}", f"device={device}", "device.shots=null", "readout=exact")
+        assert data.metrics[f"{device}/perplexity"] == pytest.approx(data.metrics["adapted/perplexity"], rel=1e-4)
+        assert data.tags["device"] == device and data.metrics["circuit/relative_error"] < 1e-3
+
+
+def test_devices_that_share_a_noise_model_agree(qrun, adapter):
+    found = {}
+    for device in ("noisy", "aer"):
+        data, out = measure(qrun, adapter, f"heron-{device}", f"device={device}", "noise=heron_r2", "device.shots=null", "evaluation.max_tokens=64")
+        found[device] = data.metrics[f"{device}/perplexity"]
+        assert data.tags["noise"] == "heron_r2" and data.tags["noise_date"] == "2025-02-26" and "sign flips" in out
+    assert found["noisy"] == pytest.approx(found["aer"], rel=1e-5)
+
+
+def test_noise_costs_more_when_it_is_scaled_and_the_same_seed_repeats(qrun, adapter):
+    words = ["device=noisy", "noise=paper", "readout=exact"]
+    one, _ = measure(qrun, adapter, "paper", *words)
+    again, _ = measure(qrun, adapter, "paper-again", *words, "evaluation.batch=3")
+    ten, _ = measure(qrun, adapter, "paper-10", *words, "noise.factor=10")
+    assert again.metrics["noisy/perplexity"] == pytest.approx(one.metrics["noisy/perplexity"], rel=1e-5)
+    assert ten.metrics["circuit/relative_error"] > 2 * one.metrics["circuit/relative_error"] > 0
+    assert one.metrics["penalty"] == pytest.approx(one.metrics["noisy/perplexity"] - one.metrics["adapted/perplexity"], rel=1e-6)
+
+
+def test_a_recorded_processor_measures_and_resumes_from_its_counts(qrun, adapter):
+    words = ["device=fake", "device.shots=256", "protocol.ctx=4", "evaluation.max_tokens=4"]
+    first, _ = measure(qrun, adapter, "fake", *words)
+    again, _ = measure(qrun, adapter, "fake-again", *words)
+    assert again.metrics["fake/perplexity"] == first.metrics["fake/perplexity"]
+    assert again.metrics["circuit/circuit_seconds"] < first.metrics["circuit/circuit_seconds"] / 3
+    code, out, _ = qrun("qpu", "fetch", "--results", adapter[3].folder)
+    assert code == 0 and "fetched" in out and "fake_marrakesh" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["device=nope"], "device has aer, exact, fake"),
+        (["device=noisy", "noise=nope"], "noise has depolarizing"),
+        (["device=shots", "noise=paper"], "device=shots has no noise model"),
+        (["device=noisy", "noise=gates", "noise.cz=0.9"], r"noise.cz=0.9"),
+        (["device=noisy", "noise=gates", "noise.t1_us=10", "noise.t2_us=30"], "T2 cannot exceed 2 T1"),
+        (["device=noisy", "device.shots=0"], "device.shots=0"),
+        (["device=fake", "device.shots=null"], "fake only counts"),
+        (["device=fake", "device.backend=FakeNowhere"], "recorded backends are"),
+        (["device=ibm"], "QISKIT_IBM_TOKEN"),
+        (["device=aer", "device.backend=statevector"], "use density_matrix or pennylane"),
+        (["device=pennylane", "noise=paper", "device.backend=default.qubit"], "use default.mixed"),
+        (["device=noisy", "adapter.path=null"], "no adapter to run there"),
+        (["readout.sign=maybe"], "expected one of"),
+    ],
+)
+def test_bad_devices_end_in_one_line_and_leave_the_store_alone(qrun, adapter, monkeypatch, tmp_path, words, said):
+    monkeypatch.delenv("QISKIT_IBM_TOKEN", raising=False)
+    typed = [w for w in adapter[2] if not w.startswith("results")]
+    code, _, err = qrun("eval", "perplexity", *typed, f"results={tmp_path / 'r'}", *words)
+    assert code == 2 and said in err and err.count("\n") == 1, err
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_budget_too_small_sends_nothing(qrun, adapter):
+    code, _, err = qrun("eval", "perplexity", *adapter[2], "device=fake", "device.budget_s=1", "protocol.ctx=9", "evaluation.max_tokens=9", "name=poor")
+    assert code == 2 and "it was not sent" in err and adapter[3].find("poor").info.status == "FAILED"
+
+
+def test_an_adapter_that_is_no_circuit_names_the_nearest_dimension(qrun, adapter, tmp_path):
+    from qrun.config.compose import compose
+    from qrun.studies.train import train
+
+    words = [w for w in adapter[2] if not w.startswith(("adapter.path", "results"))] + [f"results={tmp_path}"]
+    steps = ["training.context=64", "training.batch=1", "training.steps=1", "training.warmup=0", "adapter.projections=[down_proj]"]
+    folder = train(compose("train", [*words, *steps, "adapter.dim=6"]))
+    code, _, err = qrun("eval", "perplexity", *words, f"adapter.path={folder}", "device=noisy")
+    assert code == 2 and "nearest that do are 4 and 8" in err
+
+
+def test_the_plan_of_the_paper_is_found_from_the_models_shape(qrun):
+    code, out, err = qrun("plan", "model=llama")
+    assert code == 0, err
+    for words in ("64 of 2 qubits (128 of 156)", "1,328", "10,878,976", "63.5 min", "265.6 min", "6,144", "3 CZ"):
+        assert words in out
+    code, out, _ = qrun("plan", "model=smollm2", "adapter=cayley", "device=fake", "device.budget_s=60")
+    assert code == 0 and "37,440" in out and "dead" in out and "over budget" in out and "2025-02-26" in out
+    assert qrun("plan", "model=llama", "adapter.dim=3")[0] == 2
+    assert qrun("plan", "device=noisy")[0] == 2
+
+
+def test_text_is_generated_the_same_on_exact_and_on_noiseless_circuits(qrun, adapter):
+    words = [*adapter[1], f"adapter.path={adapter[0]}", "tokens=6", "temperature=0"]
+    code, exact, err = qrun("generate", "the model reads", *words)
+    assert code == 0, err
+    code, circuits, err = qrun("generate", "the model reads", *words, "device=shots", "device.shots=null", "readout=exact")
+    assert code == 0, err
+    assert circuits.splitlines()[0] == exact.splitlines()[0] and exact.startswith("the model reads")
+    assert "6 tokens in" in circuits and "circuits " in circuits
+    assert qrun("generate", " ", *words)[0] == 2
+    code, _, err = qrun("generate", "x", *adapter[1], "tokens=200")
+    assert code == 2 and "128 positions" in err
+
+
+def test_sampled_text_repeats_by_seed(qrun, adapter):
+    words = [*adapter[1], "tokens=8", "temperature=1.5"]
+    texts = [qrun("generate", "a block", *words, f"seed={seed}")[1].splitlines()[0] for seed in (0, 0, 1)]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_a_block_circuit_is_drawn_counted_and_exported(qrun, adapter, tmp_path):
+    code, out, err = qrun("circuit", f"adapter.path={adapter[0]}", "block=2", "--qasm", tmp_path / "b.qasm")
+    assert code == 0, err
+    assert "3 CZ" in out and "Q alone 2 CZ" in out and "v_proj block 2" in out
+    from qiskit import qasm3
+
+    assert "measure" in (tmp_path / "b.qasm").read_text() and hasattr(qasm3, "dumps")
+    assert qrun("circuit", f"adapter.path={adapter[0]}", "block=8")[0] == 2
+    assert qrun("circuit", f"adapter.path={adapter[0]}", "site=layers.9.mlp.up_proj")[0] == 2
+    code, out, _ = qrun("circuit", "dim=16", "noise=heron_r2")
+    assert code == 0 and "4 qubits" in out
+
+
+def test_a_preset_is_refreshed_from_a_calibration(qrun, tmp_path):
+    from importlib.resources import files
+
+    code, _, err = qrun("qpu", "noise", "FakeTorino", "--out", tmp_path / "heron_r1.yaml")
+    assert code == 0, err
+    written = [line for line in (tmp_path / "heron_r1.yaml").read_text().splitlines() if not line.startswith(("#", "source"))]
+    shipped = [line for line in (files("qrun.configs") / "noise" / "heron_r1.yaml").read_text().splitlines() if not line.startswith(("#", "source"))]
+    assert written == shipped
+    assert qrun("qpu", "noise", "FakeNowhere", "--out", tmp_path / "x.yaml")[0] == 2
+    assert qrun("qpu", "noise", "FakeTorino", "--out", tmp_path / "no" / "x.yaml")[0] == 2
+    assert qrun("qpu", "fetch", "--results", tmp_path)[0] == 2
