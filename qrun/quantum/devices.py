@@ -77,9 +77,10 @@ class NoisyDevice(Device):
 
     name = "noisy"
 
-    def __init__(self, noise: Noise, shots: int | None, dtype: Any = np.float32, cache: BlockCache | None = None) -> None:
+    def __init__(self, noise: Noise, shots: int | None, dtype: Any = np.float32, cache: BlockCache | None = None, accelerator: str | None = None) -> None:
         super().__init__(noise, shots, dtype)
         self.cache = cache or BlockCache(None)
+        self.accelerator = accelerator  # a torch device such as cuda; None is the compiled kernel on the processor
 
     def _prepare(self, blocks: Floats) -> Any:
         key = f"{digest(blocks)}-{self.noise.digest}-{np.dtype(self.dtype).name}"
@@ -89,7 +90,14 @@ class NoisyDevice(Device):
         return self.cache.gates(digest(blocks), lambda: [synthesise(block) for block in blocks])
 
     def _probabilities(self, prepared: Any, units: Floats, mask: np.ndarray) -> Floats:
-        return probabilities(units, prepared, self.noise)
+        if self.accelerator is None:
+            return probabilities(units, prepared, self.noise)
+        import torch
+
+        from qrun.quantum import accelerated
+
+        tensors = [torch.as_tensor(array, device=self.accelerator) for array in (units, prepared)]
+        return accelerated.probabilities(tensors[0], tensors[1], self.noise).cpu().numpy()
 
 
 class PennyLaneDevice(Device):

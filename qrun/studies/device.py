@@ -19,7 +19,10 @@ def open_device(config: PerplexityConfig | GenerateConfig) -> Device:
     if device.kind == "shots":
         return ShotsDevice(noise, device.shots, dtype)
     if device.kind == "noisy":
-        return NoisyDevice(noise, device.shots, dtype, BlockCache(default_folder()))
+        import torch
+
+        wanted = config.model.device if config.model.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        return NoisyDevice(noise, device.shots, dtype, BlockCache(default_folder()), wanted if wanted.startswith("cuda") else None)
     if device.kind == "pennylane":
         return PennyLaneDevice(noise, device.shots, device.backend)
     if device.kind == "aer":

@@ -90,6 +90,19 @@ def test_the_fast_simulator_agrees_with_aer_under_every_noise(n, noise):
     np.testing.assert_allclose(run(NoisyDevice(noise, None), blocks, units), reference, atol=2e-6)
 
 
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5])
+def test_the_torch_form_of_the_simulator_agrees_with_the_kernel(n, monkeypatch):
+    from qrun.quantum import accelerated
+
+    blocks, units = rotations(n, 3, seed=n), unit_slices(n, 7, 3, seed=n)
+    units[2] = np.eye(2**n)[-1]
+    units[3] = -np.eye(2**n)[0]
+    kernel = run(NoisyDevice(FULL, None, np.float64), blocks, units)
+    monkeypatch.setattr(accelerated, "STATE", 4**n * 3 * 2)  # two tokens at a time
+    np.testing.assert_allclose(run(NoisyDevice(FULL, None, np.float64, accelerator="cpu"), blocks, units), kernel, atol=1e-9)
+    np.testing.assert_allclose(run(NoisyDevice(FULL, None, accelerator="cpu"), blocks, units), kernel, atol=2e-6)
+
+
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_the_fast_simulator_agrees_with_pennylanes_density_matrix(n):
     blocks, units = rotations(n, 1, seed=n), unit_slices(n, 2, 1, seed=n)
