@@ -173,6 +173,14 @@ def export(
     run(compose("perplexity", [*(words or []), f"adapter.path={_quoted(adapter)}"]), to.value, out)
 
 
+@app.command()
+def doctor(results: Annotated[str, typer.Option(help="Folder of the store.")] = "results") -> None:
+    """Versions, devices and access: what works here, and what is missing for the rest."""
+    from qrun.studies.doctor import doctor as run
+
+    run(results)
+
+
 @app.command(name="config")
 def config_command(group: Annotated[str | None, typer.Argument(help="Show the files of one group.")] = None) -> None:
     """List config groups and their options; every option is a commented YAML file."""

@@ -10,6 +10,8 @@ from qrun.config.schema import GenerateConfig, PerplexityConfig, Precision
 from qrun.quantum.cache import BlockCache, default_folder
 from qrun.quantum.devices import AerDevice, Device, NoisyDevice, PennyLaneDevice, ShotsDevice
 from qrun.quantum.encoding import qubits
+from qrun.quantum.layout import Chip
+from qrun.report.screen import say
 
 
 def open_device(config: PerplexityConfig | GenerateConfig) -> Device:
@@ -30,7 +32,14 @@ def open_device(config: PerplexityConfig | GenerateConfig) -> Device:
     from qrun.quantum.hardware import open_processor
 
     folder = Path(config.results).expanduser().resolve() / "qpu"
-    return open_processor(device.kind, device.backend, device.shots or 0, device.optimization_level, device.budget_s, folder)
+    processor = open_processor(device.kind, device.backend, device.shots or 0, device.optimization_level, device.budget_s, folder)
+    say(f"processor {processor.chip.name}, calibration of {processor.chip.date}; {dead_couplers(processor.chip)}")
+    return processor
+
+
+def dead_couplers(chip: Chip) -> str:
+    """Which couplers the packing leaves out, in words."""
+    return f"left out as dead (error 0.5 or more): {len(chip.dead)} couplers, {', '.join(f'{a}-{b}' for a, b in chip.dead)}" if chip.dead else "no dead coupler"
 
 
 def open_executor(config: PerplexityConfig | GenerateConfig, dim: int) -> CircuitExecutor:

@@ -28,6 +28,7 @@ def plan(config: PlanConfig) -> None:
     from qrun.quantum.plan import JOBS_PER_MINUTE, OPEN_PLAN_S, block_cost
     from qrun.quantum.plan import plan as cost
     from qrun.report.screen import say, table
+    from qrun.studies.device import dead_couplers
 
     nominal = config.device.kind == "ibm" and config.device.backend is None
     chip = heavy_hex() if nominal else read_chip(open_backend(config.device.kind, config.device.backend)[0])
@@ -52,7 +53,7 @@ def plan(config: PlanConfig) -> None:
     calibration = f"calibration of {chip.date}" if chip.date else "nominal errors: CZ 1.78e-3, SX 2.45e-4, readout 1e-2"
     table(f"{config.model.name}, b = {dim}, on {chip.name}", ["", "value"], rows, calibration)
     if chip.dead:
-        say(f"left out as dead (error 0.5 or more): {len(chip.dead)} couplers, {', '.join(f'{a}-{b}' for a, b in chip.dead)}")
+        say(dead_couplers(chip))
     if config.device.budget_s is not None and found.quick_seconds > config.device.budget_s:
         say(f"over budget: device.budget_s={config.device.budget_s:g} s, this run needs {found.quick_seconds:,.0f} s and would be stopped before it is sent")
     if found.quick_seconds > OPEN_PLAN_S:

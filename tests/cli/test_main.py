@@ -68,6 +68,14 @@ def test_an_unknown_command_and_option_end_with_code_2(qrun):
     assert qrun("train", "--nope")[0] == 2
 
 
+def test_doctor_says_what_works_and_what_is_missing(qrun, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.delenv("QISKIT_IBM_TOKEN", raising=False)
+    code, out, _ = qrun("doctor", "--results", tmp_path / "results")
+    assert code == 0 and "set QISKIT_IBM_TOKEN" in out and "HF_TOKEN is set" in out and "hf_secret" not in out and "torch 2." in out
+    assert not (tmp_path / "results").exists()
+
+
 def test_gated_and_unreachable_models_say_what_to_do(qrun, monkeypatch, tmp_path):
     monkeypatch.delenv("HF_TOKEN", raising=False)
     code, _, err = qrun("eval", "perplexity", "model=llama", f"results={tmp_path}/r")

@@ -34,6 +34,20 @@ def test_circuits_without_shots_noise_or_sign_rule_give_the_exact_perplexity(qru
         assert data.tags["device"] == device and data.metrics["circuit/relative_error"] < 1e-3
 
 
+def test_the_sign_rule_is_exact_for_sign_constrained_adapters(qrun, adapter, tmp_path):
+    from qrun.config.compose import compose
+    from qrun.studies.train import train
+
+    words = [w for w in adapter[2] if not w.startswith(("adapter.path", "results"))] + [f"results={tmp_path}"]
+    steps = ["training.context=64", "training.batch=2", "training.steps=6", "training.lr=0.1", "training.warmup=0", "adapter.sign_constrained=true"]
+    folder = train(compose("train", [*words, *steps, "adapter.layers=last"]))
+    code, _, err = qrun("eval", "perplexity", *words, f"adapter.path={folder}", "device=shots", "device.shots=null", "name=constrained")
+    assert code == 0, err
+    metrics = Store(tmp_path).find("constrained").data.metrics
+    assert metrics["shots/perplexity"] == pytest.approx(metrics["adapted/perplexity"], rel=1e-5)
+    assert metrics["circuit/sign_flips"] > 0  # the rotation does change signs; the forward pass restores them as the readout does
+
+
 def test_devices_that_share_a_noise_model_agree(qrun, adapter):
     found = {}
     for device in ("noisy", "aer"):
