@@ -21,6 +21,8 @@ app = typer.Typer(
 )
 measure = typer.Typer(help="Measure a model, alone and with an adapter.", no_args_is_help=True)
 app.add_typer(measure, name="eval")
+sweep = typer.Typer(help="Studies: many cells, one parent run, resumable at any point.", no_args_is_help=True)
+app.add_typer(sweep, name="sweep")
 qpu = typer.Typer(help="Jobs on IBM processors, and their calibrations.", no_args_is_help=True)
 app.add_typer(qpu, name="qpu")
 
@@ -111,6 +113,24 @@ def compare(
     from qrun.studies.perplexity import compare as run
 
     run(first, second, results)
+
+
+@sweep.command(epilog="Example: qrun sweep dim study.dims=[2,4,8] study.seeds=[0,1,2]")
+def dim(words: Words = None, cfg: Cfg = None) -> None:
+    """Perplexity over block dimension and seeds, noiseless, with the test of monotonicity."""
+    if (config := _composed("sweep_dim", words, cfg)) is not None:
+        from qrun.studies.sweeps import sweep_dim
+
+        sweep_dim(config)
+
+
+@sweep.command(name="noise", epilog="Example: qrun sweep noise noise=heron_r2 adapter=paper")
+def noise_sweep(words: Words = None, cfg: Cfg = None) -> None:
+    """Perplexity over block dimension and two-qubit error rate; where does the gain end?"""
+    if (config := _composed("sweep_noise", words, cfg)) is not None:
+        from qrun.studies.sweeps import sweep_noise
+
+        sweep_noise(config)
 
 
 @app.command(epilog="Example: qrun plan model=llama")

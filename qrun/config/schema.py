@@ -325,6 +325,42 @@ class PerplexityConfig(RunConfig):
 
 
 @dataclass
+class StudyConfig:
+    """Group-free part of a sweep: its axes."""
+
+    dims: list[int] = field(default_factory=lambda: [2, 4, 8, 16])
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    rates: list[float] = field(default_factory=list)  # two-qubit error rates; the preset's other rates keep their proportion to it
+
+    def __post_init__(self) -> None:
+        for key in ("dims", "seeds"):
+            values = getattr(self, key)
+            _require(bool(values) and len(set(values)) == len(values), f"study.{key}", values, "give a list of different values")
+        _require(min(self.dims) >= 2, "study.dims", self.dims, "a block needs dimension 2 or more")
+        _require(min(self.seeds) >= 0, "study.seeds", self.seeds, "give numbers of 0 or more")
+        _require(self.rates == sorted(set(self.rates)), "study.rates", self.rates, "give different rates in rising order")
+        _require(all(0 < r <= 0.75 for r in self.rates), "study.rates", self.rates, "give rates above 0, at most 0.75")
+
+
+@dataclass
+class SweepConfig(TrainConfig):
+    """`qrun sweep dim` and `qrun sweep noise`."""
+
+    device: DeviceConfig = field(default_factory=DeviceConfig)
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
+    readout: ReadoutConfig = field(default_factory=ReadoutConfig)
+    study: StudyConfig = field(default_factory=StudyConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.study.rates:
+            _require(self.device.kind == "noisy", "device", self.device.kind, "the noise sweep runs on device=noisy")
+            _require(self.noise.cz > 0, "noise", self.noise.name, "rates are scaled in a preset's proportions; its cz must be above 0")
+            circuits = all(b & (b - 1) == 0 for b in self.study.dims)
+            _require(circuits, "study.dims", self.study.dims, "circuits need powers of two")
+
+
+@dataclass
 class PlanConfig:
     """`qrun plan`."""
 
@@ -380,7 +416,15 @@ def _check_noise(device: DeviceConfig, noise: NoiseConfig) -> None:
     _require(takes_noise or noise.name == "none", "noise", noise.name, f"device={device.kind} has no noise model; use device=noisy, aer or pennylane")
 
 
-VERBS: dict[str, type] = {"train": TrainConfig, "perplexity": PerplexityConfig, "plan": PlanConfig, "generate": GenerateConfig, "circuit": CircuitConfig}
+VERBS: dict[str, type] = {
+    "train": TrainConfig,
+    "perplexity": PerplexityConfig,
+    "sweep_dim": SweepConfig,
+    "sweep_noise": SweepConfig,
+    "plan": PlanConfig,
+    "generate": GenerateConfig,
+    "circuit": CircuitConfig,
+}
 
 
 def leaf_keys(schema: type = TrainConfig, prefix: str = "") -> list[str]:

@@ -19,6 +19,16 @@ def say(message: str) -> None:
 
 
 @contextmanager
+def silenced() -> Iterator[None]:
+    """Nothing is printed inside: a study shows one line per cell, not what each cell shows."""
+    before, console.quiet = console.quiet, True
+    try:
+        yield
+    finally:
+        console.quiet = before
+
+
+@contextmanager
 def bar(title: str, total: int, unit: str) -> Iterator[Callable[[int, str], None]]:
     """Progress of `total` units. The block gets advance(units, note); without a terminal a line appears every ten seconds."""
     started = time.monotonic()

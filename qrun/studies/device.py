@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from qrun.adapters.executor import CircuitExecutor
-from qrun.config.schema import GenerateConfig, PerplexityConfig, Precision
+from qrun.config.schema import GenerateConfig, PerplexityConfig, Precision, SweepConfig
 from qrun.quantum.cache import BlockCache, default_folder
 from qrun.quantum.devices import AerDevice, Device, NoisyDevice, PennyLaneDevice, ShotsDevice
 from qrun.quantum.encoding import qubits
@@ -14,7 +14,7 @@ from qrun.quantum.layout import Chip
 from qrun.report.screen import say
 
 
-def open_device(config: PerplexityConfig | GenerateConfig) -> Device:
+def open_device(config: PerplexityConfig | GenerateConfig | SweepConfig) -> Device:
     """The device of a config; InputError for a combination it cannot run."""
     device, noise = config.device, config.noise.build()
     dtype: Any = np.float64 if device.precision is Precision.float64 else np.float32
@@ -42,7 +42,7 @@ def dead_couplers(chip: Chip) -> str:
     return f"left out as dead (error 0.5 or more): {len(chip.dead)} couplers, {', '.join(f'{a}-{b}' for a, b in chip.dead)}" if chip.dead else "no dead coupler"
 
 
-def open_executor(config: PerplexityConfig | GenerateConfig, dim: int) -> CircuitExecutor:
+def open_executor(config: PerplexityConfig | GenerateConfig | SweepConfig, dim: int) -> CircuitExecutor:
     """An executor on that device; InputError at once if blocks of this dimension are no circuits."""
     qubits(dim)
     return CircuitExecutor(open_device(config), config.readout.sign, config.seed)

@@ -2,9 +2,12 @@
 
 import resource
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from qrun.adapters.linear import Adapter, attach
 from qrun.adapters.saving import SavedAdapter
@@ -16,9 +19,11 @@ from qrun.evaluation.perplexity import Difference, Measurement, measure
 from qrun.evaluation.protocols import Task
 from qrun.language.corpus import Corpus
 from qrun.language.models import LanguageModel
+from qrun.language.tokens import stream
 from qrun.report.screen import bar, table
 from qrun.tracking.provenance import environment, git_state
 from qrun.tracking.store import Run
+from qrun.training.loop import training_windows
 
 
 @dataclass
@@ -28,6 +33,15 @@ class Opened:
     language: LanguageModel
     corpus: Corpus
     task: Task
+    base: Measurement | None = None  # of the frozen model on the task, once measured
+    windows: dict[int, Tensor] = field(default_factory=dict)  # training windows by context
+
+    def training_windows(self, context: int) -> Tensor:
+        """Windows [count, context] of the training split, tokenised once."""
+        if context not in self.windows:
+            text = stream(self.language.tokenizer, self.corpus.splits["train"], self.corpus.wikitext)
+            self.windows[context] = training_windows(torch.from_numpy(text.ids), context)
+        return self.windows[context]
 
 
 def open_all(config: RunConfig) -> Opened:

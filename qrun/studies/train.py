@@ -17,38 +17,40 @@ from qrun.errors import InputError
 from qrun.language.models import model_shape
 
 
-def train(config: TrainConfig, resume: bool = False) -> Path:
-    """Run the recipe; returns the folder of the saved adapter."""
+def train(config: TrainConfig, resume: bool = False, opened: Any = None, cell: dict[str, str] | None = None) -> Path:
+    """Run the recipe; returns the folder of the saved adapter.
+
+    A study passes what its cells share (`opened`, a record.Opened) and the tags that make the run one of its cells; the model is left as it was.
+    """
     shape = model_shape(config.model)
     if shape is not None:
         chosen_sites(config, shape)  # a wrong block dimension is told before torch is imported
 
     import torch
 
-    from qrun.adapters.linear import attach
+    from qrun.adapters.linear import attach, detach
     from qrun.adapters.saving import save
     from qrun.evaluation.perplexity import Measurement, difference, measure
     from qrun.evaluation.protocols import build
-    from qrun.language.tokens import stream
     from qrun.report.figures import loss_curve
     from qrun.report.screen import bar, say
     from qrun.studies.record import flat_params, measured, open_all, open_record, record_measurements, result_table, tags
     from qrun.tracking.store import Store
     from qrun.training.checkpoint import Progress, read_progress
     from qrun.training.interrupt import Interrupt
-    from qrun.training.loop import fit, training_windows
+    from qrun.training.loop import fit
     from qrun.training.losses import frozen_teacher
 
     if config.training.threads:
         torch.set_num_threads(config.training.threads)
     torch.manual_seed(config.seed)
-    opened = open_all(config)
+    opened = opened or open_all(config)
     language, corpus = opened.language, opened.corpus
     selected = chosen_sites(config, language.shape)
     positions = language.shape.max_position_embeddings
     if config.training.context > positions:
         raise InputError(f"training.context={config.training.context}: the model has {positions} positions")
-    windows = training_windows(torch.from_numpy(stream(language.tokenizer, corpus.splits["train"], corpus.wikitext).ids), config.training.context)
+    windows = opened.training_windows(config.training.context)
     context = min(config.training.context, positions)
     watched = EvaluationConfig(split=Split.validation, max_tokens=config.training.eval_tokens)
     validation = build(ProtocolConfig(ctx=context), watched, corpus, language.tokenizer, positions)
@@ -76,17 +78,20 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
     say(f"adapter b={config.adapter.dim}: {len(selected)} sites, {count:,} parameters; {len(windows):,} training windows of {config.training.context} tokens")
     params = {**flat_params(config), "sites": len(selected), "parameters": count}
     interrupt = Interrupt()
-    with interrupt.installed(), store.run("train", name, params, tags(config, opened), resume_id) as run:
+    with interrupt.installed(), store.run("study" if cell else "train", name, params, {**tags(config, opened), **(cell or {})}, resume_id) as run:
         progress.facts = {**facts, "run_id": run.run_id}
         if resume_id is None:
             open_record(run, config, opened)
         with adapter.disabled():
-            if resume_id and base_file.is_file() and (kept := Measurement.from_json(base_file.read_text())).fingerprint == opened.task.fingerprint:
+            if opened.base is not None:
+                base = opened.base
+            elif resume_id and base_file.is_file() and (kept := Measurement.from_json(base_file.read_text())).fingerprint == opened.task.fingerprint:
                 base = kept
             else:
                 base = measured("frozen model", language.model, opened.task, config.evaluation.batch)
                 folder.mkdir(parents=True, exist_ok=True)
                 base_file.write_text(base.to_json())
+            opened.base = base
 
         def validate() -> float:
             result = measure(language.model, validation, config.evaluation.batch)
@@ -123,12 +128,15 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
         run.folder(folder / "adapter", "adapter")
         title = f"{name}: {config.model.name} on {corpus.name}, b = {config.adapter.dim}, {len(selected)} sites"
         run.figure(loss_curve(progress.history, progress.evaluations, title), "figures/loss_curve.png")
+    detach(language.model, adapter)
     state.unlink(missing_ok=True)
     base_file.unlink(missing_ok=True)
 
     caption = f"{len(base.nats)} documents, {sum(base.tokens):,} tokens of {corpus.name} {config.evaluation.split.value}; best step {progress.best_step}"
     result_table(name, {"frozen model": base, f"with adapter, {count:,} parameters": adapted}, gain, caption)
-    say(f"adapter  {_shown(folder / 'adapter')}\nrun      {store.url('train', run_id=run.run_id)}  (after `qrun ui{_results_option(config)}`)")
+    say(
+        f"adapter  {_shown(folder / 'adapter')}\nrun      {store.url('study' if cell else 'train', run_id=run.run_id)}  (after `qrun ui{_results_option(config)}`)"
+    )
     return folder / "adapter"
 
 

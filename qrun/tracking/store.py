@@ -175,6 +175,21 @@ class Store:
                 return found[0]
         raise InputError(f"{word}: no run of that name or id in {self.database}")
 
+    def tagged(self, verb: str, tag: str, status: str | None = None) -> dict[str, Any]:
+        """The newest run of a verb for each value of a tag, of one status or any."""
+        if not self.database.exists():
+            return {}
+        condition = f"tags.`{tag}` != ''" + (f" AND attributes.status = '{status}'" if status else "")
+        found: dict[str, Any] = {}
+        token = None
+        while True:
+            page = self.client.search_runs([self.experiment(verb)], condition, max_results=1000, page_token=token, order_by=["attributes.start_time DESC"])
+            for run in page:
+                found.setdefault(run.data.tags[tag], run)
+            token = page.token
+            if not token:
+                return found
+
     def exists(self, run_id: str) -> bool:
         from mlflow.exceptions import MlflowException
 
