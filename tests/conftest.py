@@ -2,11 +2,13 @@
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test reaches for a hub
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="qrun-tests-")  # nor writes to the user's cache
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("QRUN_TEST_DATA", ROOT.parent / "shared" / "data"))

@@ -51,8 +51,10 @@ def synthesise(block: Floats) -> Gates:
 def _decompose(matrix: NDArray[np.float64], n: int) -> Any:
     from qiskit import QuantumCircuit, transpile
     from qiskit.circuit.library import CZGate, UnitaryGate
-    from qiskit.synthesis import TwoQubitBasisDecomposer
+    from qiskit.synthesis import OneQubitEulerDecomposer, TwoQubitBasisDecomposer
 
+    if n == 1:
+        return OneQubitEulerDecomposer("ZSX")(matrix)
     if n == 2:
         return TwoQubitBasisDecomposer(CZGate(), euler_basis="ZSX")(matrix.astype(complex))
     circuit = QuantumCircuit(n)

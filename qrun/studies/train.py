@@ -134,9 +134,8 @@ def train(config: TrainConfig, resume: bool = False, opened: Any = None, cell: d
 
     caption = f"{len(base.nats)} documents, {sum(base.tokens):,} tokens of {corpus.name} {config.evaluation.split.value}; best step {progress.best_step}"
     result_table(name, {"frozen model": base, f"with adapter, {count:,} parameters": adapted}, gain, caption)
-    say(
-        f"adapter  {_shown(folder / 'adapter')}\nrun      {store.url('study' if cell else 'train', run_id=run.run_id)}  (after `qrun ui{_results_option(config)}`)"
-    )
+    link = store.url("study" if cell else "train", run_id=run.run_id)
+    say(f"adapter  {_shown(folder / 'adapter')}\nrun      {link}  (after `qrun ui{_results_option(config)}`)")
     return folder / "adapter"
 
 

@@ -156,7 +156,7 @@ def test_binomial_draws_follow_the_exact_distribution_in_both_methods():
 
 
 def test_prepared_blocks_come_back_from_disk(tmp_path, monkeypatch):
-    blocks, units = rotations(3, 4), unit_slices(3, 5, 4)
+    blocks, units = rotations(4, 4), unit_slices(4, 5, 4)
     first = run(NoisyDevice(FULL, None, cache=BlockCache(tmp_path)), blocks, units)
     assert {p.name.split("-")[0] for p in tmp_path.iterdir()} == {"gates", "readout"}
     monkeypatch.setattr("qrun.quantum.devices.synthesise", lambda block: pytest.fail("synthesised again"))
