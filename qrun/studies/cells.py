@@ -19,6 +19,7 @@ from qrun.config.compose import plain
 from qrun.errors import InputError, RunFailed
 from qrun.report.screen import say, silenced
 from qrun.tracking.store import Run, Store
+from qrun.training.interrupt import Interrupt
 
 VERB = "study"
 CODE = ("adapters", "language", "quantum", "training", "evaluation")  # rooms whose code can change a number
@@ -64,9 +65,12 @@ def alone(store: Store) -> Iterator[None]:
 @contextmanager
 def study(store: Store, name: str, key: str, params: dict[str, Any], tags: dict[str, Any]) -> Iterator[Run]:
     """The study's parent run: the same one when the same study is started again."""
-    known = store.tagged(VERB, "study_key").get(key)
-    with alone(store), store.run(VERB, name, params, {**tags, "study_key": key}, known.info.run_id if known else None) as run:
-        yield run
+    with alone(store), Interrupt().installed():
+        known = store.tagged(VERB, "study_key").get(key)
+        for run in store.tagged(VERB, "cell_key", "RUNNING").values():  # nobody else is here: these were killed
+            store.client.set_terminated(run.info.run_id, "KILLED")
+        with store.run(VERB, name, params, {**tags, "study_key": key}, known.info.run_id if known else None) as parent:
+            yield parent
 
 
 def run_cells(store: Store, parent: Run, cells: list[Cell]) -> dict[str, Any]:

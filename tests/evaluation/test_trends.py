@@ -1,0 +1,37 @@
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from qrun.evaluation.trends import mean_interval, monotone_trend, zero_crossing
+
+
+def test_mean_interval_is_students():
+    values = [1.0, 2.0, 4.0, 5.0]
+    expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert mean_interval(values) == pytest.approx((expected.low, expected.high))
+    assert all(math.isnan(v) for v in mean_interval([1.0])) and mean_interval([2.0, 2.0]) == (2.0, 2.0)
+
+
+def test_falling_rows_are_a_trend_and_shuffled_rows_are_not():
+    rng = np.random.default_rng(0)
+    falling = 30 - np.arange(6) + rng.normal(0, 0.2, (5, 6))
+    assert monotone_trend(falling)["p"] < 1e-4 and monotone_trend(falling)["violations"] == 0
+    rising = monotone_trend(falling[:, ::-1])
+    assert rising["p"] > 0.9 and rising["violations"] == 5
+    assert math.isnan(monotone_trend(falling[:1])["p"])
+
+
+def test_crossing_is_log_linear_between_the_neighbours():
+    rates = [1e-4, 1e-3, 1e-2]
+    found = zero_crossing(rates, np.array([[1.0, 0.5, -0.5], [1.0, 0.5, -0.5]]))
+    assert found["rate"] == pytest.approx(10**-2.5) and found["side"] == ""
+    two = zero_crossing(rates, np.array([[1.0, 0.5, -0.5], [1.0, -1.0, -2.0]]))
+    assert two["rate"] == pytest.approx(10 ** ((-2.5 - 3.5) / 2)) and two["low"] < two["rate"] < two["high"]
+
+
+def test_no_crossing_is_said_and_not_made_up():
+    rates = [1e-4, 1e-3]
+    assert zero_crossing(rates, np.array([[1.0, 0.5]]))["side"] == "above" and zero_crossing(rates, np.array([[1.0, 0.5]]))["bound"] == 1e-3
+    assert zero_crossing(rates, np.array([[-1.0, -2.0]]))["side"] == "below" and math.isnan(zero_crossing(rates, np.array([[-1.0, -2.0]]))["rate"])
