@@ -330,6 +330,7 @@ class StudyConfig:
 
     dims: list[int] = field(default_factory=lambda: [2, 4, 8, 16])
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    lr_exponent: float = 1.0  # a cell of block dimension b trains with training.lr * (4 / b)^lr_exponent
     rates: list[float] = field(default_factory=list)  # two-qubit error rates; the preset's other rates keep their proportion to it
 
     def __post_init__(self) -> None:
@@ -338,6 +339,7 @@ class StudyConfig:
             _require(bool(values) and len(set(values)) == len(values), f"study.{key}", values, "give a list of different values")
         _require(min(self.dims) >= 2, "study.dims", self.dims, "a block needs dimension 2 or more")
         _require(min(self.seeds) >= 0, "study.seeds", self.seeds, "give numbers of 0 or more")
+        _require(0 <= self.lr_exponent <= 2, "study.lr_exponent", self.lr_exponent, "give a number from 0 to 2")
         _require(self.rates == sorted(set(self.rates)), "study.rates", self.rates, "give different rates in rising order")
         _require(all(0 < r <= 0.75 for r in self.rates), "study.rates", self.rates, "give rates above 0, at most 0.75")
 

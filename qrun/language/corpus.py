@@ -69,8 +69,12 @@ def load(config: DataConfig) -> Corpus:
 def _pydoc(config: DataConfig) -> Corpus:
     import platform
 
+    try:
+        documents = pydoc_documents()
+    except ImportError as error:
+        raise InputError("data=pydoc: this Python comes without pydoc_data; install its full standard library, or use data=text data.path=<file>") from error
     source = f"documentation of CPython {platform.python_version()} (PSF licence)"
-    return Corpus("pydoc", split_by_hash(pydoc_documents(), config.validation, config.test), source)
+    return Corpus("pydoc", split_by_hash(documents, config.validation, config.test), source)
 
 
 def _libdocs(config: DataConfig) -> Corpus:

@@ -30,9 +30,11 @@ def check(config: SweepConfig) -> None:
 
 
 def training_config(config: SweepConfig, dim: int, seed: int) -> TrainConfig:
-    """The cell's config: that of `qrun train` with the same words."""
+    """The cell's config: that of `qrun train` with the same words and the learning rate scaled to b."""
     values = {name: getattr(config, name) for name in TRAIN_KEYS}
-    return TrainConfig(**{**values, "adapter": dataclasses.replace(config.adapter, dim=dim), "seed": seed, "name": None})
+    training = dataclasses.replace(config.training, lr=config.training.lr * (4 / dim) ** config.study.lr_exponent)
+    adapter = dataclasses.replace(config.adapter, dim=dim)
+    return TrainConfig(**{**values, "adapter": adapter, "training": training, "seed": seed, "name": None})
 
 
 def training_cell(config: SweepConfig, opened: Any, dim: int, seed: int) -> Cell:

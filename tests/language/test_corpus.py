@@ -38,6 +38,14 @@ def test_pydoc_is_real_english_in_three_splits():
     assert len(set(corpus.digests.values())) == 3
 
 
+def test_a_python_without_its_documentation_is_named(monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
+    with pytest.raises(InputError, match="without pydoc_data"):
+        load(DataConfig(name="pydoc", source="pydoc"))
+
+
 def test_docstrings_come_in_file_order_without_indentation():
     source = 'def f():\n    """First docstring of the module, long enough to be text.\n\n    Indented.\n    """\n'
     source += 'class A:\n    """Second docstring of the module, long enough too."""\n'
