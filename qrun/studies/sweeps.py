@@ -118,7 +118,7 @@ def sweep_noise(config: SweepConfig) -> dict[int, Any]:
         runs = run_cells(store, parent, list(noisy.values()))
         metrics = {point: runs[cell.key].data.metrics for point, cell in noisy.items()}
         base = adapters[trained[grid[0]].key].data.metrics["base/perplexity"]
-        summary, rows = {}, []
+        summary: dict[int, Any] = {}
         for dim in config.study.dims:
             gains = np.array([[metrics[dim, seed, column]["gain"] for column in columns] for seed in config.study.seeds])
             crossing = zero_crossing(config.study.rates, gains[:, 1:-1])
@@ -130,14 +130,16 @@ def sweep_noise(config: SweepConfig) -> dict[int, Any]:
                 "gains": gains.tolist(),
                 "critical_rate": crossing,
             }
-            rows.append([f"b = {dim}", f"{np.mean(exact):+.3f}", *(f"{r:.3f}" for r in relative), crossing_words(crossing)])
-        headers = ["", "gain, exact", "0", *(f"{r:g}" for r in config.study.rates), "uniform", "critical rate"]
         result = {"base_perplexity": base, "columns": [str(c) for c in columns], "preset": config.noise.name, "dims": summary}
         parent.json(result, "result.json")
         parent.figure(phase_diagram(summary, config.study.rates, config.noise.cz, f"{config.model.name}, noise {config.noise.name}"), "figures/noise.png")
         parent.metrics({f"b{dim}/critical_rate": v["critical_rate"]["rate"] for dim, v in summary.items() if not math.isnan(v["critical_rate"]["rate"])})
     caption = f"perplexity relative to the frozen model's {base:.3f} (below 1 is a gain); other rates in the proportions of noise={config.noise.name}"
-    table(f"{parent.name}: relative perplexity over the two-qubit error rate", headers, rows, caption)
+    titles = ["shots alone", *(f"{rate:g}" for rate in config.study.rates), "uniform output"]
+    rows = [["gain, exact", *(f"{v['noiseless_gain']:+.3f}" for v in summary.values())]]
+    rows += [[title, *(f"{v['relative_perplexity'][index]:.4f}" for v in summary.values())] for index, title in enumerate(titles)]
+    rows += [["critical rate", *(crossing_words(v["critical_rate"]) for v in summary.values())]]
+    table(f"{parent.name}: relative perplexity over the two-qubit error rate", ["", *(f"b = {dim}" for dim in summary)], rows, caption)
     say(f"run  {store.url('study', run_id=parent.run_id)}  (after `qrun ui`)")
     return summary
 
