@@ -1,7 +1,8 @@
 """Cayley blocks: Q = (I - K/2)(I + K/2)^-1 for real skew-symmetric K, one b x b block per slice of b channels.
 
-Q is orthogonal with determinant +1 for every K and K = 0 is the identity (arXiv:2605.05914; the same map as OFT, arXiv:2306.07280, with K/2 in the place of its Q). The solve is exact; truncated Neumann series leave the
-orthogonal group as soon as K is not small, and a block that is not orthogonal is no circuit.
+Q is orthogonal with determinant +1 for every K, and K = 0 is the identity (arXiv:2605.05914; the same map as OFT, arXiv:2306.07280, with K/2 in the
+place of its Q). The solve is exact; truncated Neumann series leave the orthogonal group as soon as K is not small, and a block that is not orthogonal
+is no circuit.
 
 Row vectors are used throughout: z = Q x for a slice x reads z = x @ Q^T.
 """
