@@ -33,16 +33,6 @@ def cayley(parameters: Tensor, dim: int) -> Tensor:
     return torch.linalg.solve(identity + half, identity - half).to(parameters.dtype)
 
 
-def inverse_cayley(blocks: Tensor) -> Tensor:
-    """Parameters [blocks, b(b-1)/2] of orthogonal Q without eigenvalue -1: K = 2 (I - Q)(I + Q)^-1."""
-    dim = blocks.shape[-1]
-    q = blocks.double()
-    identity = torch.eye(dim, dtype=q.dtype, device=q.device)
-    k = 2 * torch.linalg.solve(identity + q, identity - q)
-    rows, columns = torch.triu_indices(dim, dim, offset=1, device=q.device)
-    return k[:, rows, columns].to(blocks.dtype)
-
-
 def tile(blocks: Tensor, width: int = TILE) -> Tensor:
     """Gather blocks [B, b, b] into diagonal tiles [B/r, rb, rb], r the largest divisor of B with rb <= width. Shape unchanged for large b."""
     count, dim, _ = blocks.shape

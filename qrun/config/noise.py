@@ -72,10 +72,6 @@ class Noise:
         coherent = math.exp(-microseconds / self.t2_us) if self.t2_us else math.sqrt(stay)
         return Channel(coherent, stay, 1 - stay)
 
-    @property
-    def ideal(self) -> bool:
-        return self.scaled(1.0).digest == Noise().digest
-
     def scaled(self, factor: float) -> "Noise":
         """All rates times `factor` and all times divided by it, capped where a rate stops making sense."""
         if factor < 0:

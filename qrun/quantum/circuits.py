@@ -115,7 +115,3 @@ def block_circuit(block: Floats, unit: Floats | None = None, measure: bool = Tru
     if measure:
         circuit.measure_all()
     return circuit
-
-
-def preparation_counts(n: int) -> dict[str, int]:
-    return {"cz": 2**n - n - 1, "sx": 2 * (2**n - 1), "rz": 2 * (2**n - 1), "x": 0}

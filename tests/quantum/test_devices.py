@@ -197,4 +197,4 @@ def test_unphysical_noise_is_refused(values, said):
 def test_scaling_multiplies_rates_and_shortens_times():
     ten = FULL.scaled(10)
     assert (ten.sx, ten.cz, ten.t1_us, ten.read_0_given_1) == (pytest.approx(0.03), pytest.approx(0.1), 2.0, 0.5)
-    assert FULL.scaled(0).ideal and FULL.scaled(1) == FULL and FULL.scaled(1e9).cz == 0.75
+    assert FULL.scaled(0).digest == Noise(sx_ns=36, cz_ns=68).digest and FULL.scaled(1) == FULL and FULL.scaled(1e9).cz == 0.75
