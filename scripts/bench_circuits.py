@@ -94,7 +94,7 @@ def evaluation() -> None:
         for dim in dims:
             chosen = AdapterConfig(dim=dim, projections=projections, layers=layers)
             adapter = attach(model, select(sites(shape), chosen.projections, chosen.layers), chosen)
-            for parameter in adapter.skews().values():
+            for parameter in adapter.tensors().values():
                 parameter.data.normal_(0, 0.05)
             executor = CircuitExecutor(NoisyDevice(NOISE, 8192), Sign.input, 0)
 

@@ -5,8 +5,9 @@ with adapter.disabled(): ...                             the model as it was
 adapter.merge(); adapter.unmerge()                       Q folded into the weights, and the very same weights back
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -87,29 +88,34 @@ class AdaptedLinear(nn.Module):
 class Adapter:
     """The adapted sites of one model, in the order of the forward pass."""
 
-    def __init__(self, config: AdapterConfig, modules: dict[str, AdaptedLinear]) -> None:
+    def __init__(self, config: AdapterConfig, modules: Mapping[str, Any]) -> None:
         self.config, self.modules = config, modules
 
-    def skews(self) -> dict[str, nn.Parameter]:
+    def tensors(self) -> dict[str, nn.Parameter]:
         """Site name -> trainable parameters [B, b(b-1)/2]."""
         return {name: module.skew for name, module in self.modules.items()}
 
     def count(self) -> int:
-        return sum(p.numel() for p in self.skews().values())
+        """Degrees of freedom that are trained."""
+        return sum(p.numel() for p in self.tensors().values())
 
     @torch.no_grad()
     def load(self, values: dict[str, Tensor]) -> None:
         """Copy parameters in; names and shapes must be those of this adapter."""
-        for name, parameter in self.skews().items():
+        for name, parameter in self.tensors().items():
             parameter.copy_(values[name])
 
     def snapshot(self) -> dict[str, Tensor]:
-        return {name: p.detach().clone() for name, p in self.skews().items()}
+        return {name: p.detach().clone() for name, p in self.tensors().items()}
 
     def set_executor(self, executor: Executor | CircuitExecutor | None) -> None:
         """Let a device compute every Q x: a plain executor is shared, a CircuitExecutor gives each site its own stream of shots. None is exact."""
         for name, module in self.modules.items():
             module.executor = executor.site(name) if isinstance(executor, CircuitExecutor) else executor
+
+    def bases(self) -> dict[str, nn.Module]:
+        """The frozen linear layers."""
+        return {name: module.base for name, module in self.modules.items()}
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
@@ -134,22 +140,27 @@ class Adapter:
 
 def attach(model: nn.Module, selected: Sequence[Site], config: AdapterConfig) -> Adapter:
     """Freeze `model` (a *ForCausalLM) and put an identity adapter on each selected projection, in place."""
+    return Adapter(config, replace_linears(model, selected, lambda base: AdaptedLinear(base, config.dim, config.side, config.sign_constrained)))
+
+
+def replace_linears(model: nn.Module, selected: Sequence[Site], wrap: Callable[[nn.Linear], Any]) -> dict[str, Any]:
+    """Freeze the model and put wrap(linear) in the place of each selected linear layer; site name -> new module."""
     model.requires_grad_(False)
-    modules: dict[str, AdaptedLinear] = {}
+    modules: dict[str, Any] = {}
     for site in selected:
         path, _, child = f"model.{site.name}".rpartition(".")
         parent = model.get_submodule(path)
         base = getattr(parent, child)
         if not isinstance(base, nn.Linear):
             raise InputError(f"{site.name}: expected a plain linear layer, found {type(base).__name__}")
-        modules[site.name] = AdaptedLinear(base, config.dim, config.side, config.sign_constrained)
+        modules[site.name] = wrap(base)
         setattr(parent, child, modules[site.name])
-    return Adapter(config, modules)
+    return modules
 
 
 def detach(model: nn.Module, adapter: Adapter) -> None:
     """Undo `attach`: the original linear layers back in their places."""
-    for name, module in adapter.modules.items():
-        module.unmerge()
+    adapter.unmerge()
+    for name, base in adapter.bases().items():
         path, _, child = f"model.{name}".rpartition(".")
-        setattr(model.get_submodule(path), child, module.base)
+        setattr(model.get_submodule(path), child, base)

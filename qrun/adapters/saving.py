@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from qrun.adapters.linear import Adapter
-from qrun.config.schema import AdapterConfig, Side
+from qrun.config.schema import AdapterConfig, Method, Side
 from qrun.errors import InputError, RunFailed
 
 FORMAT, FORMAT_VERSION = "qrun-cayley", 1
@@ -28,12 +28,13 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 @dataclass
 class SavedAdapter:
-    """A folder read back: `skews` maps site names to [B, b(b-1)/2]."""
+    """A folder read back: `tensors` maps site names to [B, b(b-1)/2], or a control's tensor names to theirs."""
 
     config: AdapterConfig
     base: dict[str, Any]  # identity of the model it was trained in
-    skews: dict[str, Tensor]
+    tensors: dict[str, Tensor]
     facts: dict[str, Any]
+    sites: list[str]
 
 
 def replace_folder(target: Path, write: Callable[[Path], None]) -> None:
@@ -60,9 +61,9 @@ def save(folder: Path, adapter: Adapter, base: dict[str, Any], facts: dict[str, 
     """`base` identifies the frozen model, `facts` is what the card tells: data, training, results."""
     c = adapter.config
     config = {
-        "format": FORMAT, "format_version": FORMAT_VERSION, "base_model": base, "dim": c.dim, "projections": list(c.projections),
-        "layers": list(c.layers), "side": c.side.value, "sign_constrained": c.sign_constrained, "sites": list(adapter.modules),
-        "parameters": adapter.count(), "facts": facts,
+        "format": FORMAT, "format_version": FORMAT_VERSION, "base_model": base, "method": c.method.value, "dim": c.dim,
+        "rank": c.rank, "factors": c.factors, "projections": list(c.projections), "layers": list(c.layers), "side": c.side.value,
+        "sign_constrained": c.sign_constrained, "sites": list(adapter.modules), "parameters": adapter.count(), "facts": facts,
     }  # fmt: skip
 
     def write(target: Path) -> None:
@@ -85,17 +86,21 @@ def read(folder: Path) -> SavedAdapter:
         raise InputError(f"{folder / CONFIG}: not an adapter of qrun (format {config.get('format', config.get('peft_type'))!r}, expected {FORMAT!r})")
     if config["format_version"] > FORMAT_VERSION:
         raise InputError(f"{folder}: format version {config['format_version']} is newer than this qrun reads ({FORMAT_VERSION}); update qrun")
-    skews = read_tensors(folder / WEIGHTS)
-    dim = config["dim"]
-    if sorted(skews) != sorted(config["sites"]):
-        raise InputError(f"{folder / WEIGHTS}: its sites are not those of {CONFIG}")
-    for name, value in skews.items():
-        if value.ndim != 2 or value.shape[1] != dim * (dim - 1) // 2 or not torch.isfinite(value).all():
-            raise InputError(f"{folder / WEIGHTS}: {name} is not a finite [blocks, {dim * (dim - 1) // 2}] table")
+    tensors, sites, dim = read_tensors(folder / WEIGHTS), config["sites"], config["dim"]
     adapter = AdapterConfig(
-        dim=dim, projections=config["projections"], layers=config["layers"], side=Side(config["side"]), sign_constrained=config["sign_constrained"]
-    )
-    return SavedAdapter(adapter, config["base_model"], {name: skews[name] for name in config["sites"]}, config["facts"])
+        method=Method(config.get("method", "cayley")), dim=dim, rank=config.get("rank", 1), factors=config.get("factors", 2),
+        projections=config["projections"], layers=config["layers"], side=Side(config["side"]), sign_constrained=config["sign_constrained"],
+    )  # fmt: skip
+    cayley = adapter.method is Method.cayley
+    owners = set(tensors) if cayley else {site for name in tensors for site in sites if name.startswith(f"{site}.")}
+    if owners != set(sites):
+        raise InputError(f"{folder / WEIGHTS}: its sites are not those of {CONFIG}")
+    for name, value in tensors.items():
+        wrong = cayley and (value.ndim != 2 or value.shape[1] != dim * (dim - 1) // 2)
+        if wrong or not torch.isfinite(value).all():
+            table = f"[blocks, {dim * (dim - 1) // 2}] table" if cayley else "tensor"
+            raise InputError(f"{folder / WEIGHTS}: {name} is not a finite {table}")
+    return SavedAdapter(adapter, config["base_model"], {name: tensors[name] for name in (sites if cayley else sorted(tensors))}, config["facts"], sites)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -114,7 +119,7 @@ def to_peft(folder: Path, adapter: Adapter, base: dict[str, Any]) -> None:
     PEFT computes x R with R = (I - S)(I + S)^-1 for skew S on row vectors, so that R = Q^T and S = -K/2 (its `oft_R.weight` is S's upper triangle).
     """
     c = adapter.config
-    if c.side is not Side.input or c.sign_constrained:
+    if c.side is not Side.input or c.sign_constrained or c.method is not Method.cayley:
         raise InputError("PEFT's OFT acts on the input and without sign constraint; this adapter cannot be written as one")
     config = {
         "peft_type": "OFT", "task_type": "CAUSAL_LM", "base_model_name_or_path": base.get("hub_id") or base.get("path") or base["name"],
@@ -135,10 +140,12 @@ def _card(config: dict[str, Any]) -> str:
     base, facts = config["base_model"], config["facts"]
     rows = "\n".join(f"| {key} | {value} |" for key, value in facts.items() if not isinstance(value, dict | list))
     header = f"---\nlibrary_name: qrun\nbase_model: {base['hub_id']}\n---\n" if base.get("hub_id") else "---\nlibrary_name: qrun\n---\n"
+    blocks = f"Block-diagonal Cayley adapter (arXiv:2605.05914), b = {config['dim']}"
+    what = {"cayley": blocks, "lora": f"LoRA of rank {config['rank']}"}.get(config["method"], f"Control `{config['method']}`, b = {config['dim']}")
+    signed = ", sign-constrained" if config["sign_constrained"] else ""
     return (
-        f"{header}# Cayley adapter for {base['name']}\n\n"
-        f"Block-diagonal Cayley adapter (arXiv:2605.05914), b = {config['dim']}, {config['side']} side"
-        f"{', sign-constrained' if config['sign_constrained'] else ''}, {len(config['sites'])} sites, {config['parameters']:,} parameters, "
+        f"{header}# Adapter ({config['method']}) for {base['name']}\n\n"
+        f"{what}, {config['side']} side{signed}, {len(config['sites'])} sites, {config['parameters']:,} parameters, "
         f"on the frozen model {base['name']} (revision {base.get('revision')}, weights {base.get('weights')}).\n\n"
         f"| fact | value |\n| --- | --- |\n{rows}\n\n"
         "Load: `qrun eval perplexity adapter.path=<this folder>`; for PEFT: `qrun export <this folder> --to peft --out <new folder>`.\n"

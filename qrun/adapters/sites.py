@@ -8,7 +8,7 @@ parameters(selected, dim, side)     sum over sites of (width / b) * b(b-1)/2
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qrun.config.schema import PROJECTIONS, ShapeConfig, Side
+from qrun.config.schema import PROJECTIONS, AdapterConfig, Method, ShapeConfig, Side
 from qrun.errors import InputError
 
 
@@ -71,5 +71,26 @@ def check_divides(selected: Sequence[Site], dim: int, side: Side) -> None:
 
 
 def parameters(selected: Sequence[Site], dim: int, side: Side) -> int:
-    """Trainable parameters: (width / b) blocks of b(b-1)/2 each; 6,144 for Llama's v_proj at b = 4."""
+    """Trainable parameters of Cayley blocks: (width / b) blocks of b(b-1)/2 each; 6,144 for Llama's v_proj at b = 4."""
     return sum(site.width(side) // dim * dim * (dim - 1) // 2 for site in selected)
+
+
+def count_parameters(selected: Sequence[Site], config: AdapterConfig) -> int | None:
+    """Trained parameters of any method; None for healing, whose factors only the compressed model knows."""
+    widths = [site.in_features for site in selected]
+    if config.method in (Method.cayley, Method.oft):
+        return parameters(selected, config.dim, config.side)
+    if config.method is Method.boft:
+        return config.factors * parameters(selected, config.dim, config.side)
+    if config.method is Method.lora:
+        return config.rank * sum(site.in_features + site.out_features for site in selected)
+    if config.method is Method.diagonal:
+        return sum(widths)
+    if config.method is Method.block:
+        return config.dim * sum(widths)
+    return sum(w * w for w in widths) if config.method is Method.dense else None
+
+
+def matched_rank(selected: Sequence[Site], budget: int) -> int:
+    """Rank of a LoRA on the same sites whose parameters come closest to `budget`, at least 1."""
+    return max(1, round(budget / sum(site.in_features + site.out_features for site in selected)))

@@ -69,6 +69,8 @@ Words = Annotated[
 ]
 Cfg = Annotated[Shown | None, typer.Option("--cfg", help="Print the resolved config (job) or its hash, and stop.")]
 
+Dry = Annotated[bool, typer.Option("--dry-run", help="List the cells with their parameters, and stop; needs no weights.")]
+
 
 def _composed(verb: str, words: list[str] | None, cfg: Shown | None):  # type: ignore[no-untyped-def]
     """The checked config of a verb, or None after printing it."""
@@ -103,6 +105,15 @@ def perplexity(words: Words = None, cfg: Cfg = None) -> None:
         run(config)
 
 
+@measure.command(epilog="Example: qrun eval questions model=local model.path=small model@original=nano adapter.path=results/runs/<run>/adapter")
+def questions(words: Words = None, cfg: Cfg = None) -> None:
+    """Multiple choice by likelihood and by sampled answers: original, model, model with adapter on any device."""
+    if (config := _composed("questions", words, cfg)) is not None:
+        from qrun.studies.questions import ask
+
+        ask(config)
+
+
 @measure.command()
 def compare(
     first: Annotated[str, typer.Argument(help="Run name or id in the store, or a perplexity.json file.")],
@@ -116,21 +127,59 @@ def compare(
 
 
 @sweep.command(epilog="Example: qrun sweep dim study.dims=[2,4,8] study.seeds=[0,1,2]")
-def dim(words: Words = None, cfg: Cfg = None) -> None:
-    """Perplexity over block dimension and seeds, noiseless, with the test of monotonicity."""
+def dim(words: Words = None, cfg: Cfg = None, dry_run: Dry = False) -> None:
+    """Perplexity over block dimension, seeds and sites, noiseless, with LoRA of equal parameters and the test of monotonicity."""
     if (config := _composed("sweep_dim", words, cfg)) is not None:
-        from qrun.studies.sweeps import sweep_dim
+        from qrun.studies.dim import sweep_dim
 
-        sweep_dim(config)
+        sweep_dim(config, dry_run)
 
 
-@sweep.command(name="noise", epilog="Example: qrun sweep noise noise=heron_r2 adapter=paper")
-def noise_sweep(words: Words = None, cfg: Cfg = None) -> None:
-    """Perplexity over block dimension and two-qubit error rate; where does the gain end?"""
+@sweep.command(epilog="Example: qrun sweep controls study.dims=[4,8]")
+def controls(words: Words = None, cfg: Cfg = None, dry_run: Dry = False) -> None:
+    """OFT, BOFT, LoRA, diagonal, free and dense matrices at the adapter's sites; untrained nulls."""
+    if (config := _composed("sweep_controls", words, cfg)) is not None:
+        from qrun.studies.controls import sweep_controls
+
+        sweep_controls(config, dry_run)
+
+
+@sweep.command(name="noise", epilog="Example: qrun sweep noise noise=heron_r2 study.sites=[one]")
+def noise_sweep(words: Words = None, cfg: Cfg = None, dry_run: Dry = False) -> None:
+    """Perplexity over block dimension and two-qubit error rate; where does the gain end, and how sharply?"""
     if (config := _composed("sweep_noise", words, cfg)) is not None:
-        from qrun.studies.sweeps import sweep_noise
+        from qrun.studies.noise import sweep_noise
 
-        sweep_noise(config)
+        sweep_noise(config, dry_run)
+
+
+@app.command(epilog="Example: qrun recover compression=mpo study.ratios=[0.7]")
+def recover(words: Words = None, cfg: Cfg = None, dry_run: Dry = False) -> None:
+    """What an adapter, its controls and healing bring back of what compression costs; three recoveries side by side."""
+    if (config := _composed("recover", words, cfg)) is not None:
+        from qrun.studies.recover import recover as run
+
+        run(config, dry_run)
+
+
+@app.command(epilog="Example: qrun compress compression=mpo compression.ratio=0.6 --out small")
+def compress(out: Annotated[str, typer.Option(help="New folder to write.")], words: Words = None, cfg: Cfg = None) -> None:
+    """Write a model whose projections are truncated SVDs or matrix-product operators."""
+    if (config := _composed("compress", words, cfg)) is not None:
+        from qrun.studies.compress import compress as run
+
+        run(config, out)
+
+
+@app.command()
+def report(
+    results: Annotated[str, typer.Option(help="Folder of the store.")] = "results",
+    out: Annotated[str, typer.Option(help="Folder to write tables, figures, claims and negative results into.")] = "results",
+) -> None:
+    """Tables, figures, the claims table and the log of negative results, from the store alone."""
+    from qrun.studies.report import report as run
+
+    run(results, out)
 
 
 @app.command(epilog="Example: qrun plan model=llama")

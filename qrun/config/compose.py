@@ -110,6 +110,8 @@ def _check_word(word: str) -> None:
             depth += 1
         elif char in "]})":
             depth -= 1
+        elif char == "," and depth == 0 and key in options():
+            raise InputError(f"{word}: numbers of different {key} options are not compared in one study; give one, and run the command once for each")
         elif char == "," and depth == 0:
             raise InputError(f"{word}: one run takes one value per key; for a list write {key}=[{value}]")
     if re.match(r"^(range|interval|choice|glob)\(", value):

@@ -29,6 +29,22 @@ class Side(Enum):
     output = "output"  # y = Q W x
 
 
+class Method(Enum):
+    """What is trained at the sites: the paper's adapter, or a control (adapters/controls.py)."""
+
+    cayley = "cayley"
+    oft = "oft"  # PEFT's orthogonal fine-tuning with the exact Cayley map: the same adapter by other hands
+    boft = "boft"  # butterfly factors of orthogonal blocks
+    lora = "lora"
+    diagonal = "diagonal"  # one factor per input channel, PEFT's (IA)^3
+    block = "block"  # unconstrained b x b blocks, I + M
+    dense = "dense"  # one unconstrained matrix per site, the upper bound
+    healing = "healing"  # the factors of a compressed model themselves
+
+
+BLOCKED = (Method.cayley, Method.oft, Method.boft, Method.block)  # methods whose b must divide the width
+
+
 class ProtocolKind(Enum):
     """How a perplexity is computed; evaluation/protocols.py has the definitions."""
 
@@ -97,8 +113,10 @@ class DataConfig:
     path: str | None = None
     validation: float = 0.1  # share of documents, where the source has no splits of its own
     test: float = 0.1
+    documents: int | None = None  # most documents of each split, drawn and ordered by the hash of their text; null keeps all in their order
 
     def __post_init__(self) -> None:
+        _require(self.documents is None or self.documents >= 2, "data.documents", self.documents, "give 2 or more, or null for all")
         _require(self.source in ("pydoc", "libdocs", "wikitext2", "text"), "data.source", self.source, "use pydoc, libdocs, wikitext2 or text")
         _require(self.source != "text" or bool(self.path), "data.path", self.path, "data=text needs data.path=<file or folder>")
         _require(0 < self.validation < 1, "data.validation", self.validation, "give a share between 0 and 1")
@@ -110,9 +128,12 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 
 @dataclass
 class AdapterConfig:
-    """Group `adapter`: block dimension, sites, side."""
+    """Group `adapter`: method, block dimension, sites, side."""
 
+    method: Method = Method.cayley
     dim: int = 4  # block dimension b
+    rank: int = 1  # of LoRA
+    factors: int = 2  # butterfly factors of BOFT
     projections: Any = "all"  # all, attention, mlp, or a list of projection names
     layers: Any = "all"  # all, first, last, a range "2-5", a number, or a list of those
     side: Side = Side.input
@@ -120,6 +141,11 @@ class AdapterConfig:
 
     def __post_init__(self) -> None:
         _require(self.dim >= 2, "adapter.dim", self.dim, "a block needs dimension 2 or more (powers of two run as circuits)")
+        _require(self.rank >= 1, "adapter.rank", self.rank, "give 1 or more")
+        _require(self.factors >= 1, "adapter.factors", self.factors, "give 1 or more")
+        ours = self.method is Method.cayley
+        _require(ours or self.side is Side.input, "adapter.side", self.side.value, f"method {self.method.value} acts on the input")
+        _require(ours or not self.sign_constrained, "adapter.sign_constrained", "true", f"only method cayley has a sign rule, not {self.method.value}")
         groups = {"all": PROJECTIONS, "attention": PROJECTIONS[:4], "mlp": PROJECTIONS[4:]}
         given = self.projections
         names = groups.get(given, (given,)) if isinstance(given, str) else tuple(given or ())
@@ -207,6 +233,44 @@ class EvaluationConfig:
         _require(self.batch >= 1, "evaluation.batch", self.batch, "give 1 or more")
         _require(self.max_tokens is None or self.max_tokens >= 2, "evaluation.max_tokens", self.max_tokens, "give 2 or more, or null for all")
         _require(self.resamples >= 99, "evaluation.resamples", self.resamples, "an interval needs 99 resamples or more")
+
+
+class CompressionKind(Enum):
+    """How weights are factored; compression/factors.py has the definitions."""
+
+    svd = "svd"
+    mpo = "mpo"
+
+
+class Profile(Enum):
+    """Which ratio each site gets."""
+
+    uniform = "uniform"
+    sensitivity = "sensitivity"  # measured site by site on calibration text
+
+
+@dataclass
+class CompressionConfig:
+    """Group `compression`: what is left of the projections' parameters, and how."""
+
+    kind: CompressionKind = CompressionKind.svd
+    ratio: float = 0.5  # parameters kept, as a share of the projections'
+    bond: int | None = None  # rank or bond dimension for every site; wins over ratio
+    cores: int = 2  # of mpo
+    activation_aware: bool = False  # svd: least error in the output over calibration text
+    profile: Profile = Profile.uniform
+    calibration: int = 4096  # training tokens for whitening and the profile
+
+    def __post_init__(self) -> None:
+        _require(0 < self.ratio < 1, "compression.ratio", self.ratio, "give a share of the parameters between 0 and 1")
+        _require(self.bond is None or self.bond >= 1, "compression.bond", self.bond, "give 1 or more, or null to use the ratio")
+        _require(2 <= self.cores <= 8, "compression.cores", self.cores, "give 2 to 8")
+        svd = self.kind is CompressionKind.svd
+        _require(not (svd and self.cores != 2), "compression.cores", self.cores, "svd has two factors; use compression=mpo")
+        _require(svd or not self.activation_aware, "compression.activation_aware", "true", "only svd has an activation-aware form here")
+        ok = self.profile is Profile.uniform or self.bond is None
+        _require(ok, "compression.profile", self.profile.value, "a profile shares out a ratio; set compression.bond=null")
+        _require(self.calibration >= 64, "compression.calibration", self.calibration, "give 64 tokens or more")
 
 
 @dataclass
@@ -308,6 +372,7 @@ class TrainConfig(RunConfig):
 
     adapter: AdapterConfig = MISSING
     training: TrainingConfig = MISSING
+    teacher: ModelConfig | None = None  # of distillation; null is the frozen model itself, without its adapter
 
 
 @dataclass
@@ -324,42 +389,227 @@ class PerplexityConfig(RunConfig):
         _check_noise(self.device, self.noise)
 
 
+class LauncherKind(Enum):
+    """Where cells run."""
+
+    local = "local"
+    ray = "ray"
+
+
+@dataclass
+class LauncherConfig:
+    """Group `launcher`: who computes the cells of a study. The results are the same with any."""
+
+    kind: LauncherKind = LauncherKind.local
+    workers: int | None = None  # processes, or Ray tasks at once; null: as many as the cores allow, one on a GPU
+    threads: int = 1  # of torch in each process
+    gpus: float = 0.0  # share of a GPU that a Ray task takes
+    address: str | None = None  # of a Ray cluster; null starts Ray on this machine
+
+    def __post_init__(self) -> None:
+        _require(self.workers is None or self.workers >= 1, "launcher.workers", self.workers, "give 1 or more, or null")
+        _require(self.threads >= 1, "launcher.threads", self.threads, "give 1 or more")
+        _require(self.gpus >= 0, "launcher.gpus", self.gpus, "give 0 or more")
+
+
+class SiteSet(Enum):
+    """Sites of a study's series."""
+
+    all = "all"  # every projection of every layer
+    one = "one"  # v_proj of the last layer: the paper's Llama setting
+    adapter = "adapter"  # what adapter.projections and adapter.layers say
+
+
+class Indivisible(Enum):
+    """What a study does with a block dimension that does not divide every site."""
+
+    stop = "stop"
+    skip = "skip"
+
+
+class ReadoutError(Enum):
+    """How readout error moves along the noise sweep's axis."""
+
+    scaled = "scaled"  # in proportion to the two-qubit rate, as the preset's gates
+    fixed = "fixed"  # as the preset has it
+    none = "none"
+
+
 @dataclass
 class StudyConfig:
-    """Group-free part of a sweep: its axes."""
+    """What all sweeps over trained adapters have."""
 
     dims: list[int] = field(default_factory=lambda: [2, 4, 8, 16])
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
-    lr_exponent: float = 1.0  # a cell of block dimension b trains with training.lr * (4 / b)^lr_exponent
-    rates: list[float] = field(default_factory=list)  # two-qubit error rates; the preset's other rates keep their proportion to it
+    sites: list[SiteSet] = field(default_factory=lambda: [SiteSet.adapter])
+    indivisible: Indivisible = Indivisible.stop
+    lr_exponent: float = 1.0  # a cell of block dimension b trains with its learning rate * (4 / b)^lr_exponent
+    controls: list[str] = field(default_factory=list)  # methods trained beside the adapter
+    # Learning rate of each control, the best of scripts/scan_lr.py on validation text; for b = 4 where the method has blocks. OFT's is the adapter's own.
+    control_lr: dict[str, float] = field(default_factory=lambda: {"oft": 0.012, "boft": 0.012, "lora": 0.005, "diagonal": 0.02, "block": 0.005, "dense": 0.001})
 
     def __post_init__(self) -> None:
-        for key in ("dims", "seeds"):
+        for key in ("dims", "seeds", "sites"):
             values = getattr(self, key)
             _require(bool(values) and len(set(values)) == len(values), f"study.{key}", values, "give a list of different values")
         _require(min(self.dims) >= 2, "study.dims", self.dims, "a block needs dimension 2 or more")
         _require(min(self.seeds) >= 0, "study.seeds", self.seeds, "give numbers of 0 or more")
         _require(0 <= self.lr_exponent <= 2, "study.lr_exponent", self.lr_exponent, "give a number from 0 to 2")
-        _require(self.rates == sorted(set(self.rates)), "study.rates", self.rates, "give different rates in rising order")
-        _require(all(0 < r <= 0.75 for r in self.rates), "study.rates", self.rates, "give rates above 0, at most 0.75")
+        known = [m.value for m in Method if m not in (Method.cayley, Method.healing)]
+        for name in self.controls:
+            _require(name in known, "study.controls", name, f"use {', '.join(known)}")
+            lr = self.control_lr.get(name)
+            _require(lr is not None and lr > 0, f"study.control_lr.{name}", lr, "give a learning rate above 0")
 
 
 @dataclass
-class SweepConfig(TrainConfig):
-    """`qrun sweep dim` and `qrun sweep noise`."""
+class DimStudyConfig(StudyConfig):
+    """Axes of `qrun sweep dim`."""
 
+    control_seeds: list[int] = field(default_factory=lambda: [0])  # of the LoRA curve at equal parameters
+
+
+@dataclass
+class NoiseStudyConfig(StudyConfig):
+    """Axes of `qrun sweep noise`."""
+
+    rates: list[float] = field(default_factory=lambda: [1e-3, 1e-2])  # two-qubit error rates; the preset's other rates keep their proportion to it
+    shots: list[int | None] = field(default_factory=lambda: [8192])
+    signs: list[Sign] = field(default_factory=lambda: [Sign.input])
+    readout: list[ReadoutError] = field(default_factory=lambda: [ReadoutError.scaled])
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(bool(self.rates) and self.rates == sorted(set(self.rates)), "study.rates", self.rates, "give different rates in rising order")
+        _require(all(0 < r <= 0.75 for r in self.rates), "study.rates", self.rates, "give rates above 0, at most 0.75")
+        for key in ("shots", "signs", "readout"):
+            values = getattr(self, key)
+            _require(bool(values) and len(set(values)) == len(values), f"study.{key}", values, "give a list of different values")
+        _require(all(s is None or s >= 1 for s in self.shots), "study.shots", self.shots, "give 1 or more, or null for exact probabilities")
+        _require(all(b & (b - 1) == 0 for b in self.dims), "study.dims", self.dims, "circuits need powers of two")
+
+
+@dataclass
+class RecoverStudyConfig(StudyConfig):
+    """Axes of `qrun recover`."""
+
+    ratios: list[float] = field(default_factory=lambda: [0.5])  # of parameters kept
+    healing_lr: float = 0.001
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(bool(self.ratios) and len(set(self.ratios)) == len(self.ratios), "study.ratios", self.ratios, "give a list of different values")
+        _require(all(0 < r < 1 for r in self.ratios), "study.ratios", self.ratios, "give shares of the parameters between 0 and 1")
+        _require(self.healing_lr > 0, "study.healing_lr", self.healing_lr, "give a learning rate above 0")
+
+
+@dataclass
+class DimSweepConfig(TrainConfig):
+    """`qrun sweep dim`."""
+
+    launcher: LauncherConfig = field(default_factory=LauncherConfig)
+    study: DimStudyConfig = field(default_factory=DimStudyConfig)
+
+
+@dataclass
+class NoiseSweepConfig(TrainConfig):
+    """`qrun sweep noise`."""
+
+    launcher: LauncherConfig = field(default_factory=LauncherConfig)
     device: DeviceConfig = field(default_factory=DeviceConfig)
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
+    study: NoiseStudyConfig = field(default_factory=NoiseStudyConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.device.kind == "noisy", "device", self.device.kind, "the noise sweep runs on device=noisy")
+        _require(self.noise.cz > 0, "noise", self.noise.name, "rates are scaled in a preset's proportions; its cz must be above 0")
+
+
+@dataclass
+class ControlsConfig(TrainConfig):
+    """`qrun sweep controls`."""
+
+    launcher: LauncherConfig = field(default_factory=LauncherConfig)
+    device: DeviceConfig = field(default_factory=DeviceConfig)  # of the null adapter K = 0
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     readout: ReadoutConfig = field(default_factory=ReadoutConfig)
     study: StudyConfig = field(default_factory=StudyConfig)
 
+
+@dataclass
+class RecoverConfig(TrainConfig):
+    """`qrun recover`: `data` is the shifted text, `home` text from the model's own pretraining distribution."""
+
+    launcher: LauncherConfig = field(default_factory=LauncherConfig)
+    compression: CompressionConfig = field(default_factory=CompressionConfig)
+    home: DataConfig | None = None
+    study: RecoverStudyConfig = field(default_factory=RecoverStudyConfig)
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.study.rates:
-            _require(self.device.kind == "noisy", "device", self.device.kind, "the noise sweep runs on device=noisy")
-            _require(self.noise.cz > 0, "noise", self.noise.name, "rates are scaled in a preset's proportions; its cz must be above 0")
-            circuits = all(b & (b - 1) == 0 for b in self.study.dims)
-            _require(circuits, "study.dims", self.study.dims, "circuits need powers of two")
+        _require(self.compression.bond is None, "compression.bond", self.compression.bond, "the study's axis is study.ratios; set null")
+
+
+@dataclass
+class CompressConfig:
+    """`qrun compress`."""
+
+    model: ModelConfig = MISSING
+    data: DataConfig = MISSING  # calibration text
+    compression: CompressionConfig = field(default_factory=CompressionConfig)
+
+
+@dataclass
+class QuestionsConfig:
+    """Group `questions`: which questions, and how their prompts look."""
+
+    name: str = MISSING
+    source: str = MISSING  # continuation or mmlu
+    hub_id: str | None = None
+    revision: str | None = None
+    path: str | None = None  # local folder with <subject>_test.csv (and <subject>_dev.csv), or parquet files; or one such file
+    subjects: list[str] = field(default_factory=list)  # of mmlu; empty takes all
+    pick: list[int] = field(default_factory=list)  # one index per subject, instead of all its questions
+    reported: list[str] = field(default_factory=list)  # answers that the paper reports for the picked questions, for the table
+    limit: int | None = None  # first so many questions
+    examples: int = 0  # of the dev split, before each question of mmlu
+    characters: int = 160  # of each passage of continuation
+    context: int = 400  # characters before it
+
+    def __post_init__(self) -> None:
+        _require(self.source in ("continuation", "mmlu"), "questions.source", self.source, "use continuation or mmlu")
+        _require(self.limit is None or self.limit >= 1, "questions.limit", self.limit, "give 1 or more, or null for all")
+        _require(0 <= self.examples <= 5, "questions.examples", self.examples, "give 0 to 5")
+        _require(self.characters >= 20, "questions.characters", self.characters, "give 20 or more")
+        _require(self.context >= 40, "questions.context", self.context, "give 40 or more")
+        _require(not self.pick or len(self.pick) == len(self.subjects), "questions.pick", self.pick, "give one index per subject")
+
+
+@dataclass
+class QuestionsRunConfig:
+    """`qrun eval questions`: original (optional), model, and model with adapter."""
+
+    model: ModelConfig = MISSING
+    original: ModelConfig | None = None  # what `model` was compressed from
+    questions: QuestionsConfig = MISSING
+    adapter: SavedAdapterConfig = field(default_factory=SavedAdapterConfig)
+    device: DeviceConfig = field(default_factory=DeviceConfig)
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
+    readout: ReadoutConfig = field(default_factory=ReadoutConfig)
+    temperatures: list[float] = field(default_factory=lambda: [0.2, 0.5, 1.0])
+    trials: int = 20  # sampled answers per question and temperature
+    batch: int = 16
+    seed: int = 0
+    results: str = "results"
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        _require(bool(self.temperatures) and min(self.temperatures) > 0, "temperatures", self.temperatures, "give numbers above 0")
+        _require(self.trials >= 1, "trials", self.trials, "give 1 or more")
+        _require(self.batch >= 1, "batch", self.batch, "give 1 or more")
+        _require(0 <= self.seed < 2**63, "seed", self.seed, "give a number from 0 to 2^63 - 1")
+        _check_noise(self.device, self.noise)
 
 
 @dataclass
@@ -421,8 +671,12 @@ def _check_noise(device: DeviceConfig, noise: NoiseConfig) -> None:
 VERBS: dict[str, type] = {
     "train": TrainConfig,
     "perplexity": PerplexityConfig,
-    "sweep_dim": SweepConfig,
-    "sweep_noise": SweepConfig,
+    "questions": QuestionsRunConfig,
+    "sweep_dim": DimSweepConfig,
+    "sweep_controls": ControlsConfig,
+    "sweep_noise": NoiseSweepConfig,
+    "recover": RecoverConfig,
+    "compress": CompressConfig,
     "plan": PlanConfig,
     "generate": GenerateConfig,
     "circuit": CircuitConfig,

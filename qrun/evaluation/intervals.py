@@ -31,3 +31,21 @@ def paired_interval(a: Floats, b: Floats, weight: NDArray[np.integer], resamples
         method="BCa", rng=np.random.default_rng(seed), batch=max(1, 2**22 // len(a)),
     )  # fmt: skip
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
+
+
+def recovery_interval(compressed: Floats, adapted: Floats, reference: Floats, weight: Floats, resamples: int, seed: int) -> tuple[float, float, float]:
+    """Recovery (PPL_c - PPL_a) / (PPL_c - PPL_r) and its 95 % BCa interval over paired documents; nan limits for fewer than two."""
+
+    def recovery(c: Floats, a: Floats, r: Floats, w: Floats, axis: int = -1) -> Floats:
+        total = w.sum(axis)
+        p, q, s = (np.exp(x.sum(axis) / total) for x in (c, a, r))
+        return (p - q) / (p - s)
+
+    arrays = (compressed, adapted, reference, weight.astype(float))
+    value = float(recovery(*arrays))
+    if len(weight) < 2 or np.array_equal(compressed, adapted):
+        return value, float("nan"), float("nan")
+    result = bootstrap(
+        arrays, recovery, paired=True, vectorized=True, n_resamples=resamples, method="BCa", rng=np.random.default_rng(seed), batch=max(1, 2**22 // len(weight))
+    )
+    return value, float(result.confidence_interval.low), float(result.confidence_interval.high)

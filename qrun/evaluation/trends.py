@@ -40,10 +40,34 @@ def zero_crossing(rates: Sequence[float], gains: NDArray[np.floating]) -> dict[s
         falling = np.flatnonzero(row < 0)
         if len(falling) == 0:
             return {"rate": math.nan, "low": math.nan, "high": math.nan, "side": "above", "bound": rates[-1]}
-        k = int(falling[0])
-        if k == 0:
+        if falling[0] == 0:
             return {"rate": math.nan, "low": math.nan, "high": math.nan, "side": "below", "bound": rates[0]}
-        share = row[k - 1] / (row[k - 1] - row[k])
-        logs.append(math.log(rates[k - 1]) + share * (math.log(rates[k]) - math.log(rates[k - 1])))
+        logs.append(_log_crossing(rates, row, 0.0))
     low, high = mean_interval(logs)
     return {"rate": math.exp(float(np.mean(logs))), "low": math.exp(low), "high": math.exp(high), "side": "", "bound": math.nan}
+
+
+def sharpness(rates: Sequence[float], gains: NDArray[np.floating], quiet: Sequence[float]) -> dict[str, float]:
+    """How sharply gains [seeds, rates] end, from 90 % to 10 % of the gain without gate noise (`quiet`, per seed).
+
+    `width` is in decades of the rate. If the penalty grows as rate^p the width is log10(9)/p, so `exponent` = 0.954/width: 1 is plain proportional damage,
+    a sharp transition has p well above 2. nan where a seed's curve does not pass through both levels inside the rates.
+    """
+    widths = []
+    for row, level in zip(np.asarray(gains, float), quiet, strict=True):
+        edges = (
+            [_log_crossing(rates, row, share * level) for share in (0.9, 0.1)]
+            if level > 0 and row[0] > 0.9 * level and row[-1] < 0.1 * level
+            else [math.nan] * 2
+        )
+        widths.append((edges[1] - edges[0]) / math.log(10))
+    low, high = mean_interval(widths)
+    width = float(np.mean(widths))
+    return {"width": width, "low": low, "high": high, "exponent": math.log10(9) / width if width > 0 else math.nan}
+
+
+def _log_crossing(rates: Sequence[float], row: NDArray[np.floating], level: float) -> float:
+    """log of the rate where a row first falls below `level`; the row starts above it."""
+    k = int(np.flatnonzero(row < level)[0])
+    share = (row[k - 1] - level) / (row[k - 1] - row[k])
+    return math.log(rates[k - 1]) + share * (math.log(rates[k]) - math.log(rates[k - 1]))

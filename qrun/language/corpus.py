@@ -8,7 +8,7 @@ A document is the unit of the bootstrap. How documents become a token stream or 
 import hashlib
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qrun.config.schema import DataConfig
@@ -60,6 +60,11 @@ def load(config: DataConfig) -> Corpus:
     """Read the corpus of a config. Raises InputError for a missing, empty or non-UTF-8 text, or a hub out of reach."""
     loaders: dict[str, Callable[[DataConfig], Corpus]] = {"pydoc": _pydoc, "libdocs": _libdocs, "wikitext2": _wikitext2, "text": _text}
     corpus = loaders[config.source](config)
+    if config.documents is not None:
+        drawn = {
+            split: sorted(documents, key=lambda d: hashlib.sha256(d.encode()).digest()[8:])[: config.documents] for split, documents in corpus.splits.items()
+        }
+        corpus = replace(corpus, splits=drawn)
     empty = [split for split in SPLITS if not any(d.strip() for d in corpus.splits[split])]
     if empty:
         raise InputError(f"data={corpus.name}: no text in split {', '.join(empty)} of {corpus.source}")

@@ -8,7 +8,12 @@ docstrings together and test text never shares a module with training text.
 """
 
 import ast
+import contextlib
+import hashlib
 import importlib.util
+import json
+import os
+import sys
 import sysconfig
 import warnings
 from collections.abc import Iterator
@@ -65,18 +70,34 @@ def libdocs_documents(packages: tuple[str, ...] = LIBRARIES) -> tuple[list[str],
 
     Docstrings that also stand in the standard library (vendored copies) are left out: the two corpora share no docstring.
     """
-    seen: set[str] = set()
-    module_documents(standard_library(), seen)
-    documents: list[str] = []
-    characters: dict[str, int] = {}
+    roots = {}
     for package in packages:
         spec = importlib.util.find_spec(package)
-        if spec is None or not spec.submodule_search_locations:
-            continue
-        found = module_documents(Path(next(iter(spec.submodule_search_locations))), seen)
+        if spec is not None and spec.submodule_search_locations:
+            roots[package] = Path(next(iter(spec.submodule_search_locations)))
+    state = [sys.version, *((name, str(root), (root / "__init__.py").stat().st_mtime_ns) for name, root in roots.items() if (root / "__init__.py").is_file())]
+    kept = cache_folder() / f"libdocs-{hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]}.json"
+    if kept.is_file():
+        documents, characters = json.loads(kept.read_text(encoding="utf-8"))
+        return documents, characters
+    seen: set[str] = set()
+    module_documents(standard_library(), seen)
+    documents, characters = [], {}
+    for package, root in roots.items():
+        found = module_documents(root, seen)
         documents += found
         characters[package] = sum(map(len, found))
+    with contextlib.suppress(OSError):  # half a minute saved next time, where there is room
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        temporary = kept.with_suffix(f".{os.getpid()}")
+        temporary.write_text(json.dumps([documents, characters]), encoding="utf-8")
+        temporary.replace(kept)
     return documents, characters
+
+
+def cache_folder() -> Path:
+    """Where parsed documentation is kept: XDG_CACHE_HOME/qrun."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qrun"
 
 
 def standard_library() -> Path:

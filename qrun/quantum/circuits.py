@@ -115,3 +115,13 @@ def block_circuit(block: Floats, unit: Floats | None = None, measure: bool = Tru
     if measure:
         circuit.measure_all()
     return circuit
+
+
+def preparation_and_block_counts(dim: int, seed: int = 0) -> dict[str, int]:
+    """CZ, SX (with X) and qubits of a block circuit as the simulator runs it: the preparation, then a generic block."""
+    from scipy.stats import special_ortho_group
+
+    n = qubits(dim)
+    block = special_ortho_group.rvs(dim, random_state=np.random.default_rng(seed))
+    counts = synthesise(np.asarray(block)).counts()
+    return {"cz": 2**n - n - 1 + counts["cz"], "sx": 2 * (2**n - 1) + counts["sx"] + counts["x"], "qubits": n}

@@ -23,8 +23,8 @@ def loss_curve(history: list[dict[str, float]], evaluations: list[dict[str, floa
     return figure
 
 
-def dimension_curve(summary: dict[int, dict[str, float]], base: float, title: str) -> Any:
-    """Gain over block dimension with its interval over seeds; parameters at each point."""
+def dimension_curve(summary: dict[int, dict[str, Any]], base: float, title: str) -> Any:
+    """Gain over block dimension with its interval over seeds, parameters at each point; the LoRA of equal parameters beside it."""
     figure = Figure(figsize=(6.4, 3.8), layout="constrained")
     axes = figure.add_subplot()
     dims = list(summary)
@@ -33,10 +33,13 @@ def dimension_curve(summary: dict[int, dict[str, float]], base: float, title: st
         [max(0.0, g - summary[b]["low"]) for b, g in zip(dims, gains, strict=True)],
         [max(0.0, summary[b]["high"] - g) for b, g in zip(dims, gains, strict=True)],
     ]
-    axes.errorbar(dims, gains, yerr=errors, color=BLUE, marker="o", markersize=4, capsize=3)
+    axes.errorbar(dims, gains, yerr=errors, color=BLUE, marker="o", markersize=4, capsize=3, label="Cayley adapter, 95% over seeds")
     for b, gain in zip(dims, gains, strict=True):
         axes.annotate(f"{summary[b]['parameters']:,}", (b, gain), textcoords="offset points", xytext=(5, -11), fontsize=7, color=GREY)
-    axes.axhline(0, color=ORANGE, linestyle="--", linewidth=1)
+    if all("lora" in row for row in summary.values()):
+        axes.plot(dims, [summary[b]["lora"]["gain"] for b in dims], color=ORANGE, marker="s", markersize=4, label="LoRA of about equal parameters")
+        axes.legend(frameon=False, fontsize=8)
+    axes.axhline(0, color=GREY, linestyle="--", linewidth=1)
     axes.set_xscale("log", base=2)
     axes.set_xticks(dims, [str(b) for b in dims])
     axes.set_xlabel("block dimension b (parameters beside the points)")
@@ -46,24 +49,83 @@ def dimension_curve(summary: dict[int, dict[str, float]], base: float, title: st
     return figure
 
 
-def phase_diagram(summary: dict[int, dict[str, Any]], rates: list[float], device_rate: float, title: str) -> Any:
-    """Relative perplexity over the two-qubit error rate, one curve per b; shots alone as a dash at the left, a uniform distribution at the right."""
-    figure = Figure(figsize=(6.8, 4.2), layout="constrained")
+def gains_by_parameters(methods: dict[str, dict[str, float]], title: str) -> Any:
+    """Gain of every trained method over its parameters."""
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.add_subplot()
-    colours = ("#1f5fa8", "#d1691b", "#2f8f4e", "#8b3fa0", "#a8271f", "#555555")
-    for (b, values), colour in zip(summary.items(), colours, strict=False):
-        relative = values["relative_perplexity"]
-        axes.plot(rates, relative[1:-1], color=colour, marker="o", markersize=3.5, linewidth=1.3, label=f"b = {b}")
-        axes.plot([rates[0] / 3], [relative[0]], color=colour, marker="_", markersize=12)
-        axes.plot([rates[-1] * 3], [relative[-1]], color=colour, marker="_", markersize=12)
-    axes.axhline(1, color=GREY, linestyle="--", linewidth=1)
-    axes.axvline(device_rate, color=GREY, linestyle=":", linewidth=1)
-    axes.annotate("preset", (device_rate, axes.get_ylim()[1]), textcoords="offset points", xytext=(3, -10), fontsize=8, color=GREY)
+    for name, row in methods.items():
+        if not row["parameters"] or name.startswith("adapter"):
+            continue
+        error = [[max(0.0, row["gain"] - row["low"])], [max(0.0, row["high"] - row["gain"])]] if row["low"] == row["low"] else None
+        axes.errorbar([row["parameters"]], [row["gain"]], yerr=error, color=BLUE if name == "cayley" else ORANGE, marker="o", markersize=5, capsize=3)
+        side = -1 if name == "oft" else 1  # OFT lies on the adapter
+        axes.annotate(name, (row["parameters"], row["gain"]), textcoords="offset points", xytext=(6, 8 * side), fontsize=8)
+    axes.axhline(0, color=GREY, linestyle="--", linewidth=1)
     axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set_xlabel("two-qubit error rate (left: shots alone, right: uniform distribution)")
-    axes.set_ylabel("perplexity relative to the frozen model")
+    axes.set_xlabel("trained parameters")
+    axes.set_ylabel("gain")
     axes.set_title(title, fontsize=10, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def phase_diagram(values: dict[str, Any], rates: list[float], presets: dict[str, float], title: str) -> Any:
+    """Relative perplexity over the two-qubit error rate, one curve per b, presets marked; right, the share of the gain left over the circuit's total error."""
+    figure = Figure(figsize=(11, 4.4), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    colours = ("#1f5fa8", "#d1691b", "#2f8f4e", "#8b3fa0", "#a8271f", "#555555")
+    for (b, row), colour in zip(values["dims"].items(), colours, strict=False):
+        relative = [row["relative"][str(rate)] for rate in rates]
+        left.plot(rates, relative, color=colour, marker="o", markersize=3.5, linewidth=1.3, label=f"b = {b}")
+        left.plot([rates[0] / 3], [row["relative"]["quiet"]], color=colour, marker="_", markersize=12)
+        left.plot([rates[-1] * 3], [row["relative"]["uniform"]], color=colour, marker="_", markersize=12)
+        critical = row["critical_rate"]
+        if not critical["side"] and critical["low"] == critical["low"]:
+            left.plot([critical["low"], critical["high"]], [1, 1], color=colour, linewidth=4, alpha=0.4, solid_capstyle="butt")
+        quiet = 1 - row["relative"]["quiet"]
+        if quiet > 0:
+            right.plot(row["total_error"], [(1 - value) / quiet for value in relative], color=colour, marker="o", markersize=3.5, linewidth=1.3)
+    left.axhline(1, color=GREY, linestyle="--", linewidth=1)
+    top = left.get_ylim()[1]
+    for index, (name, rate) in enumerate(sorted(presets.items(), key=lambda item: item[1])):
+        left.axvline(rate, color=GREY, linestyle=":", linewidth=0.8)
+        left.annotate(name, (rate, top), textcoords="offset points", xytext=(2, -10 - 9 * index), fontsize=7, color=GREY)
+    left.set_xscale("log")
+    left.set_yscale("log")
+    left.set_xlabel("two-qubit error rate (left dash: no gate noise, right dash: uniform output)")
+    left.set_ylabel("perplexity relative to the frozen model")
+    left.set_title(title, fontsize=10, loc="left")
+    left.legend(frameon=False, fontsize=8)
+    right.axhline(0, color=GREY, linestyle="--", linewidth=1)
+    right.set_xscale("log")
+    right.set_ylim(-1, 1.15)
+    right.set_xlabel("total error of one block circuit")
+    right.set_ylabel("share of the gain left")
+    right.set_title("do the curves collapse?", fontsize=10, loc="left")
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def recovery_bars(rows: list[dict[str, Any]], title: str) -> Any:
+    """Recovery of every row with its interval, one panel per ratio; 83 % marked."""
+    ratios = sorted({row["ratio"] for row in rows}, reverse=True)
+    most = max(sum(row["ratio"] == ratio for row in rows) for ratio in ratios)
+    figure = Figure(figsize=(3.2 * len(ratios) + 2.6, 0.3 * most + 1.4), layout="constrained")
+    panels = figure.subplots(1, len(ratios), sharey=True, squeeze=False)[0]
+    for axes, ratio in zip(panels, ratios, strict=True):
+        shown = [row for row in rows if row["ratio"] == ratio][::-1]
+        for at, row in enumerate(shown):
+            own = row["what"].startswith(("adapter", "sign"))
+            value = row["recovery"]
+            known = value["low"] == value["low"]
+            error = [[max(0.0, value["value"] - value["low"])], [max(0.0, value["high"] - value["value"])]] if known else None
+            axes.barh(at, value["value"], color=BLUE if own else ORANGE, alpha=0.45 if row["text"] == "home" else 0.9, xerr=error, error_kw={"linewidth": 1})
+        axes.set_yticks(range(len(shown)), [f"{row['text']}: {row['what']}, b = {row['dim']}" for row in shown], fontsize=8)
+        axes.axvline(0.83, color=GREY, linestyle=":", linewidth=1)
+        axes.axvline(0, color=GREY, linewidth=0.8)
+        axes.set_title(f"{ratio:g} kept, x {shown[-1]['compressed'] / shown[-1]['original']:.2f}", fontsize=9)
+        axes.set_xlabel("recovery (dotted: 83 %)", fontsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title, fontsize=10, x=0.01, ha="left")
     return figure

@@ -5,11 +5,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+WIDE = 160  # characters, where nobody's terminal says how wide it is
+console = Console(highlight=False, soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else WIDE)
 EVERY = 10.0  # seconds between plain log lines
 
 
@@ -29,10 +31,10 @@ def silenced() -> Iterator[None]:
 
 
 @contextmanager
-def bar(title: str, total: int, unit: str) -> Iterator[Callable[[int, str], None]]:
-    """Progress of `total` units. The block gets advance(units, note); without a terminal a line appears every ten seconds."""
+def bar(title: str, total: int, unit: str, spoken: bool = True) -> Iterator[Callable[[int, str], None]]:
+    """Progress of `total` units. The block gets advance(units, note); without a terminal a line appears every ten seconds, unless the block speaks itself."""
     started = time.monotonic()
-    done, spoken, notes = 0, started, ""
+    done, last, notes = 0, started, ""
 
     def rate() -> str:
         value = done / max(time.monotonic() - started, 1e-9)
@@ -58,22 +60,22 @@ def bar(title: str, total: int, unit: str) -> Iterator[Callable[[int, str], None
     else:
 
         def advance(units: int, note: str = "") -> None:
-            nonlocal done, spoken, notes
+            nonlocal done, last, notes
             done, notes = done + units, note or notes
             now = time.monotonic()
-            if now - spoken >= EVERY and done < total:
-                spoken = now
+            if spoken and now - last >= EVERY and done < total:
+                last = now
                 left = (now - started) / max(done, 1) * (total - done)
                 say(f"{title}: {done:,}/{total:,}  {rate()}  {left:.0f} s left  {notes}".rstrip())
 
         yield advance
-    note = f"  {notes}" if notes else ""
+    note = f"  {notes}" if notes and spoken else ""
     say(f"{title}: {done:,} {unit} in {time.monotonic() - started:.1f} s{note}")
 
 
 def table(title: str, columns: list[str], rows: list[list[str]], caption: str | None = None) -> None:
     """A result: first column names, the others numbers."""
-    shown = Table(title=title, title_justify="left", caption=caption, caption_justify="left", title_style="bold")
+    shown = Table(title=title, title_justify="left", caption=caption, caption_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for index, column in enumerate(columns):
         shown.add_column(column, justify="right" if index else "left", no_wrap=index == 0)
     for row in rows:

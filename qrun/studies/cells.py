@@ -8,30 +8,23 @@ import fcntl
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from qrun.config.compose import plain
+from qrun.config.schema import LauncherConfig
 from qrun.errors import InputError, RunFailed
-from qrun.report.screen import say, silenced
+from qrun.report.screen import bar, console, say
+from qrun.studies.launch import Cell, launch
 from qrun.tracking.store import Run, Store
 from qrun.training.interrupt import Interrupt
 
 VERB = "study"
-CODE = ("adapters", "language", "quantum", "training", "evaluation")  # rooms whose code can change a number
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One point of a study. `run` computes it, given the tags that make it a cell of the study, and leaves a FINISHED run with those tags."""
-
-    label: str
-    key: str
-    run: Callable[[dict[str, str]], None]
+CODE = ("adapters", "compression", "language", "quantum", "training", "evaluation")  # rooms whose code can change a number
+ELSEWHERE = ("results", "name", "study", "launcher")  # config keys that cannot
 
 
 @cache
@@ -45,9 +38,12 @@ def code_digest() -> str:
 
 
 def cell_key(config: Any, weights: str, data: dict[str, str], **more: Any) -> str:
-    """16 hex digits over config, weights, text, code and whatever else makes the cell."""
-    values = {k: v for k, v in plain(config).items() if k not in ("results", "name", "study")}
-    return hashlib.sha256(json.dumps([values, weights, data, code_digest(), more], sort_keys=True).encode()).hexdigest()[:16]
+    """16 hex digits over config, weights, text, code and whatever else makes the cell. Paths are left out: weights and text stand for them."""
+    values = {k: v for k, v in plain(config).items() if k not in ELSEWHERE}
+    for group in ("model", "data", "teacher"):
+        if isinstance(values.get(group), dict):
+            values[group].pop("path", None)
+    return hashlib.sha256(json.dumps([values, weights, data, code_digest(), more], sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 @contextmanager
@@ -69,30 +65,33 @@ def study(store: Store, name: str, key: str, params: dict[str, Any], tags: dict[
         known = store.tagged(VERB, "study_key").get(key)
         for run in store.tagged(VERB, "cell_key", "RUNNING").values():  # nobody else is here: these were killed
             store.client.set_terminated(run.info.run_id, "KILLED")
-        with store.run(VERB, name, params, {**tags, "study_key": key}, known.info.run_id if known else None) as parent:
+        with store.run(VERB, name, params, {**tags, "study_key": key, "code_digest": code_digest()}, known.info.run_id if known else None) as parent:
             yield parent
 
 
-def run_cells(store: Store, parent: Run, cells: list[Cell]) -> dict[str, Any]:
+def run_cells(store: Store, parent: Run, cells: list[Cell], launcher: LauncherConfig, shelf: Any, device: str) -> dict[str, Any]:
     """Compute what is missing and return the finished runs by key. Raises RunFailed naming the cells that failed, after all others are done."""
     finished = store.tagged(VERB, "cell_key", "FINISHED")
-    missing = [cell for cell in cells if cell.key not in finished]
-    say(f"{len(cells)} cells: {len(cells) - len(missing)} finished before, {len(missing)} to compute")
+    different = list({cell.key: cell for cell in cells}.values())  # two points of a grid can be one cell, such as a rate and the preset that has it
+    missing = [cell for cell in different if cell.key not in finished or not (cell.leaves is None or cell.leaves.is_file())]
+    stale = sum(run.data.tags.get("code_digest") != code_digest() for run in finished.values())
+    older = f" ({stale} finished by another version of the code are not used)" if stale else ""
+    say(f"{len(different)} cells: {len(different) - len(missing)} finished before, {len(missing)} to compute{older}")
     failed: list[str] = []
-    started = time.monotonic()
-    for index, cell in enumerate(missing):
-        begun = time.monotonic()
-        try:
-            with silenced():
-                cell.run({"mlflow.parentRunId": parent.run_id, "cell_key": cell.key, "cell": cell.label})
-            state = "done"
-        except (RunFailed, InputError) as error:
-            failed.append(f"{cell.label} ({error})")
-            state = f"failed: {error}"
-        now = time.monotonic()
-        left = (now - started) / (index + 1) * (len(missing) - index - 1)
-        say(f"[{index + 1}/{len(missing)}] {cell.label}: {state}, {now - begun:.1f} s; about {left / 60:.1f} min left")
+    started, done = time.monotonic(), 0
+    if missing:
+        common = {"mlflow.parentRunId": parent.run_id, "code_digest": code_digest()}
+        with bar("cells", len(missing), "cells", spoken=False) as advance:
+            for outcome in launch(missing, common, launcher, device, shelf):
+                done += 1
+                if outcome.error:
+                    failed.append(f"{outcome.cell.label} ({outcome.error})")
+                state = f"failed: {outcome.error}" if outcome.error else "done"
+                left = (time.monotonic() - started) / done * (len(missing) - done)
+                about = "" if console.is_terminal else f"; about {left / 60:.1f} min left"
+                say(f"[{done}/{len(missing)}] {outcome.cell.label}: {state}, {outcome.seconds:.1f} s{about}")
+                advance(1, outcome.cell.label)
     if failed:
-        raise RunFailed(f"{len(failed)} of {len(cells)} cells failed: {'; '.join(failed)}; the others are kept")
+        raise RunFailed(f"{len(failed)} of {len(different)} cells failed: {'; '.join(failed)}; the others are kept")
     found = store.tagged(VERB, "cell_key", "FINISHED")
     return {cell.key: found[cell.key] for cell in cells}

@@ -57,10 +57,10 @@ def _block(config: CircuitConfig) -> tuple[Any, str]:
     from qrun.adapters.saving import read
 
     saved = read(Path(config.adapter.path).expanduser())
-    site = config.site or next(iter(saved.skews))
-    if site not in saved.skews:
-        raise InputError(f"site={site}: not in this adapter; its sites are {', '.join(list(saved.skews)[:3])}, ...")
-    blocks = cayley(saved.skews[site].double(), saved.config.dim)
+    site = config.site or next(iter(saved.tensors))
+    if site not in saved.tensors:
+        raise InputError(f"site={site}: not in this adapter; its sites are {', '.join(list(saved.tensors)[:3])}, ...")
+    blocks = cayley(saved.tensors[site].double(), saved.config.dim)
     if config.block >= len(blocks):
         raise InputError(f"block={config.block}: {site} has blocks 0-{len(blocks) - 1}")
     return np.asarray(blocks[config.block]), f"{site} block {config.block}, b = {saved.config.dim}"

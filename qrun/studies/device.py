@@ -1,12 +1,12 @@
 """From a config to a device that runs block circuits."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from qrun.adapters.executor import CircuitExecutor
-from qrun.config.schema import GenerateConfig, PerplexityConfig, Precision, SweepConfig
+from qrun.config.schema import DeviceConfig, ModelConfig, NoiseConfig, Precision, Sign
 from qrun.quantum.cache import BlockCache, default_folder
 from qrun.quantum.devices import AerDevice, Device, NoisyDevice, PennyLaneDevice, ShotsDevice
 from qrun.quantum.encoding import qubits
@@ -14,7 +14,17 @@ from qrun.quantum.layout import Chip
 from qrun.report.screen import say
 
 
-def open_device(config: PerplexityConfig | GenerateConfig | SweepConfig) -> Device:
+class OnDevice(Protocol):
+    """A config that says where circuits run."""
+
+    model: ModelConfig
+    device: DeviceConfig
+    noise: NoiseConfig
+    results: str
+    seed: int
+
+
+def open_device(config: OnDevice) -> Device:
     """The device of a config; InputError for a combination it cannot run."""
     device, noise = config.device, config.noise.build()
     dtype: Any = np.float64 if device.precision is Precision.float64 else np.float32
@@ -42,13 +52,13 @@ def dead_couplers(chip: Chip) -> str:
     return f"left out as dead (error 0.5 or more): {len(chip.dead)} couplers, {', '.join(f'{a}-{b}' for a, b in chip.dead)}" if chip.dead else "no dead coupler"
 
 
-def open_executor(config: PerplexityConfig | GenerateConfig | SweepConfig, dim: int) -> CircuitExecutor:
+def open_executor(config: OnDevice, dim: int, sign: Sign) -> CircuitExecutor:
     """An executor on that device; InputError at once if blocks of this dimension are no circuits."""
     qubits(dim)
-    return CircuitExecutor(open_device(config), config.readout.sign, config.seed)
+    return CircuitExecutor(open_device(config), sign, config.seed)
 
 
-def circuit_line(summary: dict[str, float], config: PerplexityConfig | GenerateConfig) -> str:
+def circuit_line(summary: dict[str, float], config: OnDevice) -> str:
     """What the circuits did, in one line."""
     shots = f"{config.device.shots:,} shots" if config.device.shots else "exact probabilities"
     rate = summary["circuits"] / max(summary["circuit_seconds"], 1e-9)

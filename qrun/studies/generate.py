@@ -28,7 +28,7 @@ def generate(config: GenerateConfig, prompt: str) -> str:
     from qrun.studies.record import attach_saved
 
     saved = read(Path(config.adapter.path).expanduser()) if config.adapter.path else None
-    executor = open_executor(config, saved.config.dim) if saved and config.device.kind != "exact" else None
+    executor = open_executor(config, saved.config.dim, config.readout.sign) if saved and config.device.kind != "exact" else None
     language = models.load(config.model)
     if saved:
         attach_saved(language, saved, str(config.adapter.path)).set_executor(executor)

@@ -22,15 +22,15 @@ def measure(config: PerplexityConfig) -> dict[str, Any]:
     from qrun.evaluation.perplexity import difference
     from qrun.report.screen import say
     from qrun.studies.device import circuit_line, open_executor
-    from qrun.studies.record import attach_saved, flat_params, measured, open_all, open_record, record_measurements, result_table, tags
+    from qrun.studies.record import Shelf, attach_saved, flat_params, measured, open_record, record_measurements, result_table, tags
     from qrun.tracking.store import Store
     from qrun.training.interrupt import Interrupt
 
     saved = read(Path(config.adapter.path).expanduser()) if config.adapter.path else None
-    opened = open_all(config)
+    opened = Shelf().open(config)
     language = opened.language
     adapter = attach_saved(language, saved, str(config.adapter.path)) if saved else None
-    executor = open_executor(config, saved.config.dim) if saved and config.device.kind != "exact" else None
+    executor = open_executor(config, saved.config.dim, config.readout.sign) if saved and config.device.kind != "exact" else None
     store = Store(config.results)
     store.check_writable()
     kind = f"b{saved.config.dim}-{config.device.kind}" if saved else "base"

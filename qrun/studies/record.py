@@ -9,18 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qrun.adapters.linear import Adapter, attach
+from qrun.adapters.controls import attach_method
+from qrun.adapters.linear import Adapter, detach
 from qrun.adapters.saving import SavedAdapter
 from qrun.adapters.sites import sites
 from qrun.config.compose import config_hash, flatten, plain, to_yaml
-from qrun.config.schema import RunConfig
+from qrun.config.schema import DataConfig, ModelConfig, RunConfig
 from qrun.errors import InputError
 from qrun.evaluation.perplexity import Difference, Measurement, measure
 from qrun.evaluation.protocols import Task
 from qrun.language.corpus import Corpus
 from qrun.language.models import LanguageModel
 from qrun.language.tokens import stream
-from qrun.report.screen import bar, table
+from qrun.report.screen import bar, say, table
 from qrun.tracking.provenance import environment, git_state
 from qrun.tracking.store import Run
 from qrun.training.loop import training_windows
@@ -44,20 +45,46 @@ class Opened:
         return self.windows[context]
 
 
-def open_all(config: RunConfig) -> Opened:
-    """Load model and text and state the task; every InputError about them is raised here, before anything is recorded."""
-    from qrun.evaluation.protocols import build
-    from qrun.language import corpus, models
-    from qrun.report.screen import say
+class Shelf:
+    """Models, texts and what was opened of both, each once per process."""
 
-    language = models.load(config.model)
-    count = sum(p.numel() for p in language.model.parameters())
-    say(f"model {config.model.name}: {count:,} parameters, {config.model.dtype.value} on {language.device}")
-    text = corpus.load(config.data)
-    task = build(config.protocol, config.evaluation, text, language.tokenizer, language.shape.max_position_embeddings)
-    sizes = ", ".join(f"{split} {len(documents):,}" for split, documents in text.splits.items())
-    say(f"data {text.name}: {sizes} documents; {task.scored:,} tokens scored, protocol {task.statement['protocol']} {task.fingerprint}")
-    return Opened(language, text, task)
+    def __init__(self) -> None:
+        self._models: dict[str, LanguageModel] = {}
+        self._texts: dict[str, Corpus] = {}
+        self._opened: dict[str, Opened] = {}
+
+    def model(self, config: ModelConfig) -> LanguageModel:
+        """Load a model, frozen."""
+        from qrun.language import models
+
+        key = to_yaml(config)
+        if key not in self._models:
+            language = self._models[key] = models.load(config)
+            count = sum(p.numel() for p in language.model.parameters())
+            say(f"model {config.name}: {count:,} parameters, {config.dtype.value} on {language.device}")
+        return self._models[key]
+
+    def text(self, config: DataConfig) -> Corpus:
+        """Load a corpus."""
+        from qrun.language import corpus
+
+        key = to_yaml(config)
+        if key not in self._texts:
+            self._texts[key] = corpus.load(config)
+        return self._texts[key]
+
+    def open(self, config: RunConfig) -> Opened:
+        """Load model and text and state the task; every InputError about them is raised here, before anything is recorded."""
+        from qrun.evaluation.protocols import build
+
+        key = "".join(to_yaml(part) for part in (config.model, config.data, config.protocol, config.evaluation))
+        if key not in self._opened:
+            language, text = self.model(config.model), self.text(config.data)
+            task = build(config.protocol, config.evaluation, text, language.tokenizer, language.shape.max_position_embeddings)
+            sizes = ", ".join(f"{split} {len(documents):,}" for split, documents in text.splits.items())
+            say(f"data {text.name}: {sizes} documents; {task.scored:,} tokens scored, protocol {task.statement['protocol']} {task.fingerprint}")
+            self._opened[key] = Opened(language, text, task)
+        return self._opened[key]
 
 
 def attach_saved(language: LanguageModel, saved: SavedAdapter, path: str | Path) -> Adapter:
@@ -67,9 +94,12 @@ def attach_saved(language: LanguageModel, saved: SavedAdapter, path: str | Path)
             f"adapter.path={path}: trained in {saved.base['name']} (weights {saved.base['weights']}), not in model={language.identity['name']} "
             f"(weights {language.identity['weights']})"
         )
-    selected = [site for site in sites(language.shape) if site.name in saved.skews]
-    adapter = attach(language.model, selected, saved.config)
-    adapter.load(saved.skews)
+    selected = [site for site in sites(language.shape) if site.name in saved.sites]
+    adapter = attach_method(language.model, selected, saved.config, language.identity["path"])
+    if set(adapter.tensors()) != set(saved.tensors):
+        detach(language.model, adapter)
+        raise InputError(f"adapter.path={path}: its tensors are not those of method {saved.config.method.value} at these sites")
+    adapter.load(saved.tensors)
     return adapter
 
 
@@ -92,7 +122,7 @@ def tags(config: RunConfig, opened: Opened) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def device_tags(config: RunConfig) -> dict[str, Any]:
+def device_tags(config: Any) -> dict[str, Any]:
     """Device, shots and dated noise of a run that has a device."""
     device, noise = getattr(config, "device", None), getattr(config, "noise", None)
     if device is None or noise is None or device.kind == "exact":

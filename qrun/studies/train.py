@@ -3,24 +3,26 @@
     qrun train model=smollm2 adapter.dim=8
 
 1. Check everything that can be checked: sites, block dimension, text, protocol, store.   2. Perplexity of the frozen model.
-3. Train K, keep the best by validation.   4. Perplexity with the adapter, paired difference with its interval.   5. Save and record.
+3. Train K (or a control's parameters), keep the best by validation.   4. Perplexity with the adapter, paired difference with its interval.
+5. Diagnostics, save and record.
 """
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from qrun.adapters.sites import Site, check_divides, select, sites
-from qrun.config.compose import config_hash
-from qrun.config.schema import EvaluationConfig, ProtocolConfig, Split, TrainConfig
+from qrun.config.compose import config_hash, plain
+from qrun.config.schema import BLOCKED, EvaluationConfig, Method, ProtocolConfig, Split, TrainConfig
 from qrun.errors import InputError
 from qrun.language.models import model_shape
 
 
-def train(config: TrainConfig, resume: bool = False, opened: Any = None, cell: dict[str, str] | None = None) -> Path:
+def train(config: TrainConfig, resume: bool = False, shelf: Any = None, cell: dict[str, str] | None = None) -> Path:
     """Run the recipe; returns the folder of the saved adapter.
 
-    A study passes what its cells share (`opened`, a record.Opened) and the tags that make the run one of its cells; the model is left as it was.
+    A study passes what its cells share (`shelf`, a record.Shelf) and the tags that make the run one of its cells; the model is left as it was.
     """
     shape = model_shape(config.model)
     if shape is not None:
@@ -28,23 +30,26 @@ def train(config: TrainConfig, resume: bool = False, opened: Any = None, cell: d
 
     import torch
 
-    from qrun.adapters.linear import attach, detach
+    from qrun.adapters.controls import attach_method
+    from qrun.adapters.diagnostics import describe, on_text
+    from qrun.adapters.linear import detach
     from qrun.adapters.saving import save
     from qrun.evaluation.perplexity import Measurement, difference, measure
     from qrun.evaluation.protocols import build
     from qrun.report.figures import loss_curve
     from qrun.report.screen import bar, say
-    from qrun.studies.record import flat_params, measured, open_all, open_record, record_measurements, result_table, tags
+    from qrun.studies.record import Shelf, flat_params, measured, open_record, record_measurements, result_table, tags
     from qrun.tracking.store import Store
     from qrun.training.checkpoint import Progress, read_progress
     from qrun.training.interrupt import Interrupt
     from qrun.training.loop import fit
-    from qrun.training.losses import frozen_teacher
+    from qrun.training.losses import Teacher, frozen_teacher, teacher_of
 
     if config.training.threads:
         torch.set_num_threads(config.training.threads)
     torch.manual_seed(config.seed)
-    opened = opened or open_all(config)
+    shelf = shelf or Shelf()
+    opened = shelf.open(config)
     language, corpus = opened.language, opened.corpus
     selected = chosen_sites(config, language.shape)
     positions = language.shape.max_position_embeddings
@@ -57,7 +62,7 @@ def train(config: TrainConfig, resume: bool = False, opened: Any = None, cell: d
     store = Store(config.results)
     store.check_writable()
 
-    name = config.name or f"{config.model.name}-b{config.adapter.dim}-s{config.seed}-{config_hash(config)}"
+    name = config.name or f"{config.model.name}-{method_words(config)}-s{config.seed}-{config_hash(config)}"
     folder = store.folder / "runs" / name
     state, base_file = folder / "checkpoint.safetensors", folder / "base.json"
     facts = {"config_hash": config_hash(config), "weights": language.identity["weights"], "data": corpus.digests}
@@ -73,12 +78,17 @@ def train(config: TrainConfig, resume: bool = False, opened: Any = None, cell: d
         say(f"an unfinished run at step {read_progress(state).step} is there; starting over (--resume would continue it)")
         state.unlink()
 
-    adapter = attach(language.model, selected, config.adapter)
+    other = config.teacher is not None and plain(config.teacher) != plain(config.model)
+    original = shelf.model(config.teacher) if other and config.training.distill_weight else None
+    if original is not None and original.model.config.vocab_size != language.model.config.vocab_size:
+        raise InputError(f"model@teacher={original.identity['name']}: its vocabulary is not that of model={config.model.name}")
+    adapter = attach_method(language.model, selected, config.adapter, language.identity["path"])
     count = adapter.count()
-    say(f"adapter b={config.adapter.dim}: {len(selected)} sites, {count:,} parameters; {len(windows):,} training windows of {config.training.context} tokens")
+    say(f"adapter {method_words(config)}: {len(selected)} sites, {count:,} parameters; {len(windows):,} training windows of {config.training.context} tokens")
     params = {**flat_params(config), "sites": len(selected), "parameters": count}
-    interrupt = Interrupt()
-    with interrupt.installed(), store.run("study" if cell else "train", name, params, {**tags(config, opened), **(cell or {})}, resume_id) as run:
+    interrupt, cleanup = Interrupt(), ExitStack()
+    cleanup.callback(detach, language.model, adapter)  # a failed cell must not leave its layers in the model that the next one uses
+    with cleanup, interrupt.installed(), store.run("study" if cell else "train", name, params, {**tags(config, opened), **(cell or {})}, resume_id) as run:
         progress.facts = {**facts, "run_id": run.run_id}
         if resume_id is None:
             open_record(run, config, opened)
@@ -97,7 +107,9 @@ def train(config: TrainConfig, resume: bool = False, opened: Any = None, cell: d
             result = measure(language.model, validation, config.evaluation.batch)
             return sum(result.nats) / sum(result.tokens)
 
-        teacher = frozen_teacher(language.model, adapter) if config.training.distill_weight else None
+        teacher: Teacher | None = None
+        if config.training.distill_weight:
+            teacher = teacher_of(original.model) if original is not None else frozen_teacher(language.model, adapter)
         logged = progress.step  # steps whose metrics the store has
         with bar("training", config.training.steps - progress.step, "steps") as advance:
 
@@ -124,11 +136,13 @@ def train(config: TrainConfig, resume: bool = False, opened: Any = None, cell: d
         record_measurements(run, {"base": base, "adapted": adapted}, gain)
         run.metrics({"parameters": count, "train/seconds": progress.seconds, "train/tokens_per_second": tokens / max(progress.seconds, 1e-9)})
         run.metrics({"best_step": progress.best_step})
+        if config.adapter.method is Method.cayley:
+            summary["diagnostics"] = {**describe(adapter), **on_text(language.model, adapter, windows[:4, :-1])}
+            run.metrics({f"blocks/{key}": value for key, value in summary["diagnostics"].items()})
         run.json(summary, "result.json")
         run.folder(folder / "adapter", "adapter")
-        title = f"{name}: {config.model.name} on {corpus.name}, b = {config.adapter.dim}, {len(selected)} sites"
+        title = f"{name}: {config.model.name} on {corpus.name}, {method_words(config)}, {len(selected)} sites"
         run.figure(loss_curve(progress.history, progress.evaluations, title), "figures/loss_curve.png")
-    detach(language.model, adapter)
     state.unlink(missing_ok=True)
     base_file.unlink(missing_ok=True)
 
@@ -142,8 +156,18 @@ def train(config: TrainConfig, resume: bool = False, opened: Any = None, cell: d
 def chosen_sites(config: TrainConfig, shape: Any) -> list[Site]:
     """Sites of the config in a model of this shape, block dimension checked."""
     selected = select(sites(shape), config.adapter.projections, config.adapter.layers)
-    check_divides(selected, config.adapter.dim, config.adapter.side)
+    if config.adapter.method in BLOCKED:
+        check_divides(selected, config.adapter.dim, config.adapter.side)
     return selected
+
+
+def method_words(config: TrainConfig) -> str:
+    """`b4`, `oft-b4`, `lora-r2`: what is trained, as part of a run's name."""
+    adapter = config.adapter
+    size = {Method.lora: f"-r{adapter.rank}", Method.boft: f"-b{adapter.dim}m{adapter.factors}"}
+    if adapter.method is Method.cayley:
+        return f"b{adapter.dim}" + ("-signed" if adapter.sign_constrained else "")
+    return adapter.method.value + size.get(adapter.method, f"-b{adapter.dim}" if adapter.method in BLOCKED else "")
 
 
 def summarise(config: TrainConfig, statement: dict[str, Any], base: Any, adapted: Any, gain: Any, count: int, selected: int, progress: Any) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from qrun.errors import InputError, Interrupted, RunFailed
 PARAM_LENGTH = 6000  # MLflow cuts longer values without a word
 BATCH = 900  # metrics per request; MLflow takes 1,000
 PREFIX = "qrun/"
+VERSION = "2"  # of what runs and tags mean; 2: studies keep tables and verdicts in result.json
 
 
 class Run:
@@ -99,7 +100,7 @@ class Store:
 
     @property
     def uri(self) -> str:
-        return f"sqlite:///{self.database}"
+        return f"sqlite:///{self.database}?timeout=60"  # seconds a process waits while another writes
 
     def check_writable(self) -> None:
         """Raise InputError, before any work, if runs could not be recorded here. Leaves nothing behind in an existing folder."""
@@ -126,9 +127,16 @@ class Store:
 
             try:
                 self._client = MlflowClient(tracking_uri=self.uri)
-                self._client.search_experiments(max_results=1)
+                found = self._client.search_experiments(max_results=1000)
             except (MlflowException, SQLAlchemyError) as error:
                 raise InputError(f"{self.database}: not a store this MLflow can open ({' '.join(str(error).split())[:200]})") from error
+            written = {e.tags.get("qrun.store_version", "1") for e in found if e.name.startswith(PREFIX)} - {VERSION}
+            if written:
+                self._client = None
+                raise InputError(
+                    f"results={self.folder}: a store of another version of qrun (format {', '.join(sorted(written))}, this one writes {VERSION}); "
+                    "choose another folder with results=..., or open it with that version"
+                )
         return self._client
 
     def experiment(self, verb: str) -> str:
@@ -137,7 +145,7 @@ class Store:
         found = self.client.get_experiment_by_name(name)
         if found is not None:
             return found.experiment_id
-        plain = {"mlflow.experimentKind": "custom_model_development"}  # opens on runs and charts, not on the GenAI overview
+        plain = {"mlflow.experimentKind": "custom_model_development", "qrun.store_version": VERSION}  # opens on runs and charts, not on the GenAI overview
         return self.client.create_experiment(name, artifact_location=(self.folder / "artifacts" / verb).as_uri(), tags=plain)
 
     @contextmanager
@@ -200,12 +208,16 @@ class Store:
 
     def artifact_text(self, run_id: str, name: str) -> str:
         """Content of a text artifact. Raises RunFailed if the run has none of that name."""
-        from urllib.parse import unquote, urlparse
-
-        path = Path(unquote(urlparse(self.client.get_run(run_id).info.artifact_uri).path)) / name
+        path = self.artifact_folder(run_id) / name
         if not path.is_file():
             raise RunFailed(f"run {run_id} has no artifact {name} (looked in {path.parent})")
         return path.read_text()
+
+    def artifact_folder(self, run_id: str) -> Path:
+        """Folder of a run's artifacts."""
+        from urllib.parse import unquote, urlparse
+
+        return Path(unquote(urlparse(self.client.get_run(run_id).info.artifact_uri).path))
 
     def url(self, verb: str, port: int = 5000, run_id: str | None = None) -> str:
         """Address of the plain run table, or of one run, in `qrun ui`."""

@@ -35,9 +35,9 @@ class Progress:
 def save(path: Path, adapter: Adapter, optimizer: torch.optim.Optimizer, best: dict[str, Tensor], progress: Progress) -> None:
     """Write beside the target, flush to disk, rename. Raises RunFailed if that fails; the file that was there is kept."""
     tensors: dict[str, Tensor] = {}
-    for name, parameter in adapter.skews().items():
+    for name, parameter in adapter.tensors().items():
         state = optimizer.state[parameter]
-        tensors |= {f"skew/{name}": parameter.detach(), f"best/{name}": best[name]}
+        tensors |= {f"value/{name}": parameter.detach(), f"best/{name}": best[name]}
         tensors |= {f"{moment}/{name}": state[moment] for moment in ("exp_avg", "exp_avg_sq") if moment in state}
     temporary = path.with_suffix(".new")
     try:
@@ -65,9 +65,9 @@ def restore(path: Path, adapter: Adapter, optimizer: torch.optim.Optimizer) -> t
     progress = read_progress(path)
     best: dict[str, Tensor] = {}
     with safe_open(path, framework="pt") as file:
-        for name, parameter in adapter.skews().items():
+        for name, parameter in adapter.tensors().items():
             with torch.no_grad():
-                parameter.copy_(file.get_tensor(f"skew/{name}"))
+                parameter.copy_(file.get_tensor(f"value/{name}"))
             best[name] = file.get_tensor(f"best/{name}").to(parameter.device)
             moments = {m: file.get_tensor(f"{m}/{name}").to(parameter.device) for m in ("exp_avg", "exp_avg_sq")}
             optimizer.state[parameter] = {"step": torch.tensor(float(progress.step)), **moments}

@@ -69,7 +69,7 @@ def fit(
     windows [count, context] int64; `validate` gives nats per token on validation text. Raises RunFailed on divergence and Interrupted, after a
     checkpoint, on a signal.
     """
-    parameters = list(adapter.skews().values())
+    parameters = list(adapter.tensors().values())
     optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
     best = adapter.snapshot()
     if progress.step:

@@ -34,6 +34,16 @@ def frozen_teacher(model: Any, adapter: Any) -> Teacher:
     return Teacher(hidden, model.lm_head)
 
 
+def teacher_of(model: Any) -> Teacher:
+    """Another model of the same vocabulary: the uncompressed original."""
+
+    @torch.no_grad()
+    def hidden(ids: Tensor) -> Tensor:
+        return model.model(input_ids=ids.to(model.device), use_cache=False).last_hidden_state.to(ids.device)
+
+    return Teacher(hidden, model.lm_head)
+
+
 def window_loss(model: Any, ids: Tensor, teacher: Teacher | None, weight: float, temperature: float) -> tuple[Tensor, float]:
     """Loss of windows [batch, T + 1] to differentiate, and its cross-entropy part in nats per token."""
     inputs, targets = ids[:, :-1], ids[:, 1:].flatten()

@@ -13,7 +13,7 @@ def adapted(tiny, randomise=0.3, **config):
     chosen = AdapterConfig(**config)
     adapter = attach(tiny.model, select(sites(tiny.shape), chosen.projections, chosen.layers), chosen)
     generator = torch.Generator().manual_seed(1)
-    for parameter in adapter.skews().values():
+    for parameter in adapter.tensors().values():
         parameter.data = torch.randn(parameter.shape, generator=generator) * randomise
     return adapter
 
@@ -57,7 +57,7 @@ def test_merged_and_unmerged_outputs_agree_and_unmerging_is_exact(tiny, side, di
 def test_only_skew_parameters_get_gradients(tiny):
     adapter = adapted(tiny, dim=4)
     tiny.model(input_ids=IDS, labels=IDS).loss.backward()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in adapter.skews().values())
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in adapter.tensors().values())
     assert all(p.grad is None for n, p in tiny.model.named_parameters() if not n.endswith("skew"))
 
 
@@ -116,4 +116,4 @@ def test_bfloat16_models_keep_float32_parameters(tiny):
     out = tiny.model(input_ids=IDS, labels=IDS)
     out.loss.backward()
     assert out.logits.dtype == torch.bfloat16
-    assert all(p.dtype == torch.float32 and torch.isfinite(p.grad).all() for p in adapter.skews().values())
+    assert all(p.dtype == torch.float32 and torch.isfinite(p.grad).all() for p in adapter.tensors().values())

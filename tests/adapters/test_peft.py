@@ -44,7 +44,7 @@ def test_an_exported_adapter_gives_the_same_logits_under_peft(tiny, tmp_path):
     plain = copy.deepcopy(tiny.model)
     config = AdapterConfig(dim=4, projections=["q_proj", "down_proj"], layers="last")
     adapter = attach(tiny.model, select(sites(tiny.shape), config.projections, config.layers), config)
-    for parameter in adapter.skews().values():
+    for parameter in adapter.tensors().values():
         parameter.data.normal_(0, 0.3)
     to_peft(tmp_path / "oft", adapter, tiny.identity)
     ids = torch.arange(60)[None]

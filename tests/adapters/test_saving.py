@@ -16,7 +16,7 @@ from qrun.errors import InputError
 def saved(tiny, tmp_path):
     config = AdapterConfig(dim=8, projections=["v_proj", "o_proj"], layers=["last"], side=Side.output, sign_constrained=True)
     adapter = attach(tiny.model, select(sites(tiny.shape), config.projections, config.layers), config)
-    for parameter in adapter.skews().values():
+    for parameter in adapter.tensors().values():
         parameter.data.normal_()
     save(tmp_path / "adapter", adapter, tiny.identity, {"gain": 1.25})
     return tmp_path / "adapter", adapter
@@ -25,8 +25,8 @@ def saved(tiny, tmp_path):
 def test_a_saved_adapter_comes_back_bit_for_bit(saved):
     folder, adapter = saved
     back = read(folder)
-    assert list(back.skews) == list(adapter.modules) == ["layers.1.self_attn.v_proj", "layers.1.self_attn.o_proj"]
-    assert all(torch.equal(back.skews[n], p) for n, p in adapter.skews().items())
+    assert list(back.tensors) == list(adapter.modules) == ["layers.1.self_attn.v_proj", "layers.1.self_attn.o_proj"]
+    assert all(torch.equal(back.tensors[n], p) for n, p in adapter.tensors().items())
     assert back.config == adapter.config and back.base["name"] == "tiny" and back.facts == {"gain": 1.25}
     assert "| gain | 1.25 |" in (folder / "README.md").read_text()
     assert sorted(p.name for p in folder.iterdir()) == ["README.md", CONFIG, WEIGHTS]
@@ -83,7 +83,7 @@ from qrun.training.checkpoint import Progress
 folder = Path(sys.argv[1])
 module = AdaptedLinear(torch.nn.Linear(4096, 8), 64, Side.input, False)
 adapter = Adapter(AdapterConfig(dim=64), {"layers.0.self_attn.q_proj": module})
-optimizer = torch.optim.AdamW(list(adapter.skews().values()))
+optimizer = torch.optim.AdamW(list(adapter.tensors().values()))
 module(torch.ones(1, 4096)).sum().backward(); optimizer.step()
 save(folder / "adapter", adapter, {"name": "m", "weights": "w"}, {})
 checkpoint.save(folder / "c.safetensors", adapter, optimizer, adapter.snapshot(), Progress(step=1))
@@ -97,7 +97,7 @@ for attempt in (lambda: save(folder / "adapter", adapter, {"name": "m", "weights
         attempt(); print("saved?")
     except RunFailed as error:
         print("kept" if "kept" in str(error) else error)
-assert torch.equal(read(folder / "adapter").skews["layers.0.self_attn.q_proj"], first["layers.0.self_attn.q_proj"])
+assert torch.equal(read(folder / "adapter").tensors["layers.0.self_attn.q_proj"], first["layers.0.self_attn.q_proj"])
 best, progress = checkpoint.restore(folder / "c.safetensors", adapter, optimizer)
 assert progress.step == 1 and torch.equal(module.skew, first["layers.0.self_attn.q_proj"])
 print(sorted(p.name for p in folder.iterdir()))

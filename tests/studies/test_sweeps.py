@@ -12,7 +12,7 @@ import pytest
 from qrun.tracking.store import Store
 
 STEPS = ["training.context=64", "training.batch=2", "training.steps=4", "training.eval_every=4", "training.warmup=1", "training.lr=0.05"]
-AXES = ["study.dims=[2,4]", "study.seeds=[0,1]"]
+AXES = ["study.dims=[2,4]", "study.seeds=[0,1]", "study.sites=[adapter]", "study.controls=[]", "launcher.workers=1"]
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def test_the_dim_sweep_is_a_parent_with_cells_and_a_second_start_computes_nothin
     assert parent.info.status == "FINISHED" and len(cells) == 4
     assert {run.data.tags["mlflow.parentRunId"] for run in cells.values()} == {parent.info.run_id}
     first = json.loads(store.artifact_text(parent.info.run_id, "result.json"))
-    assert first["dims"]["4"]["parameters"] == 3 * first["dims"]["2"]["parameters"]
+    assert first["values"]["adapter"]["dims"]["4"]["parameters"] == 3 * first["values"]["adapter"]["dims"]["2"]["parameters"]
     code, out, _ = qrun("sweep", "dim", *words[0], f"results={words[1]}", "name=dims")
     assert code == 0 and "4 finished before, 0 to compute" in out
     assert store.find("dims").info.run_id == parent.info.run_id
@@ -43,30 +43,32 @@ def test_the_dim_sweep_is_a_parent_with_cells_and_a_second_start_computes_nothin
 
 
 def test_a_cell_is_the_run_that_train_makes_with_the_same_words(qrun, words, tmp_path):
-    typed = [w for w in words[0] if not w.startswith("study")]
+    typed = [w for w in words[0] if not w.startswith(("study", "launcher"))]
     code, _, err = qrun("train", *typed, "adapter.dim=4", "seed=1", f"results={tmp_path}", "name=alone")
     assert code == 0, err
     alone = Store(tmp_path).find("alone").data.metrics
     qrun("sweep", "dim", *words[0], f"results={words[1]}", "name=dims")
-    cell = next(r for r in children(Store(words[1])).values() if r.data.tags["cell"] == "b=4 seed=1")
+    cell = next(r for r in children(Store(words[1])).values() if r.data.tags["cell"] == "sites=adapter b=4 seed=1")
     assert cell.data.metrics["adapted/perplexity"] == alone["adapted/perplexity"]
 
 
-NOISE = ["study.rates=[1e-3,1e-1]", "readout=exact", "noise=gates", "noise.cz=1e-3", "noise.sx=1e-4"]
+NOISE = ["study.rates=[1e-3,1e-1]", "study.signs=[exact]", "noise=gates", "noise.cz=1e-3", "noise.sx=1e-4"]
 
 
 def test_the_noise_sweep_uses_the_adapters_of_the_dim_sweep(qrun, words):
     qrun("sweep", "dim", *words[0], f"results={words[1]}", "name=dims")
     code, out, err = qrun("sweep", "noise", *words[0], *NOISE, f"results={words[1]}", "name=noises")
     assert code == 0, err
-    assert "4 cells: 4 finished before, 0 to compute" in out and "16 cells: 0 finished before, 16 to compute" in out
+    assert "4 cells: 4 finished before, 0 to compute" in out and "16 cells: 0 finished before, 16 to compute" in out  # the preset is one of the rates
     store = Store(words[1])
     result = json.loads(store.artifact_text(store.find("noises").info.run_id, "result.json"))
-    assert result["columns"] == ["0.0", "0.001", "0.1", "uniform"]
+    series = result["values"]["adapter-exact-8192-scaled"]
     for dim in ("2", "4"):
-        values = result["dims"][dim]
-        relative, exact = values["relative_perplexity"], 1 - values["noiseless_gain"] / result["base_perplexity"]
-        assert relative[0] == pytest.approx(exact, abs=5e-3)  # shots alone
+        values = series["dims"][dim]
+        assert list(values["relative"]) == ["quiet", "0.001", "0.1", "preset", "uniform"]
+        assert values["relative"]["quiet"] == pytest.approx(1 - values["exact_gain"] / series["base"], abs=5e-3)  # shots alone
+        assert values["relative"]["preset"] == pytest.approx(values["relative"]["0.001"], abs=2e-3)
+    assert 0 < series["dims"]["2"]["total_error"][0] < series["dims"]["4"]["total_error"][0] < 0.1
     noisy = [r for r in children(store).values() if r.data.tags["cell"].endswith("cz=uniform")]
     assert len(noisy) == 4 and all(r.data.metrics["circuit/relative_error"] > 0.3 for r in noisy)
     code, out, _ = qrun("sweep", "noise", *words[0], *NOISE, f"results={words[1]}", "name=noises")
@@ -86,7 +88,7 @@ def test_a_failed_cell_is_named_and_does_not_stop_the_others(qrun, words, tmp_pa
 
     monkeypatch.setattr(loop, "optimizer_step", fail_at_seed_one)
     code, _, err = qrun("sweep", "dim", *words[0], f"results={tmp_path}", "name=dims")
-    assert code == 1 and "1 of 4 cells failed: b=4 seed=1 (this one breaks)" in err
+    assert code == 1 and "1 of 4 cells failed: sites=adapter b=4 seed=1 (this one breaks)" in err
     assert len(children(Store(tmp_path))) == 3 and Store(tmp_path).find("dims").info.status == "FAILED"
     monkeypatch.undo()
     code, out, _ = qrun("sweep", "dim", *words[0], f"results={tmp_path}", "name=dims")
@@ -108,8 +110,8 @@ def test_a_study_killed_in_the_middle_goes_on_and_ends_with_the_same_table(qrun,
     assert code == 0 and f"{len(before)} finished before" in out, err
     after = {key: run.info.run_id for key, run in children(store).items()}
     assert len(after) == 4 and all(after[key] == run for key, run in before.items())
-    tables = [Store(folder).artifact_text(Store(folder).find("dims").info.run_id, "result.json") for folder in (words[1], tmp_path)]
-    assert tables[0] == tables[1]
+    results = [json.loads(Store(folder).artifact_text(Store(folder).find("dims").info.run_id, "result.json")) for folder in (words[1], tmp_path)]
+    assert results[0]["tables"] == results[1]["tables"] and results[0]["values"] == results[1]["values"]
     assert not store.tagged("study", "cell_key", "RUNNING")
 
 
@@ -130,6 +132,11 @@ def test_two_studies_in_one_store_are_refused(qrun, words, tmp_path):
         ("noise", ["study.rates=[1e-2,1e-3]"], "rising order"),
         ("noise", ["study.rates=[0.9]"], "at most 0.75"),
         ("noise", ["study.rates=[1e-3]", "noise=none"], "its cz must be above 0"),
+        ("dim", ["study.dims=[4,5]", "study.indivisible=stop"], "study.indivisible=skip leaves such dimensions out"),
+        ("dim", ["model=local,nano"], "not compared in one study"),
+        ("dim", ["study.controls=[cayley]"], "use oft"),
+        ("dim", ["study.controls=[oft]"], "qrun sweep controls"),
+        ("dim", ["launcher=ray", "launcher.workers=0"], "give 1 or more"),
         ("noise", ["study.rates=[1e-3]", "device=exact"], "device=noisy"),
         ("noise", ["study.rates=[1e-3]", "study.dims=[6]"], "powers of two"),
     ],

@@ -66,7 +66,7 @@ def test_a_parameter_too_long_for_mlflow_is_refused_not_cut(store):
 def test_the_store_lies_at_an_absolute_address_whatever_the_working_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     store = Store("results")
-    assert store.uri == f"sqlite:///{tmp_path}/results/mlflow.db" and not (tmp_path / "results").exists()
+    assert store.uri == f"sqlite:///{tmp_path}/results/mlflow.db?timeout=60" and not (tmp_path / "results").exists()
 
 
 def test_a_run_id_in_the_environment_changes_nothing(store, monkeypatch):
@@ -96,3 +96,13 @@ def test_the_environment_record_holds_versions_and_no_secrets(monkeypatch):
     record = environment()
     assert record["packages"]["torch"].startswith("2.") and "hf_secret" not in str(record)
     assert set(git_state()) == {"git_sha", "git_dirty"}
+
+
+def test_a_store_of_another_version_is_named_and_left_alone(tmp_path):
+    from mlflow import MlflowClient
+
+    MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db").create_experiment("qrun/train")
+    before = (tmp_path / "mlflow.db").read_bytes()
+    with pytest.raises(InputError, match=r"a store of another version of qrun \(format 1, this one writes 2\)"):
+        Store(tmp_path).check_writable()
+    assert (tmp_path / "mlflow.db").read_bytes() == before

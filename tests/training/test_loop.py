@@ -63,7 +63,7 @@ def test_best_parameters_are_those_of_the_best_validation(tiny, tmp_path):
     scores = iter([5.0, 4.0, 4.5, 4.2])
     adapter, best, progress = fit(tiny, tmp_path / "c.safetensors", config(), validate=lambda: next(scores))
     assert (progress.best_step, progress.best_nats) == (2, 4.0)
-    assert not torch.equal(best["layers.0.self_attn.q_proj"], adapter.skews()["layers.0.self_attn.q_proj"])
+    assert not torch.equal(best["layers.0.self_attn.q_proj"], adapter.tensors()["layers.0.self_attn.q_proj"])
 
 
 def test_accumulation_equals_a_larger_batch(tiny_folder, tmp_path):
@@ -128,8 +128,8 @@ def test_loss_in_pieces_equals_loss_at_once(tiny, monkeypatch):
         monkeypatch.setattr(losses, "LOGITS", limit)
         loss, ce = window_loss(tiny.model, WINDOWS[:3], frozen_teacher(tiny.model, adapter), 0.5, 2.0)
         loss.backward()
-        gradients.append(torch.cat([p.grad.flatten() for p in adapter.skews().values()]))
-        for parameter in adapter.skews().values():
+        gradients.append(torch.cat([p.grad.flatten() for p in adapter.tensors().values()]))
+        for parameter in adapter.tensors().values():
             parameter.grad = None
         assert ce == pytest.approx(8.3, abs=0.3)
     torch.testing.assert_close(gradients[0], gradients[1], atol=1e-6, rtol=1e-4)
@@ -139,7 +139,7 @@ def test_distillation_from_itself_is_zero_and_its_formula_is_hintons(tiny):
     adapter = attach(tiny.model, sites(tiny.shape), AdapterConfig(dim=4))
     itself = frozen_teacher(tiny.model, adapter)
     assert window_loss(tiny.model, WINDOWS[:2], itself, 1.0, 2.0)[0].item() == pytest.approx(0, abs=1e-5)
-    for parameter in adapter.skews().values():
+    for parameter in adapter.tensors().values():
         parameter.data.normal_(0, 0.3)
     total, ce = window_loss(tiny.model, WINDOWS[:2], itself, 0.3, 2.0)
     with torch.no_grad():

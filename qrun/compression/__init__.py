@@ -1,0 +1,1 @@
+"""Matrix-product operators and truncated SVD of frozen weights."""

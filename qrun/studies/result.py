@@ -1,0 +1,74 @@
+"""What a study leaves behind: tables, figures, verdicts on claims, negative results. `qrun report` needs nothing else."""
+
+import io
+import json
+import sys
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from qrun.report.claims import CLAIMS
+from qrun.report.screen import say, table
+
+
+@dataclass
+class Table:
+    """Text cells, first column names."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    caption: str = ""
+
+
+@dataclass
+class Verdict:
+    """One claim of the paper against one study: `verdict` is reproduced, not reproduced, in part, or not testable here."""
+
+    claim: str  # key of report.claims.CLAIMS
+    ours: str
+    seeds: int
+    control: str
+    verdict: str
+    why: str
+
+
+@dataclass
+class StudyResult:
+    """`values` has the numbers behind the tables."""
+
+    study: str
+    model: str
+    tables: list[Table]
+    values: dict[str, Any]
+    verdicts: list[Verdict] = field(default_factory=list)
+    negatives: list[str] = field(default_factory=list)
+
+
+def conclude(parent: Any, store: Any, result: StudyResult, figures: dict[str, Any]) -> None:
+    """Write result.json and figures (png and svg) to the study's run, and show tables and verdicts."""
+    unknown = [v.claim for v in result.verdicts if v.claim not in CLAIMS]
+    assert not unknown, unknown
+    parent.json({**asdict(result), "command": " ".join(["qrun", *sys.argv[1:]])}, "result.json")
+    for name, figure in figures.items():
+        parent.figure(figure, f"figures/{name}.png")
+        svg = io.StringIO()
+        figure.savefig(svg, format="svg", metadata={"Date": None})
+        parent.text(svg.getvalue(), f"figures/{name}.svg")
+    parent.note("\n\n".join(f"**{CLAIMS[v.claim].text}** {v.verdict}: {v.ours}. {v.why}" for v in result.verdicts) or result.study)
+    for shown in result.tables:
+        table(shown.title, shown.columns, shown.rows, shown.caption)
+    for v in result.verdicts:
+        say(f"{v.verdict}: {CLAIMS[v.claim].text} Here: {v.ours}. {v.why}")
+    for line in result.negatives:
+        say(f"negative result: {line}")
+    say(f"run  {store.url('study', run_id=parent.run_id)}  (after `qrun ui`)")
+
+
+def load(text: str) -> dict[str, Any]:
+    """result.json as plain values."""
+    return json.loads(text)
+
+
+def interval(low: float, high: float, form: str = "+.3f") -> str:
+    """`[low, high]`, or why there is none."""
+    return f"[{low:{form}}, {high:{form}}]" if low == low else "one seed"
