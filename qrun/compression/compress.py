@@ -127,10 +127,10 @@ def sensitivity(
         layer = model.get_submodule(f"model.{site.name}")
         dense, found[site.name] = layer.weight.data, {}
         for level in levels(site, ratio, form):
-            bond = form.bond_for(site.out_features, site.in_features, level)
-            layer.weight.data = contract([c.double() for c in cores_at(site, bond)]).to(dense.dtype)
+            cores = cores_at(site, form.bond_for(site.out_features, site.in_features, level))
+            layer.weight.data = contract([c.double() for c in cores]).to(dense.dtype)
             found[site.name][f"{level:g}"] = nats(model, ids) - base
-        layer.weight.data = dense
+            layer.weight.data = dense
         progress(1)
     return found
 
@@ -178,8 +178,6 @@ def save(folder: Path, language: LanguageModel, compressed: Compressed) -> None:
 
 
 def kind_words(config: CompressionConfig) -> str:
-    """`svd-0.5`, `mpo2-0.5`, `asvd-0.5`: part of a run's name."""
+    """`svd`, `asvd`, `mpo2-profiled`: part of names."""
     kind = config.kind.value + (str(config.cores) if config.kind is CompressionKind.mpo else "")
-    return f"{'a' if config.activation_aware else ''}{kind}{'-profiled' if config.profile is Profile.sensitivity else ''}-" + (
-        f"bond{config.bond}" if config.bond else f"{config.ratio:g}"
-    )
+    return f"{'a' if config.activation_aware else ''}{kind}{'-profiled' if config.profile is Profile.sensitivity else ''}"

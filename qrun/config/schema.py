@@ -446,7 +446,7 @@ class StudyConfig:
     lr_exponent: float = 1.0  # a cell of block dimension b trains with its learning rate * (4 / b)^lr_exponent
     controls: list[str] = field(default_factory=list)  # methods trained beside the adapter
     # Learning rate of each control, the best of scripts/scan_lr.py on validation text; for b = 4 where the method has blocks. OFT's is the adapter's own.
-    control_lr: dict[str, float] = field(default_factory=lambda: {"oft": 0.012, "boft": 0.012, "lora": 0.005, "diagonal": 0.02, "block": 0.005, "dense": 0.001})
+    control_lr: dict[str, float] = field(default_factory=lambda: {"oft": 0.012, "boft": 0.006, "lora": 0.02, "diagonal": 0.02, "block": 0.01, "dense": 0.001})
 
     def __post_init__(self) -> None:
         for key in ("dims", "seeds", "sites"):
@@ -494,7 +494,7 @@ class RecoverStudyConfig(StudyConfig):
     """Axes of `qrun recover`."""
 
     ratios: list[float] = field(default_factory=lambda: [0.5])  # of parameters kept
-    healing_lr: float = 0.001
+    healing_lr: float = 0.0005
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from qrun.adapters.controls import attach_method
 from qrun.adapters.sites import sites
-from qrun.compression.compress import allocate, compress, input_covariances, save, sensitivity
+from qrun.compression.compress import allocate, compress, input_covariances, nats, save, sensitivity
 from qrun.compression.factors import Form, balanced, contract, factorise, read_factors
 from qrun.config.schema import AdapterConfig, CompressionConfig, CompressionKind, Method, ModelConfig, Profile
 from qrun.errors import InputError
@@ -60,7 +60,7 @@ def test_the_bond_of_a_ratio_is_the_largest_that_keeps_it(form):
 def test_impossible_bonds_and_ratios_are_named():
     with pytest.raises(InputError, match="above the full rank 192 of here"):
         SVD.check_bond(192, 512, 193, "here")
-    with pytest.raises(InputError, match="cannot be reached; a 192 x 512 weight has at least 0.007"):
+    with pytest.raises(InputError, match=r"cannot be reached; a 192 x 512 weight has at least 0\.007"):
         SVD.bond_for(192, 512, 0.005)
     with pytest.raises(InputError, match="svd has two factors"):
         CompressionConfig(cores=3)
@@ -97,7 +97,13 @@ def test_the_profile_measures_each_site_alone_and_spends_the_budget_where_it_hur
     layers = {site.name: tiny.model.get_submodule(f"model.{site.name}") for site in everything}
     profile = sensitivity(tiny.model, everything, 0.6, form, lambda site, bond: factorise(layers[site.name].weight.data, form, bond), IDS, lambda _: None)
     assert all(torch.equal(p, before[name]) for name, p in tiny.model.named_parameters())
-    assert set(profile) == set(layers) and all(len(row) == 4 for row in profile.values())
+    assert set(profile) == set(layers) and all(len(row) == 4 and len(set(row.values())) == 4 for row in profile.values())
+    layer, (level, rise) = layers["layers.1.mlp.down_proj"], list(profile["layers.1.mlp.down_proj"].items())[2]
+    dense = layer.weight.data
+    layer.weight.data = contract(factorise(dense, form, form.bond_for(32, 48, float(level))))
+    truncated = nats(tiny.model, IDS)
+    layer.weight.data = dense
+    assert rise == pytest.approx(truncated - nats(tiny.model, IDS), abs=1e-5)
     forged = {name: dict.fromkeys(row, 0.0) for name, row in profile.items()}
     forged["layers.1.mlp.down_proj"] = {"0.3": 4.0, "0.45": 3.0, "0.6": 2.0, "0.75": 1.0}
     ratios = allocate(everything, 0.6, form, forged)
