@@ -44,7 +44,7 @@ class ExportKind(StrEnum):
 def complete(incomplete: str) -> list[str]:
     """Groups and keys before `=`, options of a group after it."""
     from qrun.config.compose import options
-    from qrun.config.schema import leaf_keys
+    from qrun.config.verbs import leaf_keys
 
     groups, typed = options(), _bash_word() or incomplete
     key, equals, _ = typed.partition("=")

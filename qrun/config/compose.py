@@ -19,7 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from qrun.config.schema import VERBS, RunConfig
+from qrun.config.verbs import VERBS, RunConfig
 from qrun.errors import InputError
 
 TREE = "qrun.configs"
@@ -146,7 +146,7 @@ def _strip(text: str) -> str:
 def _near(key: str, verb: str) -> str:
     import difflib
 
-    from qrun.config.schema import leaf_keys
+    from qrun.config.verbs import leaf_keys
 
     keys = leaf_keys(VERBS.get(verb, RunConfig)) + list(options())
     close = difflib.get_close_matches(key, keys, n=3, cutoff=0.6)

@@ -6,7 +6,7 @@ qrun circuit adapter.path=results/runs/<run>/adapter site=layers.0.self_attn.v_p
 from pathlib import Path
 from typing import Any
 
-from qrun.config.schema import CircuitConfig
+from qrun.config.verbs import CircuitConfig
 from qrun.errors import InputError
 
 

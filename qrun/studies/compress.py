@@ -6,7 +6,8 @@ qrun compress compression=mpo compression.ratio=0.6 --out small      then: qrun 
 from pathlib import Path
 from typing import Any
 
-from qrun.config.schema import CompressConfig, Profile
+from qrun.config.schema import Profile
+from qrun.config.verbs import CompressConfig
 from qrun.errors import InputError
 from qrun.language.models import model_shape
 

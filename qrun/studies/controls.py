@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from qrun.adapters.sites import count_parameters, matched_rank, select, sites
-from qrun.config.schema import AdapterConfig, ControlsConfig, DeviceConfig, Method, NoiseConfig, SiteSet
+from qrun.config.schema import AdapterConfig, DeviceConfig, Method, NoiseConfig
+from qrun.config.verbs import ControlsConfig, SiteSet
 from qrun.evaluation.trends import mean_interval
 from qrun.studies.cells import cell_key, run_cells, study
 from qrun.studies.launch import Cell
@@ -77,7 +78,7 @@ def sweep_controls(config: ControlsConfig, dry: bool = False) -> dict[str, Any]:
         return show("sweep controls", list(control_cells(config, dims, model_shape(config.model), "", {}).values()), said)
     from qrun.report.figures import gains_by_parameters
     from qrun.report.screen import say
-    from qrun.studies.record import Shelf, flat_params, open_record, tags
+    from qrun.studies.record import Shelf, documents_interval, flat_params, open_record, tags
     from qrun.studies.result import conclude
     from qrun.tracking.store import Store
 
@@ -95,6 +96,12 @@ def sweep_controls(config: ControlsConfig, dry: bool = False) -> dict[str, Any]:
         runs |= run_cells(store, parent, list(nulls.values()), config.launcher, shelf, config.model.device)
         metrics = {point: runs[cell.key].data.metrics for point, cell in {**cells, **nulls}.items()}
         values = summarise(metrics, config)
+        ids = {point: runs[cell.key].info.run_id for point, cell in {**cells, **nulls}.items()}
+        for chosen, dim, name, _ in metrics:
+            these = [ids[chosen, dim, name, seed] for seed in config.study.seeds]
+            which = ("base", "noisy" if name in NULLS else "adapted")
+            limits = documents_interval(store, these, these, which, config.evaluation.resamples, config.seed)
+            values[f"{chosen.value}-{dim}"][name] |= dict(zip(("documents_low", "documents_high"), limits, strict=True))
         where = f"{config.model.name}, {config.data.name}, sites="
         figures = {f"controls-{name}": gains_by_parameters(rows, where + name.replace("-", ", b = ")) for name, rows in values.items()}
         conclude(parent, store, judge(config, values), figures)
@@ -115,7 +122,6 @@ def summarise(metrics: dict[tuple[Any, ...], dict[str, float]], config: Controls
         these = [row.get("adapted/perplexity", row.get("noisy/perplexity", math.nan)) for row in rows]
         group[name] = {
             "parameters": int(rows[0]["parameters"]), "gain": float(np.mean(gains)), "low": low, "high": high, "base": rows[0]["base/perplexity"],
-            "documents_low": rows[0].get("gain_low", math.nan), "documents_high": rows[0].get("gain_high", math.nan),
             "relative_difference": float(max(abs(a - b) / b for a, b in zip(these, own, strict=True))),
         }  # fmt: skip
     return groups

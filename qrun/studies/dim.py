@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from qrun.adapters.sites import count_parameters, matched_rank, select, sites
-from qrun.config.schema import DimSweepConfig, Method, SiteSet
+from qrun.config.schema import Method
+from qrun.config.verbs import DimSweepConfig, SiteSet
 from qrun.evaluation.trends import mean_interval, monotone_trend
 from qrun.studies.cells import cell_key, run_cells, study
 from qrun.studies.launch import Cell
@@ -53,7 +54,7 @@ def sweep_dim(config: DimSweepConfig, dry: bool = False) -> dict[str, Any]:
         return show("sweep dim", list(dim_cells(config, dims, model_shape(config.model), "", {}).values()), said)
     from qrun.report.figures import dimension_curve
     from qrun.report.screen import say
-    from qrun.studies.record import Shelf, flat_params, open_record, tags
+    from qrun.studies.record import Shelf, documents_interval, flat_params, open_record, tags
     from qrun.studies.result import conclude
     from qrun.tracking.store import Store
 
@@ -68,7 +69,13 @@ def sweep_dim(config: DimSweepConfig, dry: bool = False) -> dict[str, Any]:
         open_record(parent, config, opened)
         runs = run_cells(store, parent, list(cells.values()), config.launcher, shelf, config.model.device)
         metrics = {point: runs[cell.key].data.metrics for point, cell in cells.items()}
+        ids = {point: runs[cell.key].info.run_id for point, cell in cells.items()}
         values = {chosen.value: summarise(metrics, chosen, usable, config) for chosen, usable in dims.items()}
+        for chosen, usable in dims.items():
+            for dim in usable:
+                own = [ids[chosen, "cayley", dim, seed] for seed in config.study.seeds]
+                limits = documents_interval(store, own, own, ("base", "adapted"), config.evaluation.resamples, config.seed)
+                values[chosen.value]["dims"][dim] |= dict(zip(("documents_low", "documents_high"), limits, strict=True))
         result = judge(config, values)
         figures = {f"dim-{name}": dimension_curve(v["dims"], v["base"], f"{config.model.name}, {config.data.name}, sites={name}") for name, v in values.items()}
         parent.metrics({f"{name}/b{b}/gain": row["gain"] for name, v in values.items() for b, row in v["dims"].items()})
@@ -85,7 +92,7 @@ def summarise(metrics: dict[tuple[Any, ...], dict[str, float]], chosen: SiteSet,
         low, high = mean_interval(gains)
         row: dict[str, Any] = {
             "parameters": int(cells[0]["parameters"]), "perplexity": float(np.mean([c["adapted/perplexity"] for c in cells])), "gain": float(np.mean(gains)),
-            "low": low, "high": high, "documents_low": cells[0].get("gain_low", math.nan), "documents_high": cells[0].get("gain_high", math.nan),
+            "low": low, "high": high,
             "blocks": {k.partition("/")[2]: float(np.mean([c[k] for c in cells])) for k in cells[0] if k.startswith("blocks/")},
         }  # fmt: skip
         if "lora" in config.study.controls:
@@ -149,7 +156,8 @@ def gain_verdict(one: dict[str, Any], seeds: int) -> Any:
         f"{row['parameters']:,} parameters in one v_proj: {one['base']:.3f} to {row['perplexity']:.3f}, {-100 * row['gain'] / one['base']:+.2f} %, gain "
         f"{row['gain']:+.3f}, over seeds {interval(row['low'], row['high'])}, over documents {interval(row['documents_low'], row['documents_high'])}"
     )
-    word = "reproduced" if row["low"] > 0 and row["documents_low"] > 0 else "not reproduced"
+    held = (row["low"] > 0, row["documents_low"] > 0)
+    word = "reproduced" if all(held) else "in part" if any(held) else "not reproduced"
     control = f"LoRA of {row['lora']['parameters']:,} parameters: {row['lora']['gain']:+.3f}" if "lora" in row else ""
     return Verdict("gain", ours, seeds, control, word, "The sign of the effect; its size depends on model, text and how far the text is from pretraining.")
 
@@ -163,7 +171,7 @@ def schmidt_verdict(values: dict[str, Any], seeds: int) -> Any:
     if not rows:
         return None
     ours = f"sites={name}: " + "; ".join(
-        f"b = {b} effective bond {r['effective_bond']:.2f} (Haar {r['haar_effective_bond']:.2f}), entropy ratio {r['entropy_ratio']:.2f}"
+        f"b = {b} effective bond {r['effective_bond']:.2f} (Haar {r['haar_effective_bond']:.2f}), entropy ratio {r['entropy_ratio']:.3f}"
         for b, r in rows.items()
     )
     why = "The paper gives no values; K = 0 has effective bond 1 and entropy 0. The trained blocks are closer to the identity than to random rotations."

@@ -2,6 +2,7 @@
 
 import os
 import platform
+from importlib.util import find_spec
 from pathlib import Path
 
 from qrun.errors import InputError
@@ -34,7 +35,7 @@ def doctor(results: str) -> None:
             "device=ibm",
             "QISKIT_IBM_TOKEN is set" if os.environ.get("QISKIT_IBM_TOKEN") else "set QISKIT_IBM_TOKEN (and QISKIT_IBM_INSTANCE); device=fake needs none",
         ],
-        ["export to PEFT, OFT oracle", "peft is installed" if "peft" in found else "written without it; to load it: pip install peft"],
+        ["launcher=ray", "ray is installed" if find_spec("ray") else "pip install 'qrun-adapters[ray]'; launcher=local needs nothing"],
     ]
     listing(["what", "state"], rows)
 

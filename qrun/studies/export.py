@@ -6,7 +6,7 @@ qrun export results/runs/<run>/adapter --to merged --out model  an ordinary mode
 
 from pathlib import Path
 
-from qrun.config.schema import PerplexityConfig
+from qrun.config.verbs import PerplexityConfig
 from qrun.errors import InputError
 from qrun.language.models import model_shape
 

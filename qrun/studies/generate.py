@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from qrun.config.schema import GenerateConfig
+from qrun.config.verbs import GenerateConfig
 from qrun.errors import InputError
 from qrun.language.models import model_shape
 

@@ -77,6 +77,8 @@ def attempt(cell: Cell, tags: dict[str, str], shelf: Any) -> tuple[str | None, f
     try:
         cell.work.run(shelf, {**tags, "cell_key": cell.key, "cell": cell.label})
         error = None
+    except Interrupted:
+        raise
     except (RunFailed, InputError) as failure:
         error = str(failure)
     except Exception as failure:  # a bug in one cell must not cost the others

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from qrun.config.schema import NoiseConfig, NoiseSweepConfig, ReadoutError, Sign, SiteSet
+from qrun.config.schema import NoiseConfig, Sign
+from qrun.config.verbs import NoiseSweepConfig, ReadoutError, SiteSet
 from qrun.evaluation.trends import mean_interval, sharpness, zero_crossing
 from qrun.studies.cells import cell_key, run_cells, study
 from qrun.studies.launch import Cell
@@ -102,7 +103,7 @@ def sweep_noise(config: NoiseSweepConfig, dry: bool = False) -> dict[str, Any]:
     from qrun.quantum.circuits import preparation_and_block_counts
     from qrun.report.figures import phase_diagram
     from qrun.report.screen import say
-    from qrun.studies.record import Shelf, flat_params, open_record, tags
+    from qrun.studies.record import Shelf, documents_interval, flat_params, open_record, tags
     from qrun.studies.result import conclude
     from qrun.tracking.store import Store
 
@@ -122,6 +123,13 @@ def sweep_noise(config: NoiseSweepConfig, dry: bool = False) -> dict[str, Any]:
         exact = {point: trained[cell.key].data.metrics for point, cell in cells.items()}
         counts = {dim: preparation_and_block_counts(dim) for dim in config.study.dims}
         values = {series.name: summarise(config, series, dims[series.sites], metrics, exact, counts) for series in all_series(config)}
+        for series in all_series(config):
+            for dim, row in values[series.name]["dims"].items():
+                noisy_runs = [runs[noisy[series, dim, seed, PRESET].key].info.run_id for seed in config.study.seeds]
+                exact_runs = [trained[cells[series.sites, dim, seed].key].info.run_id for seed in config.study.seeds]
+                row["penalty_documents"] = documents_interval(
+                    store, noisy_runs, exact_runs, ("noisy", "adapted"), config.evaluation.resamples, config.seed
+                )  # fmt: skip
         marks = preset_marks()
         figures = {f"noise-{n}": phase_diagram(v, config.study.rates, marks, f"{config.model.name}, noise {config.noise.name}, {n}") for n, v in values.items()}
         crossings = {f"{n}/b{b}/critical_rate": row["critical_rate"]["rate"] for n, v in values.items() for b, row in v["dims"].items()}
@@ -161,7 +169,6 @@ def summarise(
             "critical_error": math.nan if critical["side"] else total_error(config, series, critical["rate"], counts[dim]),
             "quiet_penalty": float(np.mean([m["penalty"] for m in at[QUIET]])), "preset_perplexity": base - float(np.mean(gains[PRESET])),
             "penalty": float(np.mean(penalty)), "penalty_seeds": mean_interval(penalty),
-            "penalty_documents": (preset[0].get("penalty_low", math.nan), preset[0].get("penalty_high", math.nan)),
             "counts": counts[dim], "sign_flips": float(np.mean([m["circuit/sign_flips"] for m in preset])),
         }  # fmt: skip
     return {"base": base, "rates": rates, "preset_rate": config.noise.cz, "dims": rows, "spread": spreads(rows)}
@@ -192,7 +199,8 @@ def judge(config: NoiseSweepConfig, values: dict[str, Any]) -> Any:
     tables, verdicts, negatives = [], [], []
     for name, v in values.items():
         dims = v["dims"]
-        labels = {QUIET: "no gate noise", PRESET: f"preset, {v['preset_rate']:.2g}", UNIFORM: "uniform output", **{str(r): f"{r:g}" for r in v["rates"]}}
+        quiet = f"shots and {name.split('-')[1]} signs alone"
+        labels = {QUIET: quiet, PRESET: f"preset, {v['preset_rate']:.2g}", UNIFORM: "uniform output", **{str(r): f"{r:g}" for r in v["rates"]}}
         rows = [["gain, exact", *(f"{row['exact_gain']:+.3f}" for row in dims.values())]]
         rows += [[labels[c], *(f"{row['relative'][c]:.4f}" for row in dims.values())] for c in (QUIET, *map(str, v["rates"]), PRESET, UNIFORM)]
         rows += [["critical rate", *(crossing_words(row["critical_rate"]) for row in dims.values())]]

@@ -5,7 +5,7 @@ qrun plan model=smollm2 adapter=cayley      all 210 sites
 """
 
 from qrun.adapters.sites import check_divides, parameters, select, sites
-from qrun.config.schema import PlanConfig
+from qrun.config.verbs import PlanConfig
 from qrun.errors import InputError
 from qrun.language.models import model_shape
 from qrun.quantum.encoding import qubits

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qrun.config.compose import config_hash, flatten, plain
-from qrun.config.schema import QuestionsRunConfig
+from qrun.config.verbs import QuestionsRunConfig
 from qrun.errors import InputError
 from qrun.language.models import model_shape
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,7 +15,8 @@ from qrun.adapters.linear import Adapter, detach
 from qrun.adapters.saving import SavedAdapter
 from qrun.adapters.sites import sites
 from qrun.config.compose import config_hash, flatten, plain, to_yaml
-from qrun.config.schema import DataConfig, ModelConfig, RunConfig
+from qrun.config.schema import DataConfig, ModelConfig
+from qrun.config.verbs import RunConfig
 from qrun.errors import InputError
 from qrun.evaluation.perplexity import Difference, Measurement, measure
 from qrun.evaluation.protocols import Task
@@ -23,7 +25,7 @@ from qrun.language.models import LanguageModel
 from qrun.language.tokens import stream
 from qrun.report.screen import bar, say, table
 from qrun.tracking.provenance import environment, git_state
-from qrun.tracking.store import Run
+from qrun.tracking.store import Run, Store
 from qrun.training.loop import training_windows
 
 
@@ -45,8 +47,11 @@ class Opened:
         return self.windows[context]
 
 
+MODELS = 3  # kept open at once: a study over compressed models would else fill the memory with them
+
+
 class Shelf:
-    """Models, texts and what was opened of both, each once per process."""
+    """Models, texts and what was opened of both, each once per process; the model that was not asked for longest makes room."""
 
     def __init__(self) -> None:
         self._models: dict[str, LanguageModel] = {}
@@ -58,11 +63,17 @@ class Shelf:
         from qrun.language import models
 
         key = to_yaml(config)
-        if key not in self._models:
-            language = self._models[key] = models.load(config)
-            count = sum(p.numel() for p in language.model.parameters())
-            say(f"model {config.name}: {count:,} parameters, {config.dtype.value} on {language.device}")
-        return self._models[key]
+        if key in self._models:
+            self._models[key] = self._models.pop(key)  # now the youngest
+            return self._models[key]
+        language = models.load(config)
+        count = sum(p.numel() for p in language.model.parameters())
+        say(f"model {config.name}: {count:,} parameters, {config.dtype.value} on {language.device}")
+        self._models[key] = language
+        while len(self._models) > MODELS:
+            gone = self._models.pop(next(iter(self._models)))
+            self._opened = {k: opened for k, opened in self._opened.items() if opened.language is not gone}
+        return language
 
     def text(self, config: DataConfig) -> Corpus:
         """Load a corpus."""
@@ -84,6 +95,7 @@ class Shelf:
             sizes = ", ".join(f"{split} {len(documents):,}" for split, documents in text.splits.items())
             say(f"data {text.name}: {sizes} documents; {task.scored:,} tokens scored, protocol {task.statement['protocol']} {task.fingerprint}")
             self._opened[key] = Opened(language, text, task)
+        self.model(config.model)
         return self._opened[key]
 
 
@@ -155,6 +167,17 @@ def record_measurements(run: Run, results: dict[str, Measurement], gain: Differe
         base, adapted = next(iter(results.values())), list(results.values())[-1]
         run.note(f"{base.statement['unit']} perplexity {base.perplexity:.3f} to **{adapted.perplexity:.3f}**: gain {gain.value:+.3f}{interval}")
     run.metrics({"peak_memory_mb": peak_memory_mb()})
+
+
+def documents_interval(store: Store, first: list[str], second: list[str], which: tuple[str, str], resamples: int, seed: int) -> tuple[float, float]:
+    """95 % interval over documents of PPL_first - PPL_second, the log-likelihoods of each averaged over seeds (run ids, in the order of the seeds)."""
+    from qrun.evaluation.intervals import paired_interval
+
+    sides = []
+    for runs, name in zip((first, second), which, strict=True):
+        sides.append([Measurement.from_json(store.artifact_text(run, f"perplexity_{name}.json")) for run in runs])
+    a, b = (np.mean([m.nats for m in side], axis=0) for side in sides)
+    return paired_interval(a, b, np.array(sides[0][0].normaliser), resamples, seed)
 
 
 def peak_memory_mb() -> float:

@@ -14,7 +14,8 @@ from typing import Any
 
 from qrun.adapters.sites import Site, check_divides, select, sites
 from qrun.config.compose import config_hash, plain
-from qrun.config.schema import BLOCKED, EvaluationConfig, Method, ProtocolConfig, Split, TrainConfig
+from qrun.config.schema import BLOCKED, EvaluationConfig, Method, ProtocolConfig, Split
+from qrun.config.verbs import TrainConfig
 from qrun.errors import InputError
 from qrun.language.models import model_shape
 

@@ -6,17 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from qrun.adapters.sites import check_divides, select, sites
-from qrun.config.schema import (
-    AdapterConfig,
-    DeviceConfig,
-    Indivisible,
-    Method,
-    NoiseConfig,
-    Sign,
-    SiteSet,
-    StudyConfig,
-    TrainConfig,
-)  # fmt: skip
+from qrun.config.schema import AdapterConfig, DeviceConfig, Method, NoiseConfig, Sign
+from qrun.config.verbs import Indivisible, SiteSet, StudyConfig, TrainConfig
 from qrun.errors import InputError
 from qrun.language.models import model_shape
 from qrun.studies.cells import cell_key
@@ -134,11 +125,11 @@ def usable_dims(config: Any) -> tuple[dict[SiteSet, list[int]], list[str]]:
 
 
 def training_config(config: TrainConfig, adapter: AdapterConfig, seed: int, lr: float, **changes: Any) -> TrainConfig:
-    """The config of `qrun train` for a cell: the study's words with this adapter, seed and learning rate (scaled to b where the method has blocks)."""
+    """The config of `qrun train` for a cell: the study's words with this adapter, seed and learning rate, scaled to b or to LoRA's rank."""
     study: StudyConfig = config.study  # type: ignore[attr-defined]
     values = {name: getattr(config, name) for name in TRAIN_KEYS} | changes
     scaled = adapter.method in (Method.cayley, Method.oft, Method.boft, Method.block)
-    lr = lr * (4 / adapter.dim) ** study.lr_exponent if scaled else lr
+    lr = lr * (4 / adapter.dim) ** study.lr_exponent if scaled else lr / adapter.rank**0.5 if adapter.method is Method.lora else lr
     clip = config.training.clip
     if adapter.method is Method.oft:  # PEFT's parameter is -K/2: the same step is half as long, its gradient twice as large
         lr, clip = lr / 2, clip * 2

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from qrun.evaluation.trends import mean_interval, monotone_trend, zero_crossing
+from qrun.evaluation.intervals import recovery_interval
+from qrun.evaluation.trends import mean_interval, monotone_trend, sharpness, zero_crossing
 
 
 def test_mean_interval_is_students():
@@ -35,3 +36,25 @@ def test_no_crossing_is_said_and_not_made_up():
     rates = [1e-4, 1e-3]
     assert zero_crossing(rates, np.array([[1.0, 0.5]]))["side"] == "above" and zero_crossing(rates, np.array([[1.0, 0.5]]))["bound"] == 1e-3
     assert zero_crossing(rates, np.array([[-1.0, -2.0]]))["side"] == "below" and math.isnan(zero_crossing(rates, np.array([[-1.0, -2.0]]))["rate"])
+
+
+def test_sharpness_recovers_the_power_of_the_penalty():
+    rates = np.logspace(-5, -1, 33)
+    for power in (1.0, 2.0, 4.0):
+        gains = np.stack([1 - (rates / 3e-3) ** power, 2 - 2 * (rates / 1e-3) ** power])
+        found = sharpness(rates.tolist(), gains, [1.0, 2.0])
+        assert found["exponent"] == pytest.approx(power, rel=0.12) and found["low"] <= found["width"] <= found["high"]
+    flat = sharpness([1e-3, 1e-2], np.array([[0.9, 0.8]]), [1.0])
+    assert math.isnan(flat["width"]) and math.isnan(flat["exponent"])
+
+
+def test_recovery_is_the_share_of_the_loss_and_its_interval_holds_it():
+    rng = np.random.default_rng(0)
+    weight = rng.integers(50, 200, 40).astype(float)
+    original = weight * rng.normal(3.0, 0.2, 40)
+    compressed = original + 0.5 * weight
+    adapted = original + 0.1 * weight * rng.normal(1, 0.3, 40)
+    value, low, high = recovery_interval(compressed, adapted, original, weight, 999, 0)
+    p, q, r = (np.exp(x.sum() / weight.sum()) for x in (compressed, adapted, original))
+    assert value == pytest.approx((p - q) / (p - r)) and low < value < high and high - low < 0.2
+    assert recovery_interval(compressed, compressed, original, weight, 999, 0)[0] == 0
