@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,53 @@ def study(store: Store, name: str, key: str, params: dict[str, Any], tags: dict[
             store.client.set_terminated(run.info.run_id, "KILLED")
         with store.run(VERB, name, params, {**tags, "study_key": key, "code_digest": code_digest()}, known.info.run_id if known else None) as parent:
             yield parent
+
+
+@dataclass(frozen=True)
+class Scene:
+    """An opened study: its config, what its cells share, its store and its parent run."""
+
+    config: Any
+    shelf: Any
+    opened: Any
+    store: Store
+    parent: Run
+
+    @property
+    def weights(self) -> str:
+        return self.opened.language.identity["weights"]
+
+    @property
+    def data(self) -> dict[str, str]:
+        return self.opened.corpus.digests
+
+    def run(self, cells: list[Cell]) -> dict[str, Any]:
+        """Compute what is missing; finished runs by key."""
+        return run_cells(self.store, self.parent, cells, self.config.launcher, self.shelf, self.config.model.device)
+
+    def documents_interval(self, first: list[Any], second: list[Any], which: tuple[str, str]) -> tuple[float, float]:
+        """record.documents_interval of two lists of runs, one per seed."""
+        from qrun.studies.record import documents_interval
+
+        a, b = ([run.info.run_id for run in runs] for runs in (first, second))
+        return documents_interval(self.store, a, b, which, self.config.evaluation.resamples, self.config.seed)
+
+
+@contextmanager
+def open_study(config: Any, verb: str, said: list[str], **more: Any) -> Iterator[Scene]:
+    """Load model and text, then open the parent run and write what identifies it. `said`: lines about what is left out."""
+    from qrun.studies.record import Shelf, flat_params, open_record, tags
+
+    shelf, store = Shelf(), Store(config.results)
+    opened = shelf.open(config)
+    for line in said:
+        say(line)
+    if getattr(config, "home", None) is not None:
+        more["home"] = shelf.text(config.home).digests
+    key = cell_key(config, opened.language.identity["weights"], opened.corpus.digests, axes=asdict(config.study), verb=verb, **more)
+    with study(store, config.name or f"{config.model.name}-{verb}-{key[:8]}", key, flat_params(config), tags(config, opened)) as parent:
+        open_record(parent, config, opened)
+        yield Scene(config, shelf, opened, store, parent)
 
 
 def run_cells(store: Store, parent: Run, cells: list[Cell], launcher: LauncherConfig, shelf: Any, device: str) -> dict[str, Any]:

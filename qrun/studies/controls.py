@@ -4,7 +4,6 @@ qrun sweep controls                 Cayley, OFT, BOFT, LoRA, diagonal, free bloc
 """
 
 import dataclasses
-import math
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from qrun.adapters.sites import count_parameters, matched_rank, select, sites
 from qrun.config.schema import AdapterConfig, DeviceConfig, Method, NoiseConfig
 from qrun.config.verbs import ControlsConfig, SiteSet
 from qrun.evaluation.trends import mean_interval
-from qrun.studies.cells import cell_key, run_cells, study
+from qrun.studies.cells import Scene, open_study
 from qrun.studies.launch import Cell
 from qrun.studies.works import TRAIN_KEYS, NoisyConfig, NoisyWork, at_sites, noisy_cell, training_cell, training_config, usable_dims
 
@@ -77,52 +76,36 @@ def sweep_controls(config: ControlsConfig, dry: bool = False) -> dict[str, Any]:
 
         return show("sweep controls", list(control_cells(config, dims, model_shape(config.model), "", {}).values()), said)
     from qrun.report.figures import gains_by_parameters
-    from qrun.report.screen import say
-    from qrun.studies.record import Shelf, documents_interval, flat_params, open_record, tags
     from qrun.studies.result import conclude
-    from qrun.tracking.store import Store
 
-    shelf = Shelf()
-    opened, store = shelf.open(config), Store(config.results)
-    for line in said:
-        say(line)
-    weights, data = opened.language.identity["weights"], opened.corpus.digests
-    cells = control_cells(config, dims, opened.language.shape, weights, data)
-    key = cell_key(config, weights, data, axes=dataclasses.asdict(config.study), verb="controls")
-    with study(store, config.name or f"{config.model.name}-controls-{key[:8]}", key, flat_params(config), tags(config, opened)) as parent:
-        open_record(parent, config, opened)
-        runs = run_cells(store, parent, list(cells.values()), config.launcher, shelf, config.model.device)
-        nulls = null_cells(config, cells, runs, weights, data) if config.device.kind != "exact" else {}
-        runs |= run_cells(store, parent, list(nulls.values()), config.launcher, shelf, config.model.device)
-        metrics = {point: runs[cell.key].data.metrics for point, cell in {**cells, **nulls}.items()}
-        values = summarise(metrics, config)
-        ids = {point: runs[cell.key].info.run_id for point, cell in {**cells, **nulls}.items()}
-        for chosen, dim, name, _ in metrics:
-            these = [ids[chosen, dim, name, seed] for seed in config.study.seeds]
-            which = ("base", "noisy" if name in NULLS else "adapted")
-            limits = documents_interval(store, these, these, which, config.evaluation.resamples, config.seed)
-            values[f"{chosen.value}-{dim}"][name] |= dict(zip(("documents_low", "documents_high"), limits, strict=True))
+    with open_study(config, "controls", said) as scene:
+        cells = control_cells(config, dims, scene.opened.language.shape, scene.weights, scene.data)
+        found = scene.run(list(cells.values()))
+        nulls = null_cells(config, cells, found, scene.weights, scene.data) if config.device.kind != "exact" else {}
+        found |= scene.run(list(nulls.values()))
+        values = summarise(scene, {point: found[cell.key] for point, cell in {**cells, **nulls}.items()})
         where = f"{config.model.name}, {config.data.name}, sites="
         figures = {f"controls-{name}": gains_by_parameters(rows, where + name.replace("-", ", b = ")) for name, rows in values.items()}
-        conclude(parent, store, judge(config, values), figures)
+        conclude(scene.parent, scene.store, judge(config, values), figures)
     return values
 
 
-def summarise(metrics: dict[tuple[Any, ...], dict[str, float]], config: ControlsConfig) -> dict[str, Any]:
+def summarise(scene: Scene, runs: dict[tuple[Any, ...], Any]) -> dict[str, Any]:
     """`<site set>-<b>` -> method -> parameters, gain, intervals, largest relative difference to the adapter's perplexity."""
+    seeds: list[int] = scene.config.study.seeds
     groups: dict[str, Any] = {}
-    for chosen, dim, name, _ in metrics:
-        group = groups.setdefault(f"{chosen.value}-{dim}", {})
-        if name in group:
-            continue
-        rows = [metrics[chosen, dim, name, seed] for seed in config.study.seeds]
-        gains = [row["gain"] for row in rows]
+    for chosen, dim, name in dict.fromkeys(point[:3] for point in runs):
+        these = [runs[chosen, dim, name, seed] for seed in seeds]
+        rows = [run.data.metrics for run in these]
+        gains, which = [row["gain"] for row in rows], "noisy" if name in NULLS else "adapted"
         low, high = mean_interval(gains)
-        own = [metrics[chosen, dim, "cayley", seed]["adapted/perplexity"] for seed in config.study.seeds]
-        these = [row.get("adapted/perplexity", row.get("noisy/perplexity", math.nan)) for row in rows]
-        group[name] = {
+        limits = scene.documents_interval(these, these, ("base", which))
+        pairs = [
+            (row[f"{which}/perplexity"], runs[chosen, dim, "cayley", seed].data.metrics["adapted/perplexity"]) for row, seed in zip(rows, seeds, strict=True)
+        ]
+        groups.setdefault(f"{chosen.value}-{dim}", {})[name] = {
             "parameters": int(rows[0]["parameters"]), "gain": float(np.mean(gains)), "low": low, "high": high, "base": rows[0]["base/perplexity"],
-            "relative_difference": float(max(abs(a - b) / b for a, b in zip(these, own, strict=True))),
+            "documents_low": limits[0], "documents_high": limits[1], "relative_difference": max(abs(a - b) / b for a, b in pairs),
         }  # fmt: skip
     return groups
 

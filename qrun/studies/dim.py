@@ -14,7 +14,7 @@ from qrun.adapters.sites import count_parameters, matched_rank, select, sites
 from qrun.config.schema import Method
 from qrun.config.verbs import DimSweepConfig, SiteSet
 from qrun.evaluation.trends import mean_interval, monotone_trend
-from qrun.studies.cells import cell_key, run_cells, study
+from qrun.studies.cells import Scene, open_study
 from qrun.studies.launch import Cell
 from qrun.studies.works import at_sites, training_cell, training_config, usable_dims
 
@@ -53,46 +53,33 @@ def sweep_dim(config: DimSweepConfig, dry: bool = False) -> dict[str, Any]:
 
         return show("sweep dim", list(dim_cells(config, dims, model_shape(config.model), "", {}).values()), said)
     from qrun.report.figures import dimension_curve
-    from qrun.report.screen import say
-    from qrun.studies.record import Shelf, documents_interval, flat_params, open_record, tags
     from qrun.studies.result import conclude
-    from qrun.tracking.store import Store
 
-    shelf = Shelf()
-    opened, store = shelf.open(config), Store(config.results)
-    for line in said:
-        say(line)
-    weights, data = opened.language.identity["weights"], opened.corpus.digests
-    cells = dim_cells(config, dims, opened.language.shape, weights, data)
-    key = cell_key(config, weights, data, axes=dataclasses.asdict(config.study), verb="dim")
-    with study(store, config.name or f"{config.model.name}-dim-{key[:8]}", key, flat_params(config), tags(config, opened)) as parent:
-        open_record(parent, config, opened)
-        runs = run_cells(store, parent, list(cells.values()), config.launcher, shelf, config.model.device)
-        metrics = {point: runs[cell.key].data.metrics for point, cell in cells.items()}
-        ids = {point: runs[cell.key].info.run_id for point, cell in cells.items()}
-        values = {chosen.value: summarise(metrics, chosen, usable, config) for chosen, usable in dims.items()}
-        for chosen, usable in dims.items():
-            for dim in usable:
-                own = [ids[chosen, "cayley", dim, seed] for seed in config.study.seeds]
-                limits = documents_interval(store, own, own, ("base", "adapted"), config.evaluation.resamples, config.seed)
-                values[chosen.value]["dims"][dim] |= dict(zip(("documents_low", "documents_high"), limits, strict=True))
-        result = judge(config, values)
+    with open_study(config, "dim", said) as scene:
+        cells = dim_cells(config, dims, scene.opened.language.shape, scene.weights, scene.data)
+        found = scene.run(list(cells.values()))
+        runs = {point: found[cell.key] for point, cell in cells.items()}
+        values = {chosen.value: summarise(scene, runs, chosen, usable) for chosen, usable in dims.items()}
         figures = {f"dim-{name}": dimension_curve(v["dims"], v["base"], f"{config.model.name}, {config.data.name}, sites={name}") for name, v in values.items()}
-        parent.metrics({f"{name}/b{b}/gain": row["gain"] for name, v in values.items() for b, row in v["dims"].items()})
-        conclude(parent, store, result, figures)
+        scene.parent.metrics({f"{name}/b{b}/gain": row["gain"] for name, v in values.items() for b, row in v["dims"].items()})
+        conclude(scene.parent, scene.store, judge(config, values), figures)
     return values
 
 
-def summarise(metrics: dict[tuple[Any, ...], dict[str, float]], chosen: SiteSet, dims: list[int], config: DimSweepConfig) -> dict[str, Any]:
+def summarise(scene: Scene, runs: dict[tuple[Any, ...], Any], chosen: SiteSet, dims: list[int]) -> dict[str, Any]:
     """Means, intervals, the trend test and the LoRA curve of one site set."""
+    config: DimSweepConfig = scene.config
+    metrics = {point: run.data.metrics for point, run in runs.items()}
     seeds, rows = config.study.seeds, {}
     for dim in dims:
         cells = [metrics[chosen, "cayley", dim, seed] for seed in seeds]
+        own = [runs[chosen, "cayley", dim, seed] for seed in seeds]
         gains = [cell["gain"] for cell in cells]
         low, high = mean_interval(gains)
+        limits = scene.documents_interval(own, own, ("base", "adapted"))
         row: dict[str, Any] = {
             "parameters": int(cells[0]["parameters"]), "perplexity": float(np.mean([c["adapted/perplexity"] for c in cells])), "gain": float(np.mean(gains)),
-            "low": low, "high": high,
+            "low": low, "high": high, "documents_low": limits[0], "documents_high": limits[1],
             "blocks": {k.partition("/")[2]: float(np.mean([c[k] for c in cells])) for k in cells[0] if k.startswith("blocks/")},
         }  # fmt: skip
         if "lora" in config.study.controls:

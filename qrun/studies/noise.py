@@ -14,7 +14,7 @@ import numpy as np
 from qrun.config.schema import NoiseConfig, Sign
 from qrun.config.verbs import NoiseSweepConfig, ReadoutError, SiteSet
 from qrun.evaluation.trends import mean_interval, sharpness, zero_crossing
-from qrun.studies.cells import cell_key, run_cells, study
+from qrun.studies.cells import Scene, open_study
 from qrun.studies.launch import Cell
 from qrun.studies.works import TRAIN_KEYS, NoisyConfig, NoisyWork, at_sites, noisy_cell, training_cell, training_config, usable_dims
 
@@ -102,39 +102,22 @@ def sweep_noise(config: NoiseSweepConfig, dry: bool = False) -> dict[str, Any]:
         return show("sweep noise", list(train_cells(config, dims, "", {}).values()), said)
     from qrun.quantum.circuits import preparation_and_block_counts
     from qrun.report.figures import phase_diagram
-    from qrun.report.screen import say
-    from qrun.studies.record import Shelf, documents_interval, flat_params, open_record, tags
     from qrun.studies.result import conclude
-    from qrun.tracking.store import Store
 
-    shelf = Shelf()
-    opened, store = shelf.open(config), Store(config.results)
-    for line in said:
-        say(line)
-    weights, data = opened.language.identity["weights"], opened.corpus.digests
-    cells = train_cells(config, dims, weights, data)
-    key = cell_key(config, weights, data, axes=dataclasses.asdict(config.study), verb="noise")
-    with study(store, config.name or f"{config.model.name}-noise-{key[:8]}", key, flat_params(config), tags(config, opened)) as parent:
-        open_record(parent, config, opened)
-        trained = run_cells(store, parent, list(cells.values()), config.launcher, shelf, config.model.device)
-        noisy = noisy_cells(config, cells, trained, weights, data)
-        runs = run_cells(store, parent, list(noisy.values()), config.launcher, shelf, config.model.device)
-        metrics = {point: runs[cell.key].data.metrics for point, cell in noisy.items()}
-        exact = {point: trained[cell.key].data.metrics for point, cell in cells.items()}
+    with open_study(config, "noise", said) as scene:
+        cells = train_cells(config, dims, scene.weights, scene.data)
+        trained = scene.run(list(cells.values()))
+        noisy = noisy_cells(config, cells, trained, scene.weights, scene.data)
+        found = scene.run(list(noisy.values()))
+        runs = {point: found[cell.key] for point, cell in noisy.items()}
+        exact = {point: trained[cell.key] for point, cell in cells.items()}
         counts = {dim: preparation_and_block_counts(dim) for dim in config.study.dims}
-        values = {series.name: summarise(config, series, dims[series.sites], metrics, exact, counts) for series in all_series(config)}
-        for series in all_series(config):
-            for dim, row in values[series.name]["dims"].items():
-                noisy_runs = [runs[noisy[series, dim, seed, PRESET].key].info.run_id for seed in config.study.seeds]
-                exact_runs = [trained[cells[series.sites, dim, seed].key].info.run_id for seed in config.study.seeds]
-                row["penalty_documents"] = documents_interval(
-                    store, noisy_runs, exact_runs, ("noisy", "adapted"), config.evaluation.resamples, config.seed
-                )  # fmt: skip
+        values = {series.name: summarise(scene, series, dims[series.sites], runs, exact, counts) for series in all_series(config)}
         marks = preset_marks()
         figures = {f"noise-{n}": phase_diagram(v, config.study.rates, marks, f"{config.model.name}, noise {config.noise.name}, {n}") for n, v in values.items()}
         crossings = {f"{n}/b{b}/critical_rate": row["critical_rate"]["rate"] for n, v in values.items() for b, row in v["dims"].items()}
-        parent.metrics({name: value for name, value in crossings.items() if value == value})
-        conclude(parent, store, judge(config, values), figures)
+        scene.parent.metrics({name: value for name, value in crossings.items() if value == value})
+        conclude(scene.parent, scene.store, judge(config, values), figures)
     return values
 
 
@@ -147,20 +130,23 @@ def preset_marks() -> dict[str, float]:
 
 
 def summarise(
-    config: NoiseSweepConfig, series: Series, dims: list[int], metrics: dict[tuple[Any, ...], Any], exact: dict[tuple[Any, ...], Any], counts: dict[int, Any]
+    scene: Scene, series: Series, dims: list[int], runs: dict[tuple[Any, ...], Any], trained: dict[tuple[Any, ...], Any], counts: dict[int, Any]
 ) -> dict[str, Any]:
     """Curves of one series, with critical rate, width and the total error of the block circuit at the critical rate."""
+    config: NoiseSweepConfig = scene.config
     rates, seeds = config.study.rates, config.study.seeds
+    exact = {point: run.data.metrics for point, run in trained.items()}
     base = exact[series.sites, dims[0], seeds[0]]["base/perplexity"]
     rows: dict[int, Any] = {}
     for dim in dims:
-        at = {c: [metrics[series, dim, seed, c] for seed in seeds] for c in (QUIET, *rates, PRESET, UNIFORM)}
+        at = {c: [runs[series, dim, seed, c].data.metrics for seed in seeds] for c in (QUIET, *rates, PRESET, UNIFORM)}
         gains = {c: [m["gain"] for m in cells] for c, cells in at.items()}
         curve = np.array([gains[rate] for rate in rates]).T
         critical = zero_crossing(rates, curve)
         preset = at[PRESET]
         adapted = [exact[series.sites, dim, seed]["adapted/perplexity"] for seed in seeds]
         penalty = [m["penalty"] for m in preset]
+        sides = [runs[series, dim, seed, PRESET] for seed in seeds], [trained[series.sites, dim, seed] for seed in seeds]
         total = [total_error(config, series, rate, counts[dim]) for rate in rates]
         rows[dim] = {
             "exact_gain": float(np.mean([exact[series.sites, dim, seed]["gain"] for seed in seeds])), "exact_perplexity": float(np.mean(adapted)),
@@ -169,6 +155,7 @@ def summarise(
             "critical_error": math.nan if critical["side"] else total_error(config, series, critical["rate"], counts[dim]),
             "quiet_penalty": float(np.mean([m["penalty"] for m in at[QUIET]])), "preset_perplexity": base - float(np.mean(gains[PRESET])),
             "penalty": float(np.mean(penalty)), "penalty_seeds": mean_interval(penalty),
+            "penalty_documents": scene.documents_interval(*sides, ("noisy", "adapted")),
             "counts": counts[dim], "sign_flips": float(np.mean([m["circuit/sign_flips"] for m in preset])),
         }  # fmt: skip
     return {"base": base, "rates": rates, "preset_rate": config.noise.cz, "dims": rows, "spread": spreads(rows)}

@@ -20,7 +20,7 @@ from qrun.adapters.sites import count_parameters, matched_rank, select, sites
 from qrun.config.compose import flatten, plain
 from qrun.config.schema import AdapterConfig, Method, ModelConfig
 from qrun.config.verbs import CompressConfig, RecoverConfig, TrainConfig
-from qrun.studies.cells import cell_key, run_cells, study
+from qrun.studies.cells import cell_key, open_study
 from qrun.studies.launch import Cell
 from qrun.studies.works import at_sites, training_cell, training_config, usable_dims
 
@@ -118,33 +118,24 @@ def recover(config: RecoverConfig, dry: bool = False) -> dict[str, Any]:
         return show("recover", training_cells(config, usable, shape, {}, "", {}, {}), said)
     from qrun.compression.compress import check, kind_words
     from qrun.report.figures import recovery_bars
-    from qrun.report.screen import say
-    from qrun.studies.record import Shelf, flat_params, open_record, tags
     from qrun.studies.result import conclude
-    from qrun.tracking.store import Store
 
     for ratio in config.study.ratios:
         if shape is not None:
             check(dataclasses.replace(config.compression, ratio=ratio), shape)
-    shelf = Shelf()
-    opened, store = shelf.open(config), Store(config.results)
-    for line in said:
-        say(line)
-    weights, data = opened.language.identity["weights"], opened.corpus.digests
-    home = shelf.text(config.home).digests if config.home is not None else {}
-    key = cell_key(config, weights, data, axes=dataclasses.asdict(config.study), home=home, verb="recover")
-    with study(store, config.name or f"{config.model.name}-recover-{key[:8]}", key, flat_params(config), tags(config, opened)) as parent:
-        open_record(parent, config, opened)
-        made = {ratio: compressed_model(config, ratio, weights, data) for ratio in config.study.ratios}
-        sizes = run_cells(store, parent, [cell for cell, _ in made.values()], config.launcher, shelf, config.model.device)
+    with open_study(config, "recover", said, **({} if config.home is not None else {"home": {}})) as scene:
+        made = {ratio: compressed_model(config, ratio, scene.weights, scene.data) for ratio in config.study.ratios}
+        sizes = scene.run([cell for cell, _ in made.values()])
         models = {ratio: (cell.key, model) for ratio, (cell, model) in made.items()}
-        cells = training_cells(config, usable, opened.language.shape, models, weights, data, home)
-        runs = run_cells(store, parent, cells, config.launcher, shelf, config.model.device)
-        values = summarise(config, store, {point: runs[cell.key] for point, cell in zip(all_points(config, usable, opened.language.shape), cells, strict=True)})
+        home = scene.shelf.text(config.home).digests if config.home is not None else {}
+        shape = scene.opened.language.shape
+        cells = training_cells(config, usable, shape, models, scene.weights, scene.data, home)
+        runs = scene.run(cells)
+        values = summarise(config, scene.store, {point: runs[cell.key] for point, cell in zip(all_points(config, usable, shape), cells, strict=True)})
         for ratio, (cell, _) in made.items():
             values["sizes"][f"{ratio:g}"] = sizes[cell.key].data.metrics
         title = f"{config.model.name}, {kind_words(config.compression)}, {config.data.name}"
-        conclude(parent, store, judge(config, values), {"recovery": recovery_bars(values["rows"], title)})
+        conclude(scene.parent, scene.store, judge(config, values), {"recovery": recovery_bars(values["rows"], title)})
     return values
 
 
