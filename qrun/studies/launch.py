@@ -8,6 +8,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import socket
 import threading
 import time
 import traceback
@@ -156,11 +157,14 @@ def _ray(cells: list[Cell], tags: dict[str, str], config: LauncherConfig, count:
     except ImportError as error:
         raise InputError("launcher=ray: Ray is not installed; pip install 'qrun-adapters[ray]', or use launcher=local") from error
     try:
+        host, colon, port = (config.address or "").removeprefix("ray://").rpartition(":")
+        if colon:
+            socket.create_connection((host, int(port)), timeout=5).close()  # Ray itself would try for many minutes
         ray.init(
             address=config.address, num_cpus=None if config.address else count * config.threads, include_dashboard=None if config.address else False,
             log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True,
         )  # fmt: skip
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise InputError(f"launcher.address={config.address}: no Ray cluster answers there ({' '.join(str(error).split())[:160]})") from error
     task = ray.remote(num_cpus=config.threads, num_gpus=config.gpus, max_retries=0)(_in_worker)
     waiting = list(cells)

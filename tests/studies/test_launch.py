@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -79,14 +80,19 @@ def test_interrupting_a_study_stops_its_processes_and_leaves_a_state_to_go_on_fr
     command = [sys.executable, "-m", "qrun", *long, "training.steps=400", "training.checkpoint_every=5", "launcher.workers=2", f"results={tmp_path}"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True)
     for _ in range(600):
-        if list((tmp_path / "runs").glob("*/checkpoint.safetensors")) if (tmp_path / "runs").is_dir() else []:
+        if list(tmp_path.glob("runs/*/checkpoint.safetensors")):
             break
-        __import__("time").sleep(0.1)
+        time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 143, err
     assert list((tmp_path / "runs").glob("*/checkpoint.safetensors"))
-    left = subprocess.run(["ps", "-o", "pid=", "-s", str(process.pid)], capture_output=True, text=True).stdout.split()
+    for _ in range(100):
+        left = subprocess.run(["ps", "-o", "pid=,stat=", "-s", str(process.pid)], capture_output=True, text=True).stdout.split("\n")
+        left = [row for row in left if row.strip() and "Z" not in row]
+        if not left:
+            break
+        time.sleep(0.1)
     assert not left
     store = Store(tmp_path)
     assert store.find("dims").info.status == "KILLED" and not store.tagged("study", "cell_key", "RUNNING")
