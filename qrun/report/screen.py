@@ -38,6 +38,8 @@ def bar(title: str, total: int, unit: str, spoken: bool = True) -> Iterator[Call
 
     def rate() -> str:
         value = done / max(time.monotonic() - started, 1e-9)
+        if 0 < value < 0.5:
+            return f"{1 / value:.0f} s for one"
         return f"{value:,.{0 if value >= 100 else 1}f} {unit}/s"
 
     if console.is_terminal:

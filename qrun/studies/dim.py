@@ -116,10 +116,13 @@ def judge(config: DimSweepConfig, values: dict[str, Any]) -> Any:
         ahead = [b for b, row in v["dims"].items() if "lora" in row and row["lora"]["gain"] > row["gain"]]
         if ahead:
             negatives.append(f"sites={name}: LoRA of about equal parameters gains more at b = {', '.join(map(str, ahead))}")
-    held = {name: v["trend"]["p"] < 0.05 and v["trend"]["violations"] == 0 for name, v in values.items()}
+    tested = {name: v["trend"] for name, v in values.items() if v["trend"]["p"] == v["trend"]["p"]}
+    held = {name: trend["p"] < 0.05 and trend["violations"] == 0 for name, trend in tested.items()}
     negatives += [f"sites={name}: {trend_words(values[name]['trend'], seeds)}" for name, ok in held.items() if not ok]
-    ours = "; ".join(f"sites={n}: gain {_gains(v['dims'].values())}, Page p = {v['trend']['p']:.2g}" for n, v in values.items())
-    word = "reproduced" if all(held.values()) else "in part" if any(held.values()) else "not reproduced"
+    ours = "; ".join(
+        f"sites={n}: gain {_gains(v['dims'].values())}, " + (f"Page p = {tested[n]['p']:.2g}" if n in tested else "not tested") for n, v in values.items()
+    )
+    word = "not testable here" if not held else "reproduced" if all(held.values()) else "in part" if any(held.values()) else "not reproduced"
     why = "Parameters grow with b too, so the trend is not one of expressivity alone. The learning rate falls as 1/b; with one for all b the curve turns down."
     control = "; ".join(f"LoRA, sites={n}: {_gains(row['lora'] for row in v['dims'].values())}" for n, v in values.items() if more)
     verdicts.append(Verdict("monotone", f"b = {', '.join(map(str, config.study.dims))}: {ours}", seeds, control, word, why))
