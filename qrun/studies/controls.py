@@ -138,7 +138,7 @@ def judge(config: ControlsConfig, values: dict[str, Any]) -> Any:
             equal.append((group, methods["oft"]["relative_difference"]))
         if "lora" in methods:
             each = {n: methods[n]["gain"] / methods[n]["parameters"] for n in ("cayley", "lora", "diagonal") if n in methods}
-            efficient.append((group, each, max(each, key=lambda n: each[n]), methods))
+            efficient.append((group, each, max(("cayley", "lora"), key=lambda n: each[n]), methods))
     verdicts = []
     if equal:
         most = max(value for _, value in equal)
@@ -153,6 +153,6 @@ def judge(config: ControlsConfig, values: dict[str, Any]) -> Any:
         control = "; ".join(
             f"LoRA {g}: {a['gain']:+.3f} with {a['parameters']:,} parameters (adapter {b['gain']:+.3f} with {b['parameters']:,})" for g, a, b in pairs
         )
-        why = "Gain per 1,000 parameters falls with their number for every method, so it favours whatever is smallest."
+        why = "Gain per 1,000 parameters falls with their number for every method, so it favours the smallest; the verdict is about LoRA, the low-rank one."
         verdicts.append(Verdict("efficiency", "per 1,000 parameters, " + "; ".join(parts), seeds, control, word, why))
     return StudyResult("controls", config.model.name, tables, values, verdicts, negatives)
