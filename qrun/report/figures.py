@@ -91,7 +91,8 @@ def phase_diagram(values: dict[str, Any], rates: list[float], presets: dict[str,
         left.axvline(rate, color=GREY, linestyle=":", linewidth=0.8)
         left.annotate(name, (rate, top), textcoords="offset points", xytext=(2, -10 - 9 * index), fontsize=7, color=GREY)
     left.set_xscale("log")
-    left.set_yscale("log")
+    if top > 3:
+        left.set_yscale("log")
     left.set_xlabel("two-qubit error rate (left dash: no gate noise, right dash: uniform output)")
     left.set_ylabel("perplexity relative to the frozen model")
     left.set_title(title, fontsize=10, loc="left")

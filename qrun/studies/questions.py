@@ -114,7 +114,7 @@ def judge(config: QuestionsRunConfig, asked: Any, arms: list[Arm], values: dict[
     columns = ["", "right", "by likelihood", *(f"sampled, T = {t:g}" for t in config.temperatures)]
     caption = f"{asked.source}; chance 25%; {config.trials} sampled answers per question; intervals exact binomial (trials of one question are not independent)"
     tables = [Table(f"{config.model.name}: {asked.name}, {len(asked.questions)} questions", columns, rows, caption)]
-    names = [q.name for q in asked.questions]
+    names = [q.name.removeprefix(f"{asked.name} ") for q in asked.questions]
 
     def listed(found: list[int]) -> str:
         return f"{len(found)}" + (f" ({', '.join(names[k] for k in found[:SHOWN])}{', ...' if len(found) > SHOWN else ''})" if found else "")

@@ -82,9 +82,9 @@ def facts(run: Any) -> dict[str, Any]:
     return {**found, "run": run.info.run_id, "wall seconds from first start to last end": round(seconds)}
 
 
-def markdown(columns: list[str], rows: list[list[str]]) -> list[str]:
-    """A table in Markdown."""
-    lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
+def markdown(columns: list[str], rows: list[list[str]], numbers: bool = True) -> list[str]:
+    """A table in Markdown, all columns but the first to the right where they are numbers."""
+    lines = [columns, ["---", *["---:" if numbers else "---"] * (len(columns) - 1)], *rows]
     return ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines]
 
 
@@ -116,7 +116,7 @@ def claims_page(entries: list[tuple[Path, Any, dict[str, Any]]]) -> str:
             "# Claims of arXiv:2605.05914, and what became of them here", "",
             "Written by `qrun report` from the MLflow store. Verdicts are about the model named in the row, not about the paper's models; the rows marked "
             "\"at the paper's scale\" stay open until somebody runs them. Negative results: [LOG.md](LOG.md).", "",
-            *markdown(["claim", "paper", "model", "ours, with 95% intervals", "seeds", "control", "verdict", "command"], rows), "",
+            *markdown(["claim", "paper", "model", "ours, with 95% intervals", "seeds", "control", "verdict", "command"], rows, numbers=False), "",
         ]
     )  # fmt: skip
 
