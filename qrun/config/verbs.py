@@ -101,8 +101,8 @@ class StudyConfig:
     lr_exponent: float = 1.0  # a cell of block dimension b trains with its learning rate * (4 / b)^lr_exponent
     controls: list[str] = field(default_factory=list)  # methods trained beside the adapter
     # Learning rate of each control, the best of scripts/scan_lr.py on validation text; for b = 4 where the method has blocks, for
-    # rank 1 of LoRA (lr / sqrt(rank) for others). OFT's is the adapter's own.
-    control_lr: dict[str, float] = field(default_factory=lambda: {"oft": 0.012, "boft": 0.006, "lora": 0.02, "diagonal": 0.02, "block": 0.01, "dense": 0.001})
+    # rank 1 of LoRA (lr / sqrt(rank) for others). OFT has the adapter's own.
+    control_lr: dict[str, float] = field(default_factory=lambda: {"boft": 0.006, "lora": 0.02, "diagonal": 0.02, "block": 0.01, "dense": 0.001})
 
     def __post_init__(self) -> None:
         for key in ("dims", "seeds", "sites"):
@@ -115,7 +115,7 @@ class StudyConfig:
         for name in self.controls:
             _require(name in known, "study.controls", name, f"use {', '.join(known)}")
             lr = self.control_lr.get(name)
-            _require(lr is not None and lr > 0, f"study.control_lr.{name}", lr, "give a learning rate above 0")
+            _require(name == "oft" or (lr is not None and lr > 0), f"study.control_lr.{name}", lr, "give a learning rate above 0")
 
 
 @dataclass

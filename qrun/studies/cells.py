@@ -10,12 +10,12 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from enum import Enum
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from qrun.config.compose import plain
 from qrun.config.schema import LauncherConfig
 from qrun.errors import InputError, RunFailed
 from qrun.report.screen import bar, console, say
@@ -40,11 +40,20 @@ def code_digest() -> str:
 
 def cell_key(config: Any, weights: str, data: dict[str, str], **more: Any) -> str:
     """16 hex digits over config, weights, text, code and whatever else makes the cell. Paths are left out: weights and text stand for them."""
-    values = {k: v for k, v in plain(config).items() if k not in ELSEWHERE}
+    values = {k: v for k, v in _plain(config).items() if k not in ELSEWHERE}
     for group in ("model", "data", "teacher"):
         if isinstance(values.get(group), dict):
             values[group].pop("path", None)
     return hashlib.sha256(json.dumps([values, weights, data, code_digest(), more], sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _plain(value: Any) -> Any:
+    """config.compose.plain without OmegaConf's checks, twenty times as fast: a study makes hundreds of keys."""
+    if is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value.name if isinstance(value, Enum) else [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 @contextmanager
@@ -141,5 +150,5 @@ def run_cells(store: Store, parent: Run, cells: list[Cell], launcher: LauncherCo
                 advance(1, outcome.cell.label)
     if failed:
         raise RunFailed(f"{len(failed)} of {len(different)} cells failed: {'; '.join(failed)}; the others are kept")
-    found = store.tagged(VERB, "cell_key", "FINISHED")
+    found = store.tagged(VERB, "cell_key", "FINISHED") if missing else finished
     return {cell.key: found[cell.key] for cell in cells}

@@ -14,7 +14,7 @@ from qrun.config.verbs import ControlsConfig, SiteSet
 from qrun.evaluation.trends import mean_interval
 from qrun.studies.cells import Scene, open_study
 from qrun.studies.launch import Cell
-from qrun.studies.works import TRAIN_KEYS, NoisyConfig, NoisyWork, at_sites, noisy_cell, training_cell, training_config, usable_dims
+from qrun.studies.works import TRAIN_KEYS, NoisyConfig, NoisyWork, at_sites, control_lr, noisy_cell, training_cell, training_config, usable_dims
 
 NULLS = ("K = 0 on the device", "adapter on the device", "shuffled K, exact")
 
@@ -33,7 +33,7 @@ def method_config(adapter: AdapterConfig, method: Method, shape: Any) -> Adapter
 def control_cells(config: ControlsConfig, dims: dict[SiteSet, list[int]], shape: Any, weights: str, data: dict[str, str]) -> dict[tuple[Any, ...], Cell]:
     """(site set, b, method, seed) -> training cell."""
     cells: dict[tuple[Any, ...], Cell] = {}
-    lrs = {"cayley": config.training.lr, **{name: config.study.control_lr[name] for name in config.study.controls}}
+    lrs = {"cayley": config.training.lr, **{name: control_lr(config, name) for name in config.study.controls}}
     for chosen, usable in dims.items():
         for dim in usable:
             own = dataclasses.replace(at_sites(config.adapter, chosen), dim=dim)

@@ -22,7 +22,7 @@ from qrun.config.schema import AdapterConfig, Method, ModelConfig
 from qrun.config.verbs import CompressConfig, RecoverConfig, TrainConfig
 from qrun.studies.cells import cell_key, open_study
 from qrun.studies.launch import Cell
-from qrun.studies.works import at_sites, training_cell, training_config, usable_dims
+from qrun.studies.works import at_sites, control_lr, training_cell, training_config, usable_dims
 
 SHIFTED, HOME = "shifted", "home"
 
@@ -73,7 +73,7 @@ def points(config: RecoverConfig, dims: list[int], shape: Any) -> list[tuple[Poi
     for name in config.study.controls:
         rank = matched_rank(selected, count_parameters(selected, base) or 0)
         extra: dict[str, Any] = {"rank": rank} if name == "lora" else {"dim": max(2, first // 2), "factors": 3} if name == "boft" else {}
-        controls.append((name, dataclasses.replace(base, method=Method(name), **extra), config.study.control_lr[name]))
+        controls.append((name, dataclasses.replace(base, method=Method(name), **extra), control_lr(config, name)))
     healing = dataclasses.replace(own, method=Method.healing, projections="all", layers="all")
     for seed in config.study.seeds:
         for text in (SHIFTED, HOME) if config.home is not None else (SHIFTED,):

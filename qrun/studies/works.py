@@ -124,6 +124,11 @@ def usable_dims(config: Any) -> tuple[dict[SiteSet, list[int]], list[str]]:
     return kept, said
 
 
+def control_lr(config: Any, name: str) -> float:
+    """Learning rate of a control; OFT is the adapter's own map and takes its steps."""
+    return config.training.lr if name == "oft" else config.study.control_lr[name]
+
+
 def training_config(config: TrainConfig, adapter: AdapterConfig, seed: int, lr: float, **changes: Any) -> TrainConfig:
     """The config of `qrun train` for a cell: the study's words with this adapter, seed and learning rate, scaled to b or to LoRA's rank."""
     study: StudyConfig = config.study  # type: ignore[attr-defined]
