@@ -115,11 +115,11 @@ def attach_method(model: Any, selected: Sequence[Site], config: AdapterConfig, f
         adapter: Adapter = PeftAdapter(config, _inject(model, selected, config))
     elif method is Method.healing:
         factors = read_factors(folder)
-        missing = [site.name for site in selected if site.name not in factors]
-        if missing:
-            raise InputError(f"adapter.method=healing: {missing[0]} of this model is not factored; healing needs the folder of a compressed model")
-        pending = iter(selected)
-        adapter = ControlAdapter(config, replace_linears(model, selected, lambda base: FactoredLinear(base, factors[next(pending).name])))
+        factored = [site for site in selected if site.name in factors]  # a sensitivity profile leaves some sites dense
+        if not factored:
+            raise InputError(f"adapter.method=healing: {selected[0].name} of this model is not factored; healing needs the folder of a compressed model")
+        pending = iter(factored)
+        adapter = ControlAdapter(config, replace_linears(model, factored, lambda base: FactoredLinear(base, factors[next(pending).name])))
     elif method is Method.boft:
         for site in selected:
             if site.in_features % (config.dim * 2 ** (config.factors - 1)) or config.dim % 2:

@@ -112,6 +112,14 @@ def test_the_profile_measures_each_site_alone_and_spends_the_budget_where_it_hur
     assert compressed.statement["kept_ratio"] <= 0.6
 
 
+def test_healing_moves_the_factored_sites_and_leaves_those_that_a_profile_left_dense(tiny, tmp_path):
+    compressed = compress(tiny, CompressionConfig(ratio=0.85, profile=Profile.sensitivity), IDS)
+    assert 0 < len(compressed.cores) < len(sites(tiny.shape))
+    save(tmp_path / "small", tiny, compressed)
+    adapter = attach_method(tiny.model, sites(tiny.shape), AdapterConfig(method=Method.healing), tmp_path / "small")
+    assert set(adapter.modules) == set(compressed.cores) and adapter.count() == sum(c.numel() for cores in compressed.cores.values() for c in cores)
+
+
 def test_covariances_are_those_of_the_inputs(tiny):
     layer = tiny.model.get_submodule("model.layers.0.self_attn.q_proj")
     seen = []
