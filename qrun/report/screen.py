@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -81,7 +82,7 @@ def table(title: str, columns: list[str], rows: list[list[str]], caption: str | 
     for index, column in enumerate(columns):
         shown.add_column(column, justify="right" if index else "left", no_wrap=index == 0)
     for row in rows:
-        shown.add_row(*row)
+        shown.add_row(*map(escape, row))  # [ray] is text here, not a style
     console.print(shown)
 
 
@@ -91,5 +92,5 @@ def listing(columns: list[str], rows: list[list[str]]) -> None:
     for column in columns:
         shown.add_column(column, overflow="fold")
     for row in rows:
-        shown.add_row(*row)
+        shown.add_row(*map(escape, row))  # [ray] is text here, not a style
     console.print(shown)

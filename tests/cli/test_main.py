@@ -31,7 +31,7 @@ def test_cfg_prints_the_resolved_config_and_runs_nothing(qrun):
 
 def test_config_lists_groups_options_and_files(qrun):
     code, out, _ = qrun("config")
-    assert code == 0 and "smollm2_instruct" in out and "hf_strided" in out
+    assert "qrun-adapters[ray]" in out and code == 0 and "smollm2_instruct" in out and "hf_strided" in out
     code, out, _ = qrun("config", "protocol")
     assert code == 0 and "kind: lm_eval_wikitext" in out
     code, _, err = qrun("config", "nope")
