@@ -7,6 +7,32 @@ from matplotlib.figure import Figure
 BLUE, ORANGE, GREY = "#1f5fa8", "#d1691b", "#8a8a8a"
 
 
+def draw(study: str, model: str, values: dict[str, Any]) -> dict[str, Any]:
+    """Figures of a study by name, from the numbers of its result.json alone."""
+    kind = study.partition("-")[0]
+    if kind == "dim":
+        return {f"dim-{name}": dimension_curve(_by_dim(v), v["base"], f"{model}, sites={name}") for name, v in values.items()}
+    if kind == "controls":
+        return {f"controls-{name}": gains_by_method(rows, f"{model}, sites={name.replace('-', ', b = ')}") for name, rows in values.items()}
+    if kind == "noise":
+        marks = preset_rates()
+        return {f"noise-{name}": phase_diagram({**v, "dims": _by_dim(v)}, v["rates"], marks, f"{model}, {name}") for name, v in values.items()}
+    return {"recovery": recovery_bars(values["rows"], f"{model}, {study}")} if kind == "recover" else {}
+
+
+def _by_dim(values: dict[str, Any]) -> dict[int, Any]:
+    """Block dimensions as numbers: JSON keys are text."""
+    return {int(b): row for b, row in values["dims"].items()}
+
+
+def preset_rates() -> dict[str, float]:
+    """Two-qubit error rates of the shipped noise presets."""
+    from qrun.config.compose import compose, options
+
+    found = {name: compose("perplexity", [f"noise={name}", "device=noisy"]).noise.cz for name in options()["noise"] if name not in ("none", "gates")}
+    return {name: rate for name, rate in found.items() if rate > 0}
+
+
 def loss_curve(history: list[dict[str, float]], evaluations: list[dict[str, float]], title: str) -> Any:
     """Training cross-entropy per step and validation, in nats per token, against the step; the base model is the validation point at step 0."""
     figure = Figure(figsize=(6.4, 3.8), layout="constrained")
@@ -49,21 +75,19 @@ def dimension_curve(summary: dict[int, dict[str, Any]], base: float, title: str)
     return figure
 
 
-def gains_by_parameters(methods: dict[str, dict[str, float]], title: str) -> Any:
-    """Gain of every trained method over its parameters."""
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+def gains_by_method(methods: dict[str, dict[str, float]], title: str) -> Any:
+    """Gain of every method with its interval over seeds, parameters in the label; the adapter is blue."""
+    rows = sorted(methods.items(), key=lambda item: (item[1]["parameters"], item[0]), reverse=True)
+    figure = Figure(figsize=(6.4, 0.34 * len(rows) + 1.2), layout="constrained")
     axes = figure.add_subplot()
-    for name, row in methods.items():
-        if not row["parameters"] or name.startswith("adapter"):
-            continue
-        error = [[max(0.0, row["gain"] - row["low"])], [max(0.0, row["high"] - row["gain"])]] if row["low"] == row["low"] else None
-        axes.errorbar([row["parameters"]], [row["gain"]], yerr=error, color=BLUE if name == "cayley" else ORANGE, marker="o", markersize=5, capsize=3)
-        side = -1 if name == "oft" else 1  # OFT lies on the adapter
-        axes.annotate(name, (row["parameters"], row["gain"]), textcoords="offset points", xytext=(6, 8 * side), fontsize=8)
-    axes.axhline(0, color=GREY, linestyle="--", linewidth=1)
-    axes.set_xscale("log")
-    axes.set_xlabel("trained parameters")
-    axes.set_ylabel("gain")
+    for at, (name, row) in enumerate(rows):
+        known = row["low"] is not None and row["low"] == row["low"]
+        error = [[max(0.0, row["gain"] - row["low"])], [max(0.0, row["high"] - row["gain"])]] if known else None
+        colour = BLUE if name == "cayley" else ORANGE if row["parameters"] and not name.startswith("adapter") else GREY
+        axes.errorbar([row["gain"]], [at], xerr=error, color=colour, marker="o", markersize=5, capsize=3)
+    axes.set_yticks(range(len(rows)), [f"{name}, {row['parameters']:,}" if row["parameters"] else name for name, row in rows], fontsize=8)
+    axes.axvline(0, color=GREY, linestyle="--", linewidth=1)
+    axes.set_xlabel("gain, 95% over seeds (beside the names: trained parameters)")
     axes.set_title(title, fontsize=10, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
     return figure
@@ -80,7 +104,7 @@ def phase_diagram(values: dict[str, Any], rates: list[float], presets: dict[str,
         left.plot([rates[0] / 3], [row["relative"]["quiet"]], color=colour, marker="_", markersize=12)
         left.plot([rates[-1] * 3], [row["relative"]["uniform"]], color=colour, marker="_", markersize=12)
         critical = row["critical_rate"]
-        if not critical["side"] and critical["low"] == critical["low"]:
+        if not critical["side"] and critical["low"] is not None and critical["low"] == critical["low"]:
             left.plot([critical["low"], critical["high"]], [1, 1], color=colour, linewidth=4, alpha=0.4, solid_capstyle="butt")
         quiet = 1 - row["relative"]["quiet"]
         if quiet > 0:

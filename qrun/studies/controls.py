@@ -75,7 +75,6 @@ def sweep_controls(config: ControlsConfig, dry: bool = False) -> dict[str, Any]:
         from qrun.studies.dry import show
 
         return show("sweep controls", list(control_cells(config, dims, model_shape(config.model), "", {}).values()), said)
-    from qrun.report.figures import gains_by_parameters
     from qrun.studies.result import conclude
 
     with open_study(config, "controls", said) as scene:
@@ -84,9 +83,7 @@ def sweep_controls(config: ControlsConfig, dry: bool = False) -> dict[str, Any]:
         nulls = null_cells(config, cells, found, scene.weights, scene.data) if config.device.kind != "exact" else {}
         found |= scene.run(list(nulls.values()))
         values = summarise(scene, {point: found[cell.key] for point, cell in {**cells, **nulls}.items()})
-        where = f"{config.model.name}, {config.data.name}, sites="
-        figures = {f"controls-{name}": gains_by_parameters(rows, where + name.replace("-", ", b = ")) for name, rows in values.items()}
-        conclude(scene.parent, scene.store, judge(config, values), figures)
+        conclude(scene.parent, scene.store, judge(config, values))
     return values
 
 

@@ -52,7 +52,6 @@ def sweep_dim(config: DimSweepConfig, dry: bool = False) -> dict[str, Any]:
         from qrun.studies.dry import show
 
         return show("sweep dim", list(dim_cells(config, dims, model_shape(config.model), "", {}).values()), said)
-    from qrun.report.figures import dimension_curve
     from qrun.studies.result import conclude
 
     with open_study(config, "dim", said) as scene:
@@ -60,9 +59,8 @@ def sweep_dim(config: DimSweepConfig, dry: bool = False) -> dict[str, Any]:
         found = scene.run(list(cells.values()))
         runs = {point: found[cell.key] for point, cell in cells.items()}
         values = {chosen.value: summarise(scene, runs, chosen, usable) for chosen, usable in dims.items()}
-        figures = {f"dim-{name}": dimension_curve(v["dims"], v["base"], f"{config.model.name}, {config.data.name}, sites={name}") for name, v in values.items()}
         scene.parent.metrics({f"{name}/b{b}/gain": row["gain"] for name, v in values.items() for b, row in v["dims"].items()})
-        conclude(scene.parent, scene.store, judge(config, values), figures)
+        conclude(scene.parent, scene.store, judge(config, values))
     return values
 
 

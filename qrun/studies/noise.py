@@ -101,7 +101,6 @@ def sweep_noise(config: NoiseSweepConfig, dry: bool = False) -> dict[str, Any]:
 
         return show("sweep noise", list(train_cells(config, dims, "", {}).values()), said)
     from qrun.quantum.circuits import preparation_and_block_counts
-    from qrun.report.figures import phase_diagram
     from qrun.studies.result import conclude
 
     with open_study(config, "noise", said) as scene:
@@ -113,20 +112,10 @@ def sweep_noise(config: NoiseSweepConfig, dry: bool = False) -> dict[str, Any]:
         exact = {point: trained[cell.key] for point, cell in cells.items()}
         counts = {dim: preparation_and_block_counts(dim) for dim in config.study.dims}
         values = {series.name: summarise(scene, series, dims[series.sites], runs, exact, counts) for series in all_series(config)}
-        marks = preset_marks()
-        figures = {f"noise-{n}": phase_diagram(v, config.study.rates, marks, f"{config.model.name}, noise {config.noise.name}, {n}") for n, v in values.items()}
         crossings = {f"{n}/b{b}/critical_rate": row["critical_rate"]["rate"] for n, v in values.items() for b, row in v["dims"].items()}
         scene.parent.metrics({name: value for name, value in crossings.items() if value == value})
-        conclude(scene.parent, scene.store, judge(config, values), figures)
+        conclude(scene.parent, scene.store, judge(config, values))
     return values
-
-
-def preset_marks() -> dict[str, float]:
-    """Two-qubit error rates of the shipped presets, for the figure."""
-    from qrun.config.compose import compose, options
-
-    found = {name: compose("perplexity", [f"noise={name}", "device=noisy"]).noise.cz for name in options()["noise"] if name not in ("none", "gates")}
-    return {name: rate for name, rate in found.items() if rate > 0}
 
 
 def summarise(

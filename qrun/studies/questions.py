@@ -74,7 +74,7 @@ def ask(config: QuestionsRunConfig) -> dict[str, Any]:
                 say(circuit_line(executor.statistics.summary(), config))
         values = compare(arms, config)
         run.metrics({f"{arm.name.replace(' ', '_')}/right": float(arm.answers.correct.mean()) for arm in arms})
-        conclude(run, store, judge(config, asked, arms, values), {})
+        conclude(run, store, judge(config, asked, arms, values))
     return values
 
 

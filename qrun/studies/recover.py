@@ -116,8 +116,7 @@ def recover(config: RecoverConfig, dry: bool = False) -> dict[str, Any]:
         from qrun.studies.dry import show
 
         return show("recover", training_cells(config, usable, shape, {}, "", {}, {}), said)
-    from qrun.compression.compress import check, kind_words
-    from qrun.report.figures import recovery_bars
+    from qrun.compression.compress import check
     from qrun.studies.result import conclude
 
     for ratio in config.study.ratios:
@@ -134,8 +133,7 @@ def recover(config: RecoverConfig, dry: bool = False) -> dict[str, Any]:
         values = summarise(config, scene.store, {point: runs[cell.key] for point, cell in zip(all_points(config, usable, shape), cells, strict=True)})
         for ratio, (cell, _) in made.items():
             values["sizes"][f"{ratio:g}"] = sizes[cell.key].data.metrics
-        title = f"{config.model.name}, {kind_words(config.compression)}, {config.data.name}"
-        conclude(scene.parent, scene.store, judge(config, values), {"recovery": recovery_bars(values["rows"], title)})
+        conclude(scene.parent, scene.store, judge(config, values))
     return values
 
 

@@ -10,8 +10,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from matplotlib import rc_context
+
 from qrun.errors import InputError
 from qrun.report.claims import CLAIMS
+from qrun.report.figures import draw
 
 
 def report(results: str, out: str) -> list[Path]:
@@ -32,7 +35,7 @@ def report(results: str, out: str) -> list[Path]:
     folders, entries = [], []
     for (study, model), (run, found) in sorted(latest.items(), key=lambda item: item[0]):
         folder = target / study / model
-        write_study(folder, store, run, found)
+        write_study(folder, run, found)
         folders.append(folder)
         entries.append((folder.relative_to(target), run, found))
         say(f"{folder}: {len(found['tables'])} tables, {len(found['verdicts'])} verdicts")
@@ -42,7 +45,7 @@ def report(results: str, out: str) -> list[Path]:
     return folders
 
 
-def write_study(folder: Path, store: Any, run: Any, found: dict[str, Any]) -> None:
+def write_study(folder: Path, run: Any, found: dict[str, Any]) -> None:
     """One study's folder, replaced as a whole."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -54,21 +57,16 @@ def write_study(folder: Path, store: Any, run: Any, found: dict[str, Any]) -> No
         claim = CLAIMS[verdict["claim"]]
         body += [f"**{verdict['verdict']}** {claim.text} (paper: {claim.paper}) Here: {verdict['ours']}. {verdict['why']}", ""]
     body += [f"- {line}" for line in found["negatives"]]
-    body += ["", *(f"![{path.name}]({path.name})" for path in figures(store, run, folder) if path.suffix == ".png"), ""]
+    for name, figure in draw(found["study"], found["model"], found["values"]).items():
+        figure.savefig(folder / f"{name}.png", dpi=120)
+        with rc_context({"svg.hashsalt": name}):  # the same file from the same numbers
+            figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+        body += ["", f"![{name}]({name}.png)"]
+    body += [""]
     body += ["| record | |", "| --- | --- |", *(f"| {key} | {value} |" for key, value in provenance.items()), ""]
     (folder / "table.md").write_text("\n".join(body))
     (folder / "table.json").write_text(json.dumps(finite({**found, "record": provenance}), indent=1) + "\n")
     (folder / "command.txt").write_text(found["command"] + "\n")
-
-
-def figures(store: Any, run: Any, folder: Path) -> list[Path]:
-    """Copy the study's figures; returns where they are now."""
-    source = store.artifact_folder(run.info.run_id) / "figures"
-    copied = []
-    for path in sorted(source.iterdir()) if source.is_dir() else []:
-        shutil.copyfile(path, folder / path.name)
-        copied.append(folder / path.name)
-    return copied
 
 
 def facts(run: Any) -> dict[str, Any]:

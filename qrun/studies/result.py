@@ -1,12 +1,12 @@
 """What a study leaves behind: tables, figures, verdicts on claims, negative results. `qrun report` needs nothing else."""
 
-import io
 import json
 import sys
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from qrun.report.claims import CLAIMS
+from qrun.report.figures import draw
 from qrun.report.screen import say, table
 
 
@@ -44,16 +44,13 @@ class StudyResult:
     negatives: list[str] = field(default_factory=list)
 
 
-def conclude(parent: Any, store: Any, result: StudyResult, figures: dict[str, Any]) -> None:
-    """Write result.json and figures (png and svg) to the study's run, and show tables and verdicts."""
+def conclude(parent: Any, store: Any, result: StudyResult) -> None:
+    """Write result.json and figures to the study's run, and show tables and verdicts."""
     unknown = [v.claim for v in result.verdicts if v.claim not in CLAIMS]
     assert not unknown, unknown
     parent.json({**asdict(result), "command": " ".join(["qrun", *sys.argv[1:]])}, "result.json")
-    for name, figure in figures.items():
+    for name, figure in draw(result.study, result.model, result.values).items():
         parent.figure(figure, f"figures/{name}.png")
-        svg = io.StringIO()
-        figure.savefig(svg, format="svg", metadata={"Date": None})
-        parent.text(svg.getvalue(), f"figures/{name}.svg")
     parent.note("\n\n".join(f"**{CLAIMS[v.claim].text}** {v.verdict}: {v.ours}. {v.why}" for v in result.verdicts) or result.study)
     for shown in result.tables:
         table(shown.title, shown.columns, shown.rows, shown.caption)
