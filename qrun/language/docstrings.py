@@ -16,9 +16,10 @@ import os
 import sys
 import sysconfig
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from inspect import cleandoc
 from pathlib import Path
+from typing import Any
 
 LIBRARIES = (
     "numpy", "scipy", "pandas", "matplotlib", "sklearn", "torch", "transformers", "datasets", "tokenizers", "huggingface_hub",
@@ -60,9 +61,11 @@ def module_documents(root: Path, seen: set[str]) -> list[str]:
 
 def pydoc_documents() -> list[str]:
     """CPython's own documentation: the help topics, then one document per standard-library module."""
-    from pydoc_data.topics import topics
+    import pydoc_data.topics as source
 
-    return [text.strip() for _, text in sorted(topics.items())] + module_documents(standard_library(), set())
+    root = standard_library()
+    state = [sys.version, str(root), root.stat().st_mtime_ns, Path(source.__file__).stat().st_mtime_ns]
+    return kept("pydoc", state, lambda: [text.strip() for _, text in sorted(source.topics.items())] + module_documents(root, set()))
 
 
 def libdocs_documents(packages: tuple[str, ...] = LIBRARIES) -> tuple[list[str], dict[str, int]]:
@@ -76,23 +79,34 @@ def libdocs_documents(packages: tuple[str, ...] = LIBRARIES) -> tuple[list[str],
         if spec is not None and spec.submodule_search_locations:
             roots[package] = Path(next(iter(spec.submodule_search_locations)))
     state = [sys.version, *((name, str(root), (root / "__init__.py").stat().st_mtime_ns) for name, root in roots.items() if (root / "__init__.py").is_file())]
-    kept = cache_folder() / f"libdocs-{hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]}.json"
-    if kept.is_file():
-        documents, characters = json.loads(kept.read_text(encoding="utf-8"))
+
+    def parse() -> tuple[list[str], dict[str, int]]:
+        seen: set[str] = set()
+        module_documents(standard_library(), seen)
+        documents, characters = [], {}
+        for package, root in roots.items():
+            found = module_documents(root, seen)
+            documents += found
+            characters[package] = sum(map(len, found))
         return documents, characters
-    seen: set[str] = set()
-    module_documents(standard_library(), seen)
-    documents, characters = [], {}
-    for package, root in roots.items():
-        found = module_documents(root, seen)
-        documents += found
-        characters[package] = sum(map(len, found))
-    with contextlib.suppress(OSError):  # half a minute saved next time, where there is room
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        temporary = kept.with_suffix(f".{os.getpid()}")
-        temporary.write_text(json.dumps([documents, characters]), encoding="utf-8")
-        temporary.replace(kept)
+
+    documents, characters = kept("libdocs", state, parse)
     return documents, characters
+
+
+def kept(name: str, state: list[Any], parse: Callable[[], Any]) -> Any:
+    """What `parse` gives, read from the cache where `state` has been parsed before: parsing takes 3 s (pydoc) or 30 s (libdocs)."""
+    path = cache_folder() / f"{name}-{hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]}.json"
+    if path.is_file():
+        with contextlib.suppress(ValueError, OSError):
+            return json.loads(path.read_text(encoding="utf-8"))
+    found = parse()
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}")
+        temporary.write_text(json.dumps(found), encoding="utf-8")
+        temporary.replace(path)
+    return found
 
 
 def cache_folder() -> Path:
