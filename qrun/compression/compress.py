@@ -21,7 +21,6 @@ from qrun.adapters.sites import Site, sites
 from qrun.compression.factors import FACTORS, Form, contract, factorise
 from qrun.config.schema import CompressionConfig, CompressionKind, Profile, ShapeConfig
 from qrun.errors import InputError
-from qrun.evaluation.perplexity import token_losses
 from qrun.language.models import LanguageModel
 
 LEVELS = (0.5, 0.75, 1.0, 1.25)  # of the target ratio: what the sensitivity profile tries at each site, beside leaving it alone
@@ -113,8 +112,8 @@ def input_covariances(model: Any, layers: dict[str, Any], ids: Tensor) -> dict[s
 @torch.no_grad()
 def nats(model: Any, ids: Tensor) -> float:
     """Mean negative log-likelihood of calibration windows [n, T]."""
-    ids = ids.to(model.device)
-    return float(token_losses(model, model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state, ids[:, 1:]).mean())
+    rows = ids.to(model.device)
+    return sum(float(model(input_ids=row[None], labels=row[None]).loss) for row in rows) / len(rows)
 
 
 def sensitivity(

@@ -156,6 +156,7 @@ class RecoverStudyConfig(StudyConfig):
         super().__post_init__()
         _require(bool(self.ratios) and len(set(self.ratios)) == len(self.ratios), "study.ratios", self.ratios, "give a list of different values")
         _require(all(0 < r < 1 for r in self.ratios), "study.ratios", self.ratios, "give shares of the parameters between 0 and 1")
+        _require(len(self.sites) == 1, "study.sites", [s.value for s in self.sites], "recovery is studied at one set of sites; run it once for each")
         _require(self.healing_lr > 0, "study.healing_lr", self.healing_lr, "give a learning rate above 0")
 
 

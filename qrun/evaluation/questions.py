@@ -90,7 +90,7 @@ def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> dict[str, An
 def both_fail(original: Answers, compressed: Answers, adapted: Answers) -> dict[str, Any]:
     """Questions that both baselines fail and the adapter answers, with what chance alone gives.
 
-    `guessing`: expected number if the adapter guessed evenly among the choices that neither baseline chose or that remain (1/4 of them).
+    `guessing`: expected number if the adapter guessed evenly among the four choices.
     `flips`: expected number if the adapter's answers that differ from the compressed model's fell evenly on the other three choices.
     """
     fail = ~original.correct & ~compressed.correct

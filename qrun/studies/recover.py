@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from qrun.adapters.sites import count_parameters, matched_rank, select, sites
 from qrun.config.compose import flatten, plain
 from qrun.config.schema import AdapterConfig, Method, ModelConfig
 from qrun.config.verbs import CompressConfig, RecoverConfig, TrainConfig
 from qrun.studies.cells import cell_key, open_study
+from qrun.studies.controls import method_config
 from qrun.studies.launch import Cell
 from qrun.studies.works import at_sites, control_lr, training_cell, training_config, usable_dims
 
@@ -67,13 +67,10 @@ def points(config: RecoverConfig, dims: list[int], shape: Any) -> list[tuple[Poi
     found: list[tuple[Point, AdapterConfig, float, bool]] = []
     own = at_sites(config.adapter, config.study.sites[0])
     first = dims[0]
-    selected = select(sites(shape), own.projections, own.layers)
     base = dataclasses.replace(own, dim=first)
     controls = []
     for name in config.study.controls:
-        rank = matched_rank(selected, count_parameters(selected, base) or 0)
-        extra: dict[str, Any] = {"rank": rank} if name == "lora" else {"dim": max(2, first // 2), "factors": 3} if name == "boft" else {}
-        controls.append((name, dataclasses.replace(base, method=Method(name), **extra), control_lr(config, name)))
+        controls.append((name, method_config(base, Method(name), shape), control_lr(config, name)))
     healing = dataclasses.replace(own, method=Method.healing, projections="all", layers="all")
     for seed in config.study.seeds:
         for text in (SHIFTED, HOME) if config.home is not None else (SHIFTED,):
@@ -130,16 +127,12 @@ def recover(config: RecoverConfig, dry: bool = False) -> dict[str, Any]:
         shape = scene.opened.language.shape
         cells = training_cells(config, usable, shape, models, scene.weights, scene.data, home)
         runs = scene.run(cells)
-        values = summarise(config, scene.store, {point: runs[cell.key] for point, cell in zip(all_points(config, usable, shape), cells, strict=True)})
+        where = [point for point, *_ in points(config, usable, shape)]
+        values = summarise(config, scene.store, {point: runs[cell.key] for point, cell in zip(where, cells, strict=True)})
         for ratio, (cell, _) in made.items():
             values["sizes"][f"{ratio:g}"] = sizes[cell.key].data.metrics
         conclude(scene.parent, scene.store, judge(config, values))
     return values
-
-
-def all_points(config: RecoverConfig, dims: list[int], shape: Any) -> list[Point]:
-    """The points in the order of their cells."""
-    return [point for point, *_ in points(config, dims, shape)]
 
 
 def training_cells(

@@ -1,6 +1,5 @@
 """What a study leaves behind: tables, figures, verdicts on claims, negative results. `qrun report` needs nothing else."""
 
-import json
 import sys
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -59,11 +58,6 @@ def conclude(parent: Any, store: Any, result: StudyResult) -> None:
     for line in result.negatives:
         say(f"negative result: {line}")
     say(f"run  {store.url('study', run_id=parent.run_id)}  (after `qrun ui`)")
-
-
-def load(text: str) -> dict[str, Any]:
-    """result.json as plain values."""
-    return json.loads(text)
 
 
 def interval(low: float, high: float, form: str = "+.3f") -> str:

@@ -131,6 +131,7 @@ def test_a_store_without_studies_has_nothing_to_report(qrun, tmp_path):
         (["study.ratios=[0.01]"], "cannot be reached"),
         (["compression.bond=4"], "the study's axis is study.ratios"),
         (["study.dims=[6]"], "does not divide"),
+        (["study.sites=[all,one]"], "one set of sites"),
     ],
 )
 def test_bad_axes_end_in_one_line(qrun, words, tmp_path, more, said):
