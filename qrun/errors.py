@@ -2,7 +2,10 @@
 
 
 class InputError(Exception):
-    """A wrong word, value, file or combination: one line that names the key, what was given and what is possible (exit code 2)."""
+    """A wrong word, value, file or combination.
+
+    One line that names the key, what was given and what is possible (exit code 2).
+    """
 
 
 class RunFailed(Exception):

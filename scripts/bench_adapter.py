@@ -1,9 +1,11 @@
-"""The adapter layer beside PEFT's OFT (exact Cayley) and the bare frozen layer, forward and backward, ratios of one run.
+"""The adapter layer beside PEFT's OFT (exact Cayley) and the bare frozen layer, forward and backward, ratios of one
+run.
 
     python scripts/bench_adapter.py            576 -> 576, 2,048 tokens, float32 (one SmolLM2 site)
     python scripts/bench_adapter.py --out 192  v_proj
 
-Each row interleaves the candidates round by round and reports the median of the per-round ratios, so that a busy machine slows all alike.
+Each row interleaves the candidates round by round and reports the median of the per-round ratios, so that a busy
+machine slows all alike.
 """
 
 import argparse
@@ -54,8 +56,14 @@ def main() -> None:
     torch.manual_seed(0)
     x = torch.randn(1, args.tokens, args.width, requires_grad=True)
     upstream = torch.randn(1, args.tokens, args.out)
-    print(f"{args.width} -> {args.out}, {args.tokens} tokens, float32, {torch.get_num_threads()} threads, {args.rounds} rounds, medians")
-    print(f"{'b':>3}  {'pass':<16} {'frozen ms':>9} {'qrun ms':>8} {'OFT ms':>8} {'qrun/frozen':>12} {'OFT/frozen':>11} {'qrun/OFT':>9}")
+    print(
+        f"{args.width} -> {args.out}, {args.tokens} tokens, float32, {torch.get_num_threads()} threads, "
+        f"{args.rounds} rounds, medians"
+    )
+    print(
+        f"{'b':>3}  {'pass':<16} {'frozen ms':>9} {'qrun ms':>8} {'OFT ms':>8} {'qrun/frozen':>12} "
+        f"{'OFT/frozen':>11} {'qrun/OFT':>9}"
+    )
     for dim in (4, 8, 16, 32, 64):
         frozen = torch.nn.Linear(args.width, args.out, bias=False).requires_grad_(False)
         ours = AdaptedLinear(torch.nn.Linear(args.width, args.out, bias=False), dim, Side.input, False)
@@ -63,10 +71,15 @@ def main() -> None:
         theirs = peft.get_peft_model(Net(torch.nn.Linear(args.width, args.out, bias=False)), config)
         ours.skew.data.normal_(0, 0.1)
         for backward in (False, True):
-            rounds = [[seconds(m, x, upstream, backward) for m in (frozen, ours, theirs)] for _ in range(args.rounds + 5)][5:]
+            rounds = [
+                [seconds(m, x, upstream, backward) for m in (frozen, ours, theirs)] for _ in range(args.rounds + 5)
+            ][5:]
             f, q, o = (statistics.median(column) * 1e3 for column in zip(*rounds, strict=True))
             ratio = [statistics.median(r[i] / r[j] for r in rounds) for i, j in ((1, 0), (2, 0), (1, 2))]
-            print(f"{dim:>3}  {'forward+backward' if backward else 'forward':<16} {f:9.2f} {q:8.2f} {o:8.2f} {ratio[0]:12.2f} {ratio[1]:11.2f} {ratio[2]:9.2f}")
+            print(
+                f"{dim:>3}  {'forward+backward' if backward else 'forward':<16} {f:9.2f} {q:8.2f} {o:8.2f} "
+                f"{ratio[0]:12.2f} {ratio[1]:11.2f} {ratio[2]:9.2f}"
+            )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
-"""Circuits per second of the fast noisy simulator beside Aer and default.mixed, and what circuits cost an evaluation at SmolLM2's shape. One run, side by side.
+"""Circuits per second of the fast noisy simulator beside Aer and default.mixed, and what circuits cost an evaluation at
+SmolLM2's shape. One run, side by side.
 
     python scripts/bench_circuits.py             throughput at n = 1..5 with the arithmetic and memory limits beside it
-    python scripts/bench_circuits.py --smollm2   noiseless and noisy evaluation of a random model of SmolLM2-135M's shape, one v_proj and all 210 sites
+    python scripts/bench_circuits.py --smollm2   noiseless and noisy evaluation of a random model of SmolLM2-135M's
+                                                 shape, one v_proj and all 210 sites
 
-Limits: arithmetic is the count of multiply-adds of the kernel over the machine's float32 rate, memory the bytes of slices, probabilities and readout matrices
-that must move over the machine's copy rate; both rates are measured here, with the same threads.
+Limits: arithmetic is the count of multiply-adds of the kernel over the machine's float32 rate, memory the bytes of
+slices, probabilities and readout matrices that must move over the machine's copy rate; both rates are measured here,
+with the same threads.
 """
 
 import argparse
@@ -48,8 +51,22 @@ def machine() -> tuple[float, float]:
 
 def throughput() -> None:
     rate, copy = machine()
-    print(f"{torch.get_num_threads()} threads; {rate / 1e9:.0f} G multiply-adds/s, copy {copy / 1e9:.1f} GB/s; circuits/s, depolarising and readout noise")
-    heads = ("exact p", "8192 shots", "float64 p", "Aer save_p", "d.mixed", "x Aer", "x d.mixed", "limit flop", "limit memory", "of limit")
+    print(
+        f"{torch.get_num_threads()} threads; {rate / 1e9:.0f} G multiply-adds/s, copy {copy / 1e9:.1f} GB/s; "
+        f"circuits/s, depolarising and readout noise"
+    )
+    heads = (
+        "exact p",
+        "8192 shots",
+        "float64 p",
+        "Aer save_p",
+        "d.mixed",
+        "x Aer",
+        "x d.mixed",
+        "limit flop",
+        "limit memory",
+        "of limit",
+    )
     print(" n " + " ".join(f"{head:>13}" for head in heads))
     for n, tokens, blocks in ((1, 40000, 64), (2, 40000, 64), (3, 20000, 64), (4, 4000, 32), (5, 1000, 16)):
         dim = 2**n
@@ -67,10 +84,15 @@ def throughput() -> None:
         for make, count in ((AerDevice, 200), (PennyLaneDevice, {1: 2048, 2: 512, 3: 128, 4: 8, 5: 1}[n])):
             device = make(NOISE, None)
             prepared = device.prepare(q[:1])
-            slow.append(count / best(lambda d=device, p=prepared, c=count, x=x, m=mask: d.run(p, x[:c, :1], m[:c, :1], 0, 0), 2))
+            slow.append(
+                count / best(lambda d=device, p=prepared, c=count, x=x, m=mask: d.run(p, x[:c, :1], m[:c, :1], 0, 0), 2)
+            )
         arithmetic, memory = rate / multiply_adds(n), copy / (2 * dim * 4)
         counts = [*rates, *slow, rates[0] / slow[0], rates[0] / slow[1], arithmetic, memory]
-        print(f"{n:>2} " + " ".join(f"{c:13,.0f}" for c in counts) + f" {rates[0] / min(arithmetic, memory):13.1%}", flush=True)
+        print(
+            f"{n:>2} " + " ".join(f"{c:13,.0f}" for c in counts) + f" {rates[0] / min(arithmetic, memory):13.1%}",
+            flush=True,
+        )
 
 
 def evaluation() -> None:
@@ -83,14 +105,21 @@ def evaluation() -> None:
     from qrun.language.models import read_shape
 
     config = LlamaConfig(
-        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3,
+        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
+        num_key_value_heads=3,
         head_dim=64, max_position_embeddings=8192, tie_word_embeddings=True,
     )  # fmt: skip
     model = LlamaForCausalLM(config).eval()
     shape = read_shape({**config.to_dict(), "architectures": ["LlamaForCausalLM"]})
     ids = torch.randint(0, 49152, (1, 512))
-    print(f"SmolLM2-135M's shape, random weights, 512 tokens, float32, {torch.get_num_threads()} threads; ratio to the same adapter on device=exact")
-    for label, projections, layers, dims in (("one v_proj", ["v_proj"], "last", (4, 8)), ("all 210 sites", "all", "all", (4,))):
+    print(
+        f"SmolLM2-135M's shape, random weights, 512 tokens, float32, {torch.get_num_threads()} threads; ratio "
+        f"to the same adapter on device=exact"
+    )
+    for label, projections, layers, dims in (
+        ("one v_proj", ["v_proj"], "last", (4, 8)),
+        ("all 210 sites", "all", "all", (4,)),
+    ):
         for dim in dims:
             chosen = AdapterConfig(dim=dim, projections=projections, layers=layers)
             adapter = attach(model, select(sites(shape), chosen.projections, chosen.layers), chosen)
@@ -114,7 +143,10 @@ def evaluation() -> None:
                 seconds.append((plain, best(forward, 1)))
             ratio = np.median([noisy / plain for plain, noisy in seconds])
             plain, noisy = np.median(seconds, axis=0)
-            print(f"{label:14} b={dim}  exact {plain:.2f} s  noisy, 8,192 shots {noisy:.2f} s  ratio {ratio:.2f}", flush=True)
+            print(
+                f"{label:14} b={dim}  exact {plain:.2f} s  noisy, 8,192 shots {noisy:.2f} s  ratio {ratio:.2f}",
+                flush=True,
+            )
             detach(model, adapter)
 
 

@@ -2,10 +2,11 @@
 
     python scripts/pretrain_nano.py --tokens 20e6 --out qrun/language/nano
 
-A LlamaForCausalLM in SmolLM2's proportions (3 heads x 64 = 192 wide, 1 key/value head, FFN 512, tied embeddings) with its own byte-level BPE
-tokenizer, trained on the docstrings of installed scientific packages (`data=libdocs`) and never on `data=pydoc`, so that an adapter
-trained on pydoc meets a shifted domain. Muon on the matrices of the layers, AdamW on embeddings and norms, bfloat16 autocast, one pass over shuffled
-windows, linear decay to zero. Writes the model folder (float16 safetensors) and training_record.json. About 40 minutes on two cores.
+A LlamaForCausalLM in SmolLM2's proportions (3 heads x 64 = 192 wide, 1 key/value head, FFN 512, tied embeddings) with
+its own byte-level BPE tokenizer, trained on the docstrings of installed scientific packages (`data=libdocs`) and never
+on `data=pydoc`, so that an adapter trained on pydoc meets a shifted domain. Muon on the matrices of the layers, AdamW
+on embeddings and norms, bfloat16 autocast, one pass over shuffled windows, linear decay to zero. Writes the model
+folder (float16 safetensors) and training_record.json. About 40 minutes on two cores.
 """
 
 import argparse
@@ -28,11 +29,20 @@ END = "<|endoftext|>"
 
 def train_tokenizer(documents: list[str], vocabulary: int, context: int) -> PreTrainedTokenizerFast:
     bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
     bpe.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    bpe.train_from_iterator(documents, trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=[END], initial_alphabet=alphabet, show_progress=False))
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=END, eos_token=END, model_max_length=context, clean_up_tokenization_spaces=False)
+    bpe.train_from_iterator(
+        documents,
+        trainers.BpeTrainer(
+            vocab_size=vocabulary, special_tokens=[END], initial_alphabet=alphabet, show_progress=False
+        ),
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe, bos_token=END, eos_token=END, model_max_length=context, clean_up_tokenization_spaces=False
+    )
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, documents: list[str]) -> tuple[torch.Tensor, int]:
@@ -44,7 +54,10 @@ def encode(tokenizer: PreTrainedTokenizerFast, documents: list[str]) -> tuple[to
 
 @torch.no_grad()
 def bits_per_byte(model: LlamaForCausalLM, stream: torch.Tensor, characters: int, window: int, limit: int) -> float:
-    """Disjoint windows over the first `limit` tokens; the first token of each window is not scored and its bytes are not counted."""
+    """Disjoint windows over the first `limit` tokens.
+
+    The first token of each window is not scored and its bytes are not counted.
+    """
     total, scored = 0.0, 0
     for start in range(0, min(len(stream), limit) - window, window):
         ids = stream[None, start : start + window]
@@ -75,7 +88,8 @@ def main() -> None:
     print(f"{len(train):,} training tokens, {train_bytes / len(train):.2f} bytes each", flush=True)
 
     config = LlamaConfig(
-        vocab_size=args.vocabulary, hidden_size=192, intermediate_size=512, num_hidden_layers=args.layers, num_attention_heads=3,
+        vocab_size=args.vocabulary, hidden_size=192, intermediate_size=512, num_hidden_layers=args.layers,
+        num_attention_heads=3,
         num_key_value_heads=1, head_dim=64, max_position_embeddings=1024, rope_theta=10000.0, tie_word_embeddings=True,
         bos_token_id=0, eos_token_id=0, rms_norm_eps=1e-5,
     )  # fmt: skip
@@ -88,11 +102,15 @@ def main() -> None:
     windows = (len(train) - 1) // args.context
     generator = torch.Generator().manual_seed(args.seed)
     steps = int(args.tokens // (args.batch * args.context))
-    order = torch.cat([torch.randperm(windows, generator=generator) for _ in range(math.ceil(steps * args.batch / windows))])
+    order = torch.cat(
+        [torch.randperm(windows, generator=generator) for _ in range(math.ceil(steps * args.batch / windows))]
+    )
     compiled = torch.compile(model)
     started, losses, history = time.time(), [], []
     for step in range(steps):
-        scale = min((step + 1) / 100, 1.0) * min(1.0, 2.0 * (1 - step / steps))  # warm-up, constant, linear decay over the last half
+        scale = min((step + 1) / 100, 1.0) * min(
+            1.0, 2.0 * (1 - step / steps)
+        )  # warm-up, constant, linear decay over the last half
         for group in muon.param_groups:
             group["lr"] = args.lr * scale
         for group in adamw.param_groups:
@@ -111,8 +129,18 @@ def main() -> None:
             rate = (step + 1) * args.batch * args.context / (time.time() - started)
             print(f"step {step + 1}/{steps}  loss {sum(losses[-50:]) / 50:.3f}  {rate:,.0f} tokens/s", flush=True)
         if (step + 1) % 500 == 0 or step + 1 == steps:
-            scores = {name: bits_per_byte(model, stream, size, args.context, 100_000) for name, (stream, size) in held_out.items()}
-            history.append({"step": step + 1, "tokens": (step + 1) * args.batch * args.context, "loss": sum(losses[-50:]) / 50, **scores})
+            scores = {
+                name: bits_per_byte(model, stream, size, args.context, 100_000)
+                for name, (stream, size) in held_out.items()
+            }
+            history.append(
+                {
+                    "step": step + 1,
+                    "tokens": (step + 1) * args.batch * args.context,
+                    "loss": sum(losses[-50:]) / 50,
+                    **scores,
+                }
+            )
             print("  validation, bits per byte: " + ", ".join(f"{k} {v:.3f}" for k, v in scores.items()), flush=True)
             save(model, tokenizer, args, history, characters, libdocs, len(train), time.time() - started)
 
@@ -124,13 +152,17 @@ def save(model, tokenizer, args, history, characters, libdocs, train_tokens, sec
     half.to(torch.float16).save_pretrained(args.out)
     tokenizer.save_pretrained(args.out)
     record = {
-        "command": f"python scripts/pretrain_nano.py --tokens {args.tokens:g} --layers {args.layers} --vocabulary {args.vocabulary} --context {args.context} "
+        "command": f"python scripts/pretrain_nano.py --tokens {args.tokens:g} --layers {args.layers} "
+f"--vocabulary {args.vocabulary} --context {args.context} "
         f"--batch {args.batch} --lr {args.lr:g} --seed {args.seed}",
         "corpus": {
-            "name": "libdocs", "split": "train", "documents": len(libdocs["train"]), "tokens": train_tokens, "digest": text_digest(libdocs["train"]),
-            "characters": characters, "versions": {p: version(p) for p in ("numpy", "scipy", "torch", "transformers", "qiskit", "pennylane")},
+            "name": "libdocs", "split": "train", "documents": len(libdocs["train"]), "tokens": train_tokens,
+            "digest": text_digest(libdocs["train"]),
+            "characters": characters,
+            "versions": {p: version(p) for p in ("numpy", "scipy", "torch", "transformers", "qiskit", "pennylane")},
         },
-        "validation_bits_per_byte": history, "seconds": round(seconds), "python": platform.python_version(), "torch": torch.__version__,
+        "validation_bits_per_byte": history, "seconds": round(seconds), "python": platform.python_version(),
+        "torch": torch.__version__,
     }  # fmt: skip
     (args.out / "training_record.json").write_text(json.dumps(record, indent=1) + "\n")
 

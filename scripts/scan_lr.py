@@ -1,6 +1,8 @@
-"""Learning rates of the controls: every method at a few rates, 30 steps, compared on validation text only (seed 100, which no study uses).
+"""Learning rates of the controls: every method at a few rates, 30 steps, compared on validation text only (seed 100,
+which no study uses).
 
-python scripts/scan_lr.py [method ...]        about 20 s a row on two cores; the best rates stand in configs/sweep_controls.yaml and configs/recover.yaml
+python scripts/scan_lr.py [method ...]        about 20 s a row on two cores; the best rates stand in
+                                              configs/sweep_controls.yaml and configs/recover.yaml
 """
 
 import sys
@@ -39,7 +41,16 @@ def main() -> None:
     for method in sys.argv[1:] or GRID:
         for lr in GRID[method]:
             size = ["adapter.dim=2", "adapter.factors=3"] if method == "boft" else []
-            config = compose("train", ["training=study", "seed=100", f"training.lr={lr * (2 if size else 1)}", f"adapter.method={method}", *size])
+            config = compose(
+                "train",
+                [
+                    "training=study",
+                    "seed=100",
+                    f"training.lr={lr * (2 if size else 1)}",
+                    f"adapter.method={method}",
+                    *size,
+                ],
+            )
             with silenced():
                 opened = shelf.open(config)
             language = opened.language
@@ -56,10 +67,13 @@ def main() -> None:
             windows, path = opened.training_windows(512), Path(tempfile.mkdtemp()) / "state.safetensors"
             try:
                 _, end = fit(
-                    language.model, adapter, windows, validate, config.training, config.seed, None, path, Progress(), lambda _: None, Interrupt()
+                    language.model, adapter, windows, validate, config.training, config.seed, None,
+                    path, Progress(), lambda _: None, Interrupt()
                 )  # fmt: skip
                 print(
-                    f"{method:9} lr {lr:<7g} validation {end.evaluations[0]['validation_nats']:.4f} -> {end.evaluations[-1]['validation_nats']:.4f}", flush=True
+                    f"{method:9} lr {lr:<7g} validation {end.evaluations[0]['validation_nats']:.4f} -> "
+                    f"{end.evaluations[-1]['validation_nats']:.4f}",
+                    flush=True,
                 )
             except RunFailed as error:
                 print(f"{method:9} lr {lr:<7g} {error}", flush=True)

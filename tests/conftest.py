@@ -1,4 +1,7 @@
-"""Fixtures: the embedded model, a smaller random one, the shared data where it is at hand, and the command line in this process."""
+"""Fixtures.
+
+The embedded model, a smaller random one, the shared data where it is at hand, and the command line in this process.
+"""
 
 import os
 import sys
@@ -43,7 +46,8 @@ def tiny_folder(tmp_path_factory, nano):
 
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(nano.tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+        vocab_size=len(nano.tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1,
         max_position_embeddings=128, tie_word_embeddings=True, bos_token_id=0, eos_token_id=0,
     )  # fmt: skip
     folder = tmp_path_factory.mktemp("tiny")

@@ -6,7 +6,9 @@ from scipy.stats import special_ortho_group
 from qrun.config.noise import Noise
 
 # every kind of noise at once, strong enough to see
-FULL = Noise(sx=3e-3, cz=1e-2, t1_us=20, t2_us=12, sx_ns=36, cz_ns=68, read_1_given_0=0.02, read_0_given_1=0.05, block=0.03)
+FULL = Noise(
+    sx=3e-3, cz=1e-2, t1_us=20, t2_us=12, sx_ns=36, cz_ns=68, read_1_given_0=0.02, read_0_given_1=0.05, block=0.03
+)
 
 
 def rotations(n, count, seed=0):

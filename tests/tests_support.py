@@ -1,8 +1,14 @@
-"""lm-evaluation-harness as an oracle: its own model class, rolling windows and aggregation, on pages given here instead of fetched."""
+"""lm-evaluation-harness as an oracle.
+
+Its own model class, rolling windows and aggregation, on pages given here instead of fetched.
+"""
 
 
 def lm_eval_word_perplexity(language, pages, max_length):
-    """pages: (original, text to score). Returns word_perplexity and bits_per_byte as the task `wikitext` aggregates them."""
+    """pages.
+
+    (original, text to score). Returns word_perplexity and bits_per_byte as the task `wikitext` aggregates them.
+    """
     from lm_eval.api.instance import Instance
     from lm_eval.api.metrics import bits_per_byte, weighted_perplexity
     from lm_eval.models.huggingface import HFLM

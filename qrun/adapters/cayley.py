@@ -1,8 +1,8 @@
 """Cayley blocks: Q = (I - K/2)(I + K/2)^-1 for real skew-symmetric K, one b x b block per slice of b channels.
 
-Q is orthogonal with determinant +1 for every K, and K = 0 is the identity (arXiv:2605.05914; the same map as OFT, arXiv:2306.07280, with K/2 in the
-place of its Q). The solve is exact; truncated Neumann series leave the orthogonal group as soon as K is not small, and a block that is not orthogonal
-is no circuit.
+Q is orthogonal with determinant +1 for every K, and K = 0 is the identity (arXiv:2605.05914; the same map as OFT,
+arXiv:2306.07280, with K/2 in the place of its Q). The solve is exact; truncated Neumann series leave the orthogonal
+group as soon as K is not small, and a block that is not orthogonal is no circuit.
 
 Row vectors are used throughout: z = Q x for a slice x reads z = x @ Q^T.
 """
@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-TILE = 32  # small blocks are gathered into diagonal tiles this wide where products with tiny matrices would waste the processor
+# small blocks are gathered into diagonal tiles this wide where products with tiny matrices would waste the processor
+TILE = 32
 
 
 def skew(parameters: Tensor, dim: int) -> Tensor:
@@ -24,9 +25,11 @@ def skew(parameters: Tensor, dim: int) -> Tensor:
 
 
 def cayley(parameters: Tensor, dim: int) -> Tensor:
-    """Q [blocks, b, b] of the parameters' dtype. Solved in float64: rounding of the result is then all that separates Q^T Q from I.
+    """Q [blocks, b, b] of the parameters' dtype. Solved in float64: rounding of the result is then all that
+    separates Q^T Q from I.
 
-    I + K/2 is always invertible (the eigenvalues of K are imaginary). Its factors commute, so solve(I + K/2, I - K/2) is Q.
+    I + K/2 is always invertible (the eigenvalues of K are imaginary). Its factors commute, so solve(I + K/2, I -
+    K/2) is Q.
     """
     half = skew(parameters.double(), dim) / 2
     identity = torch.eye(dim, dtype=half.dtype, device=half.device)
@@ -34,7 +37,10 @@ def cayley(parameters: Tensor, dim: int) -> Tensor:
 
 
 def tile(blocks: Tensor, width: int = TILE) -> Tensor:
-    """Gather blocks [B, b, b] into diagonal tiles [B/r, rb, rb], r the largest divisor of B with rb <= width. Shape unchanged for large b."""
+    """Gather blocks [B, b, b] into diagonal tiles [B/r, rb, rb], r the largest divisor of B with rb <= width.
+
+    Shape unchanged for large b.
+    """
     count, dim, _ = blocks.shape
     r = max(r for r in range(1, max(width // dim, 1) + 1) if count % r == 0)
     if r == 1:
@@ -64,11 +70,16 @@ def fold_output(weight: Tensor, blocks: Tensor) -> Tensor:
 
 
 def gram(left: Tensor, right: Tensor, count: int) -> Tensor:
-    """Diagonal blocks of left^T right: sum over tokens of left_j right_j^T, [count, b, b], for left, right [N, count b]."""
+    """Diagonal blocks of left^T right.
+
+    Sum over tokens of left_j right_j^T, [count, b, b], for left, right [N, count b].
+    """
     n, width = left.shape
     dim = width // count
     r = max(r for r in range(1, max(TILE // dim, 1) + 1) if count % r == 0)
-    tiles = torch.bmm(left.view(n, count // r, r * dim).permute(1, 2, 0), right.view(n, count // r, r * dim).transpose(0, 1))
+    tiles = torch.bmm(
+        left.view(n, count // r, r * dim).permute(1, 2, 0), right.view(n, count // r, r * dim).transpose(0, 1)
+    )
     index = torch.arange(r, device=left.device)
     return tiles.view(count // r, r, dim, r, dim)[:, index, :, index, :].transpose(0, 1).reshape(count, dim, dim)
 
@@ -76,8 +87,9 @@ def gram(left: Tensor, right: Tensor, count: int) -> Tensor:
 class FoldedLinear(torch.autograd.Function):
     """y = (W Q) x + c with Q folded into the frozen W, and the gradient of Q without a gradient of the folded weight.
 
-    With u = W^T g the gradient of z = Q x, dQ_j = sum_n u_j x_j^T. The backward pass already has dx = (W Q)^T g = Q^T u, and Q is
-    orthogonal, so u = Q dx and dQ_j = Q_j sum_n dx_j x_j^T: the diagonal blocks of dx^T x, no third large product.
+    With u = W^T g the gradient of z = Q x, dQ_j = sum_n u_j x_j^T. The backward pass already has dx = (W Q)^T g =
+    Q^T u, and Q is orthogonal, so u = Q dx and dQ_j = Q_j sum_n dx_j x_j^T: the diagonal blocks of dx^T x, no third
+    large product.
     """
 
     @staticmethod

@@ -2,8 +2,9 @@
 
     attach_method(model, sites, AdapterConfig(method=lora, rank=4)) -> Adapter      every method starts as the identity
 
-PEFT makes LoRA (arXiv:2106.09685), OFT (2306.07280) and the diagonal ((IA)^3 on inputs, 2205.05638). Ours are BOFT (2311.06243; PEFT's falls back to a single
-factor where its CUDA extension does not build), unconstrained blocks I + M, the dense matrix, and the healing of a compressed model's own factors.
+PEFT makes LoRA (arXiv:2106.09685), OFT (2306.07280) and the diagonal ((IA)^3 on inputs, 2205.05638). Ours are BOFT
+(2311.06243; PEFT's falls back to a single factor where its CUDA extension does not build), unconstrained blocks I + M,
+the dense matrix, and the healing of a compressed model's own factors.
 """
 
 import warnings
@@ -40,7 +41,10 @@ class Wrapped(nn.Module):
 
 
 class BlockLinear(Wrapped):
-    """x -> (I + M) x, M block-diagonal [in/b, b, b] and free: the paper's blocks without their constraint; b = in is the dense matrix."""
+    """x -> (I + M) x, M block-diagonal [in/b, b, b] and free.
+
+    The paper's blocks without their constraint; b = in is the dense matrix.
+    """
 
     def __init__(self, base: nn.Linear, dim: int) -> None:
         super().__init__(base)
@@ -51,18 +55,29 @@ class BlockLinear(Wrapped):
 
 
 class ButterflyLinear(Wrapped):
-    """x -> B_m ... B_1 x: factor i rotates blocks made of two chunks of b/2 channels, 2^i chunks apart, so that m factors mix 2^(m-1) b channels."""
+    """x -> B_m ...
+
+    B_1 x: factor i rotates blocks made of two chunks of b/2 channels, 2^i chunks apart, so that m factors mix
+    2^(m-1) b channels.
+    """
 
     def __init__(self, base: nn.Linear, dim: int, factors: int) -> None:
         super().__init__(base)
         self.dim = dim
-        self.skew = nn.Parameter(torch.zeros(factors, base.in_features // dim, dim * (dim - 1) // 2, device=base.weight.device))
+        self.skew = nn.Parameter(
+            torch.zeros(factors, base.in_features // dim, dim * (dim - 1) // 2, device=base.weight.device)
+        )
 
     def transform(self, x: Tensor) -> Tensor:
         half, shape = self.dim // 2, x.shape
         for level, parameters in enumerate(self.skew):
             chunks = x.reshape(*shape[:-1], -1, 2, 2**level, half).transpose(-3, -2)
-            x = rotate(chunks.reshape(shape), cayley(parameters, self.dim).to(x.dtype)).view(chunks.shape).transpose(-3, -2).reshape(shape)
+            x = (
+                rotate(chunks.reshape(shape), cayley(parameters, self.dim).to(x.dtype))
+                .view(chunks.shape)
+                .transpose(-3, -2)
+                .reshape(shape)
+            )
         return x
 
 
@@ -76,7 +91,9 @@ class ControlAdapter(Adapter):
 
     def set_executor(self, executor: Any) -> None:
         if executor is not None:
-            raise InputError(f"adapter.method={self.config.method.value}: only Cayley blocks are circuits; use device=exact")
+            raise InputError(
+                f"adapter.method={self.config.method.value}: only Cayley blocks are circuits; use device=exact"
+            )
 
     def merge(self) -> None:
         raise InputError(f"adapter.method={self.config.method.value}: only Cayley adapters are merged")
@@ -103,8 +120,11 @@ class PeftAdapter(ControlAdapter):
                 module._disable_adapters = value
 
 
-def attach_method(model: Any, selected: Sequence[Site], config: AdapterConfig, folder: str | Path | None = None) -> Adapter:
-    """Freeze `model` and put the method's layers on the selected sites. `folder` is the model's own, where healing finds its factors.
+def attach_method(
+    model: Any, selected: Sequence[Site], config: AdapterConfig, folder: str | Path | None = None
+) -> Adapter:
+    """Freeze `model` and put the method's layers on the selected sites. `folder` is the model's own, where healing
+    finds its factors.
 
     Raises InputError for a BOFT that does not fit a width, and for healing of a model that is not compressed.
     """
@@ -117,17 +137,25 @@ def attach_method(model: Any, selected: Sequence[Site], config: AdapterConfig, f
         factors = read_factors(folder)
         factored = [site for site in selected if site.name in factors]  # a sensitivity profile leaves some sites dense
         if not factored:
-            raise InputError(f"adapter.method=healing: {selected[0].name} of this model is not factored; healing needs the folder of a compressed model")
+            raise InputError(
+                f"adapter.method=healing: {selected[0].name} of this model is not factored; healing needs the "
+                f"folder of a compressed model"
+            )
         pending = iter(factored)
-        adapter = ControlAdapter(config, replace_linears(model, factored, lambda base: FactoredLinear(base, factors[next(pending).name])))
+        adapter = ControlAdapter(
+            config, replace_linears(model, factored, lambda base: FactoredLinear(base, factors[next(pending).name]))
+        )
     elif method is Method.boft:
         for site in selected:
             if site.in_features % (config.dim * 2 ** (config.factors - 1)) or config.dim % 2:
                 raise InputError(
-                    f"adapter.factors={config.factors}: {config.factors} butterfly factors of even blocks b={config.dim} need a width that is a multiple of "
+                    f"adapter.factors={config.factors}: {config.factors} butterfly factors of even blocks "
+                    f"b={config.dim} need a width that is a multiple of "
                     f"{config.dim * 2 ** (config.factors - 1)}; {site.name} has {site.in_features}"
                 )
-        adapter = ControlAdapter(config, replace_linears(model, selected, lambda base: ButterflyLinear(base, config.dim, config.factors)))
+        adapter = ControlAdapter(
+            config, replace_linears(model, selected, lambda base: ButterflyLinear(base, config.dim, config.factors))
+        )
     else:
         width = (lambda base: base.in_features) if method is Method.dense else (lambda base: config.dim)
         adapter = ControlAdapter(config, replace_linears(model, selected, lambda base: BlockLinear(base, width(base))))
@@ -144,8 +172,12 @@ def _inject(model: Any, selected: Sequence[Site], config: AdapterConfig) -> dict
     names = [f"model.{site.name}" for site in selected]
     model.requires_grad_(False)
     peft_config: Any = {
-        Method.lora: lambda: peft.LoraConfig(r=config.rank, lora_alpha=config.rank, lora_dropout=0.0, target_modules=names),
-        Method.oft: lambda: peft.OFTConfig(oft_block_size=config.dim, r=0, use_cayley_neumann=False, target_modules=names),
+        Method.lora: lambda: peft.LoraConfig(
+            r=config.rank, lora_alpha=config.rank, lora_dropout=0.0, target_modules=names
+        ),
+        Method.oft: lambda: peft.OFTConfig(
+            oft_block_size=config.dim, r=0, use_cayley_neumann=False, target_modules=names
+        ),
         Method.diagonal: lambda: peft.IA3Config(target_modules=names, feedforward_modules=names),  # scales the input
     }[config.method]()
     with warnings.catch_warnings():
@@ -155,5 +187,7 @@ def _inject(model: Any, selected: Sequence[Site], config: AdapterConfig) -> dict
     for module in modules.values():
         for parameter in module.parameters():
             if parameter.requires_grad:
-                parameter.data = parameter.data.float()  # as the Cayley adapter: float32 beside frozen weights of any type
+                parameter.data = (
+                    parameter.data.float()
+                )  # as the Cayley adapter: float32 beside frozen weights of any type
     return modules

@@ -1,8 +1,10 @@
-"""What trained blocks look like: operator-Schmidt spectrum, entropy, effective bond dimension, rotation angles, sign flips.
+"""What trained blocks look like: operator-Schmidt spectrum, entropy, effective bond dimension, rotation angles, sign
+flips.
 
-Q on n = n_A + n_B qubits, n_A = floor(n/2), is reshaped from Q[(a b), (a' b')] to M[(a a'), (b b')]; with singular values s_k and p_k = s_k^2 / 2^n the
-entropy is S = -sum p_k log2 p_k, at most 2 n_A bits, and 2^S the effective bond dimension: 1 for a product of local rotations, as for K = 0. The references are
-K = 0 and Haar-random SO(b). The paper reports "effective bond dimension" and "entropy ratios" without values (its Extended Data Table 7).
+Q on n = n_A + n_B qubits, n_A = floor(n/2), is reshaped from Q[(a b), (a' b')] to M[(a a'), (b b')]; with singular
+values s_k and p_k = s_k^2 / 2^n the entropy is S = -sum p_k log2 p_k, at most 2 n_A bits, and 2^S the effective bond
+dimension: 1 for a product of local rotations, as for K = 0. The references are K = 0 and Haar-random SO(b). The paper
+reports "effective bond dimension" and "entropy ratios" without values (its Extended Data Table 7).
 """
 
 from typing import Any
@@ -44,16 +46,26 @@ def describe(adapter: Adapter) -> dict[str, float]:
     parameters = torch.cat([p.detach().cpu() for p in adapter.tensors().values()])
     turned = angles(parameters, dim)
     found = {
-        "rotation_degrees": float(torch.rad2deg(turned).mean()), "rotation_degrees_largest": float(torch.rad2deg(turned.max())),
+        "rotation_degrees": float(torch.rad2deg(turned).mean()),
+        "rotation_degrees_largest": float(torch.rad2deg(turned.max())),
         "norm_k": float(skew(parameters, dim).flatten(1).norm(dim=1).mean()),
     }  # fmt: skip
     if dim >= 4 and dim & (dim - 1) == 0:
-        haar = torch.from_numpy(np.asarray(special_ortho_group.rvs(dim, size=HAAR, random_state=np.random.default_rng(0))))
+        haar = torch.from_numpy(
+            np.asarray(special_ortho_group.rvs(dim, size=HAAR, random_state=np.random.default_rng(0)))
+        )
         for name, blocks in (("", cayley(parameters.double(), dim)), ("haar_", haar)):
             p = schmidt(blocks)
             s = entropy(p)
-            found |= {f"{name}entropy_bits": float(s.mean()), f"{name}effective_bond": float((2**s).mean()), f"{name}second_schmidt": float(p[:, 1].mean())}
-        found |= {"entropy_ratio": found["entropy_bits"] / found["haar_entropy_bits"], "entropy_most_bits": 2.0 * ((dim.bit_length() - 1) // 2)}
+            found |= {
+                f"{name}entropy_bits": float(s.mean()),
+                f"{name}effective_bond": float((2**s).mean()),
+                f"{name}second_schmidt": float(p[:, 1].mean()),
+            }
+        found |= {
+            "entropy_ratio": found["entropy_bits"] / found["haar_entropy_bits"],
+            "entropy_most_bits": 2.0 * ((dim.bit_length() - 1) // 2),
+        }
     return found
 
 

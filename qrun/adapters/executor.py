@@ -1,7 +1,7 @@
 """The seam between adapters and devices: who computes Q x.
 
-An executor takes blocks Q [B, b, b] and slices x [N, B, b] and returns estimates of Q_j x_nj, same shape as the slices. In training and on the exact
-device that is a batched matrix product; any other device gets the same call.
+An executor takes blocks Q [B, b, b] and slices x [N, B, b] and returns estimates of Q_j x_nj, same shape as the slices.
+In training and on the exact device that is a batched matrix product; any other device gets the same call.
 """
 
 import time
@@ -46,16 +46,21 @@ class Statistics:
     angle: float = 0.0  # sum of the angle between x and Q x, radians
 
     def summary(self) -> dict[str, float]:
-        """Fraction of sign flips, relative error (root mean square), mean rotation angle in degrees, circuits and seconds."""
+        """Fraction of sign flips, relative error (root mean square), mean rotation angle in degrees, circuits
+        and seconds."""
         return {
             "circuits": self.circuits, "zero_slices": self.empty, "circuit_seconds": self.seconds,
-            "sign_flips": self.flips / max(self.channels, 1), "relative_error": (self.error / max(self.power, 1e-300)) ** 0.5,
+            "sign_flips": self.flips / max(self.channels, 1),
+            "relative_error": (self.error / max(self.power, 1e-300)) ** 0.5,
             "rotation_degrees": float(np.degrees(self.angle / max(self.circuits, 1))),
         }  # fmt: skip
 
 
 class CircuitExecutor:
-    """Estimates from a device, one stream of shots per site: the same seed gives the same bits on any split into batches that keeps the order of tokens."""
+    """Estimates from a device, one stream of shots per site.
+
+    The same seed gives the same bits on any split into batches that keeps the order of tokens.
+    """
 
     def __init__(self, device: Device, sign: Sign, seed: int) -> None:
         self.device, self.sign, self.seed = device, sign, seed

@@ -22,8 +22,8 @@ from qrun.errors import InputError
 class AdaptedLinear(nn.Module):
     """y = W Q x (side input) or y = Q W x (side output), W frozen, Q = Cayley(K) of trainable K.
 
-    Sign-constrained, z = Q x is replaced by z = sign(x) * |Q x| with sign(0) = +1: what the paper's readout returns without noise.
-    With an executor set, z is whatever that device estimates.
+    Sign-constrained, z = Q x is replaced by z = sign(x) * |Q x| with sign(0) = +1: what the paper's readout returns
+    without noise. With an executor set, z is whatever that device estimates.
     """
 
     def __init__(self, base: nn.Linear, dim: int, side: Side, sign_constrained: bool) -> None:
@@ -109,7 +109,10 @@ class Adapter:
         return {name: p.detach().clone() for name, p in self.tensors().items()}
 
     def set_executor(self, executor: Executor | CircuitExecutor | None) -> None:
-        """Let a device compute every Q x: a plain executor is shared, a CircuitExecutor gives each site its own stream of shots. None is exact."""
+        """Let a device compute every Q x.
+
+        A plain executor is shared, a CircuitExecutor gives each site its own stream of shots. None is exact.
+        """
         for name, module in self.modules.items():
             module.executor = executor.site(name) if isinstance(executor, CircuitExecutor) else executor
 
@@ -140,7 +143,12 @@ class Adapter:
 
 def attach(model: nn.Module, selected: Sequence[Site], config: AdapterConfig) -> Adapter:
     """Freeze `model` (a *ForCausalLM) and put an identity adapter on each selected projection, in place."""
-    return Adapter(config, replace_linears(model, selected, lambda base: AdaptedLinear(base, config.dim, config.side, config.sign_constrained)))
+    return Adapter(
+        config,
+        replace_linears(
+            model, selected, lambda base: AdaptedLinear(base, config.dim, config.side, config.sign_constrained)
+        ),
+    )
 
 
 def replace_linears(model: nn.Module, selected: Sequence[Site], wrap: Callable[[nn.Linear], Any]) -> dict[str, Any]:

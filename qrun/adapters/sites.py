@@ -36,7 +36,15 @@ def sites(shape: ShapeConfig) -> list[Site]:
     """All projections of a Llama-type decoder: 7 per layer, in the order of the forward pass."""
     d, ffn = shape.hidden_size, shape.intermediate_size
     q, kv = shape.num_attention_heads * shape.head_dim, shape.num_key_value_heads * shape.head_dim
-    widths = {"q_proj": (d, q), "k_proj": (d, kv), "v_proj": (d, kv), "o_proj": (q, d), "gate_proj": (d, ffn), "up_proj": (d, ffn), "down_proj": (ffn, d)}
+    widths = {
+        "q_proj": (d, q),
+        "k_proj": (d, kv),
+        "v_proj": (d, kv),
+        "o_proj": (q, d),
+        "gate_proj": (d, ffn),
+        "up_proj": (d, ffn),
+        "down_proj": (ffn, d),
+    }
     return [Site(layer, name, *widths[name]) for layer in range(shape.num_hidden_layers) for name in PROJECTIONS]
 
 
@@ -54,18 +62,23 @@ def select(available: Sequence[Site], projections: Sequence[str], layers: Sequen
             chosen |= set(range(int(first), int(last or first) + 1))
     selected = [site for site in available if site.layer in chosen and site.projection in projections]
     if not selected:
-        raise InputError(f"adapter.projections={list(projections)}, adapter.layers={list(layers)}: no projection of the model matches")
+        raise InputError(
+            f"adapter.projections={list(projections)}, adapter.layers={list(layers)}: no projection of the "
+            f"model matches"
+        )
     return selected
 
 
 def check_divides(selected: Sequence[Site], dim: int, side: Side) -> None:
-    """Raise InputError naming the first site whose width b does not divide, with the block dimensions that all sites allow."""
+    """Raise InputError naming the first site whose width b does not divide, with the block dimensions that all
+    sites allow."""
     for site in selected:
         width = site.width(side)
         if width % dim:
             common = [b for b in range(2, 129) if all(s.width(side) % b == 0 for s in selected)]
             raise InputError(
-                f"adapter.dim={dim}: does not divide the {side.value} width {width} of {site.name}; block dimensions that divide every chosen site: "
+                f"adapter.dim={dim}: does not divide the {side.value} width {width} of {site.name}; block "
+                f"dimensions that divide every chosen site: "
                 + (", ".join(map(str, common)) or "none, choose fewer projections")
             )
 

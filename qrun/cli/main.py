@@ -1,6 +1,8 @@
-"""The command line. Typer owns the verbs, Hydra composes the `key=value` words; nothing heavy is imported before a verb runs.
+"""The command line. Typer owns the verbs, Hydra composes the `key=value` words; nothing heavy is imported before a verb
+runs.
 
-Exit codes: 0 done, 1 the run failed, 2 a wrong word, value, file or combination, 130 and 143 interrupted (checkpointed, resumable).
+Exit codes: 0 done, 1 the run failed, 2 a wrong word, value, file or combination, 130 and 143 interrupted (checkpointed,
+resumable).
 """
 
 import os
@@ -48,7 +50,9 @@ def complete(incomplete: str) -> list[str]:
 
     groups, typed = options(), _bash_word() or incomplete
     key, equals, _ = typed.partition("=")
-    words = [f"{key}={option}" for option in groups.get(key, {})] if equals else [f"{k}=" for k in [*groups, *leaf_keys()]]
+    words = (
+        [f"{key}={option}" for option in groups.get(key, {})] if equals else [f"{k}=" for k in [*groups, *leaf_keys()]]
+    )
     cut = len(key) + 1 if equals and typed != incomplete else 0  # bash replaces only what follows the `=`
     return sorted({w[cut:] for w in words if w.startswith(typed)})
 
@@ -65,11 +69,18 @@ def _bash_word() -> str | None:
 
 
 Words = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", autocompletion=complete, help="Config words: group=option or key=value; see `qrun config`.")
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...",
+        autocompletion=complete,
+        help="Config words: group=option or key=value; see `qrun config`.",
+    ),
 ]
 Cfg = Annotated[Shown | None, typer.Option("--cfg", help="Print the resolved config (job) or its hash, and stop.")]
 
-Dry = Annotated[bool, typer.Option("--dry-run", help="List the cells with their parameters, and stop; needs no weights.")]
+Dry = Annotated[
+    bool, typer.Option("--dry-run", help="List the cells with their parameters, and stop; needs no weights.")
+]
 
 
 def _composed(verb: str, words: list[str] | None, cfg: Shown | None):  # type: ignore[no-untyped-def]
@@ -87,7 +98,9 @@ def _composed(verb: str, words: list[str] | None, cfg: Shown | None):  # type: i
 def train(
     words: Words = None,
     cfg: Cfg = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the unfinished run of this very config, if there is one.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the unfinished run of this very config, if there is one.")
+    ] = False,
 ) -> None:
     """Train a Cayley adapter in a frozen model; perplexity before and after, with an interval."""
     if (config := _composed("train", words, cfg)) is not None:
@@ -96,7 +109,9 @@ def train(
         run(config, resume=resume)
 
 
-@measure.command(epilog="Example: qrun eval perplexity adapter.path=results/runs/nano-b4-s0-1a2b3c4d/adapter protocol=hf_strided")
+@measure.command(
+    epilog="Example: qrun eval perplexity adapter.path=results/runs/nano-b4-s0-1a2b3c4d/adapter protocol=hf_strided"
+)
 def perplexity(words: Words = None, cfg: Cfg = None) -> None:
     """Perplexity and bits per byte under a stated protocol, alone and with a saved adapter."""
     if (config := _composed("perplexity", words, cfg)) is not None:
@@ -105,7 +120,10 @@ def perplexity(words: Words = None, cfg: Cfg = None) -> None:
         run(config)
 
 
-@measure.command(epilog="Example: qrun eval questions model=local model.path=small model@original=nano adapter.path=results/runs/<run>/adapter")
+@measure.command(
+    epilog="Example: qrun eval questions model=local model.path=small model@original=nano "
+    "adapter.path=results/runs/<run>/adapter"
+)
 def questions(words: Words = None, cfg: Cfg = None) -> None:
     """Multiple choice by likelihood and by sampled answers: original, model, model with adapter on any device."""
     if (config := _composed("questions", words, cfg)) is not None:
@@ -128,7 +146,8 @@ def compare(
 
 @sweep.command(epilog="Example: qrun sweep dim study.dims=[2,4,8] study.seeds=[0,1,2]")
 def dim(words: Words = None, cfg: Cfg = None, dry_run: Dry = False) -> None:
-    """Perplexity over block dimension, seeds and sites, noiseless, with LoRA of equal parameters and the test of monotonicity."""
+    """Perplexity over block dimension, seeds and sites, noiseless, with LoRA of equal parameters and the test of
+    monotonicity."""
     if (config := _composed("sweep_dim", words, cfg)) is not None:
         from qrun.studies.dim import sweep_dim
 
@@ -163,7 +182,9 @@ def recover(words: Words = None, cfg: Cfg = None, dry_run: Dry = False) -> None:
 
 
 @app.command(epilog="Example: qrun compress compression=mpo compression.ratio=0.6 --out small")
-def compress(out: Annotated[str, typer.Option(help="New folder to write.")], words: Words = None, cfg: Cfg = None) -> None:
+def compress(
+    out: Annotated[str, typer.Option(help="New folder to write.")], words: Words = None, cfg: Cfg = None
+) -> None:
     """Write a model whose projections are truncated SVDs or matrix-product operators."""
     if (config := _composed("compress", words, cfg)) is not None:
         from qrun.studies.compress import compress as run
@@ -174,7 +195,9 @@ def compress(out: Annotated[str, typer.Option(help="New folder to write.")], wor
 @app.command()
 def report(
     results: Annotated[str, typer.Option(help="Folder of the store.")] = "results",
-    out: Annotated[str, typer.Option(help="Folder to write tables, figures, claims and negative results into.")] = "results",
+    out: Annotated[
+        str, typer.Option(help="Folder to write tables, figures, claims and negative results into.")
+    ] = "results",
 ) -> None:
     """Tables, figures, the claims table and the log of negative results, from the store alone."""
     from qrun.studies.report import report as run
@@ -191,8 +214,10 @@ def plan(words: Words = None, cfg: Cfg = None) -> None:
         run(config)
 
 
-@app.command(epilog='Example: qrun generate "Return the sum of" adapter.path=results/runs/<run>/adapter device=noisy noise=heron_r2')
-def generate(prompt: Annotated[str, typer.Argument(help="Text to continue.")], words: Words = None, cfg: Cfg = None) -> None:
+@app.command(epilog='Example: qrun generate "Return the sum of" adapter.path=<folder> device=noisy noise=heron_r2')
+def generate(
+    prompt: Annotated[str, typer.Argument(help="Text to continue.")], words: Words = None, cfg: Cfg = None
+) -> None:
     """Continue a text with the adapter on any device; prints tokens as they come."""
     if (config := _composed("generate", words, cfg)) is not None:
         from qrun.studies.generate import generate as run
@@ -201,7 +226,11 @@ def generate(prompt: Annotated[str, typer.Argument(help="Text to continue.")], w
 
 
 @app.command(epilog="Example: qrun circuit dim=8 noise=heron_r2 --qasm block.qasm")
-def circuit(words: Words = None, cfg: Cfg = None, qasm: Annotated[str | None, typer.Option(help="Write OpenQASM 3 to this file.")] = None) -> None:
+def circuit(
+    words: Words = None,
+    cfg: Cfg = None,
+    qasm: Annotated[str | None, typer.Option(help="Write OpenQASM 3 to this file.")] = None,
+) -> None:
     """Draw one block circuit with its gate counts, depth and estimated fidelity."""
     if (config := _composed("circuit", words, cfg)) is not None:
         from qrun.studies.circuit import circuit as run
@@ -211,7 +240,10 @@ def circuit(words: Words = None, cfg: Cfg = None, qasm: Annotated[str | None, ty
 
 @qpu.command()
 def fetch(results: Annotated[str, typer.Option(help="Folder of the store.")] = "results") -> None:
-    """Status of the jobs that runs have sent; the counts of finished ones are stored, so that the run's command goes on from there."""
+    """Status of the jobs that runs have sent.
+
+    The counts of finished ones are stored, so that the run's command goes on from there.
+    """
     from qrun.studies.qpu import fetch as run
 
     run(results)
@@ -219,7 +251,9 @@ def fetch(results: Annotated[str, typer.Option(help="Folder of the store.")] = "
 
 @qpu.command()
 def noise(
-    backend: Annotated[str, typer.Argument(help="FakeTorino, FakeMarrakesh, FakeFez, or a backend of your IBM account.")],
+    backend: Annotated[
+        str, typer.Argument(help="FakeTorino, FakeMarrakesh, FakeFez, or a backend of your IBM account.")
+    ],
     out: Annotated[str, typer.Option(help="YAML file to write, for example configs/noise/heron_r2.yaml.")],
 ) -> None:
     """Write a noise preset, medians and date, from a backend's calibration."""
@@ -231,7 +265,9 @@ def noise(
 @app.command()
 def export(
     adapter: Annotated[str, typer.Argument(help="Adapter folder written by `qrun train`.")],
-    to: Annotated[ExportKind, typer.Option(help="peft: OFT adapter for PEFT; merged: the whole model with the adapter folded in.")],
+    to: Annotated[
+        ExportKind, typer.Option(help="peft: OFT adapter for PEFT; merged: the whole model with the adapter folded in.")
+    ],
     out: Annotated[str, typer.Option(help="New folder to write.")],
     words: Words = None,
 ) -> None:

@@ -1,9 +1,11 @@
-"""A whole model compressed in place: which bond each site gets, what is left of its parameters, and the folder it is saved in.
+"""A whole model compressed in place: which bond each site gets, what is left of its parameters, and the folder it is
+saved in.
 
     compress(language, config, ids) -> Compressed      weights replaced by their truncated products
     save(folder, language, compressed)                 an ordinary model folder, with the factors beside the weights
 
-The saved weights are dense, so that every other command takes the folder as it is; `factors.safetensors` has the compressed size.
+The saved weights are dense, so that every other command takes the folder as it is; `factors.safetensors` has the
+compressed size.
 """
 
 import json
@@ -23,12 +25,18 @@ from qrun.config.schema import CompressionConfig, CompressionKind, Profile, Shap
 from qrun.errors import InputError
 from qrun.language.models import LanguageModel
 
-LEVELS = (0.5, 0.75, 1.0, 1.25)  # of the target ratio: what the sensitivity profile tries at each site, beside leaving it alone
+LEVELS = (
+    0.5,
+    0.75,
+    1.0,
+    1.25,
+)  # of the target ratio: what the sensitivity profile tries at each site, beside leaving it alone
 
 
 @dataclass(frozen=True)
 class Compressed:
-    """Cores and bond by site, sizes, and the sensitivity profile where one was measured (site -> ratio -> rise in nats per token)."""
+    """Cores and bond by site, sizes, and the sensitivity profile where one was measured (site -> ratio -> rise in
+    nats per token)."""
 
     cores: dict[str, list[Tensor]]
     bonds: dict[str, int]
@@ -46,8 +54,13 @@ def check(config: CompressionConfig, shape: ShapeConfig) -> None:
             form.bond_for(site.out_features, site.in_features, config.ratio)
 
 
-def compress(language: LanguageModel, config: CompressionConfig, ids: Tensor, progress: Callable[[int], None] = lambda _: None) -> Compressed:
-    """Factor every projection and put the truncated weight in its place. `ids` [windows, T]: calibration text for whitening and for the profile."""
+def compress(
+    language: LanguageModel, config: CompressionConfig, ids: Tensor, progress: Callable[[int], None] = lambda _: None
+) -> Compressed:
+    """Factor every projection and put the truncated weight in its place.
+
+    `ids` [windows, T]: calibration text for whitening and for the profile.
+    """
     check(config, language.shape)
     form, everything = Form(config.kind, config.cores), sites(language.shape)
     layers = {site.name: language.model.get_submodule(f"model.{site.name}") for site in everything}
@@ -73,17 +86,23 @@ def compress(language: LanguageModel, config: CompressionConfig, ids: Tensor, pr
     return Compressed(cores, bonds, sizes(language.model, everything, cores, config), profile)
 
 
-def sizes(model: Any, everything: list[Site], cores: dict[str, list[Tensor]], config: CompressionConfig) -> dict[str, Any]:
+def sizes(
+    model: Any, everything: list[Site], cores: dict[str, list[Tensor]], config: CompressionConfig
+) -> dict[str, Any]:
     """Parameters and bytes before and after, of the projections and of the whole model."""
     dense = {site.name: site.in_features * site.out_features for site in everything}
     kept = {name: sum(c.numel() for c in cores[name]) if name in cores else size for name, size in dense.items()}
     whole, item = sum(p.numel() for p in model.parameters()), next(model.parameters()).element_size()
     rest = whole - sum(dense.values())
     return {
-        "kind": config.kind.value, "cores": config.cores, "profile": config.profile.value, "activation_aware": config.activation_aware,
-        "target_ratio": config.ratio if config.bond is None else None, "bond": config.bond, "projection_parameters": sum(dense.values()),
-        "kept_parameters": sum(kept.values()), "kept_ratio": sum(kept.values()) / sum(dense.values()), "model_parameters": whole,
-        "model_kept_parameters": rest + sum(kept.values()), "model_bytes": whole * item, "model_kept_bytes": (rest + sum(kept.values())) * item,
+        "kind": config.kind.value, "cores": config.cores, "profile": config.profile.value,
+        "activation_aware": config.activation_aware,
+        "target_ratio": config.ratio if config.bond is None else None, "bond": config.bond,
+        "projection_parameters": sum(dense.values()),
+        "kept_parameters": sum(kept.values()), "kept_ratio": sum(kept.values()) / sum(dense.values()),
+        "model_parameters": whole,
+        "model_kept_parameters": rest + sum(kept.values()), "model_bytes": whole * item,
+        "model_kept_bytes": (rest + sum(kept.values())) * item,
     }  # fmt: skip
 
 
@@ -117,9 +136,18 @@ def nats(model: Any, ids: Tensor) -> float:
 
 
 def sensitivity(
-    model: Any, everything: list[Site], ratio: float, form: Form, cores_at: Callable[[Site, int], list[Tensor]], ids: Tensor, progress: Callable[[int], None]
+    model: Any,
+    everything: list[Site],
+    ratio: float,
+    form: Form,
+    cores_at: Callable[[Site, int], list[Tensor]],
+    ids: Tensor,
+    progress: Callable[[int], None],
 ) -> dict[str, dict[str, float]]:
-    """Rise in nats per token when one site alone is compressed to each level: CompactifAI's layer sensitivity profiling."""
+    """Rise in nats per token when one site alone is compressed to each level.
+
+    CompactifAI's layer sensitivity profiling.
+    """
     base = nats(model, ids)
     found: dict[str, dict[str, float]] = {}
     for site in everything:
@@ -140,8 +168,14 @@ def levels(site: Site, ratio: float, form: Form) -> list[float]:
     return [level for factor in LEVELS if least <= (level := ratio * factor) < 1]
 
 
-def allocate(everything: list[Site], ratio: float, form: Form, profile: dict[str, dict[str, float]]) -> dict[str, float]:
-    """Ratio of each site: all start at their lowest level, then the step up that saves most nats per parameter is taken while the target allows it."""
+def allocate(
+    everything: list[Site], ratio: float, form: Form, profile: dict[str, dict[str, float]]
+) -> dict[str, float]:
+    """Ratio of each site.
+
+    All start at their lowest level, then the step up that saves most nats per parameter is taken while the target
+    allows it.
+    """
     size = {site.name: site.in_features * site.out_features for site in everything}
     steps = {site.name: [*levels(site, ratio, form), 1.0] for site in everything}
     rise = {name: [*profile[name].values(), 0.0] for name in size}
@@ -168,9 +202,16 @@ def save(folder: Path, language: LanguageModel, compressed: Compressed) -> None:
     def write(target: Path) -> None:
         language.model.save_pretrained(target)
         language.tokenizer.save_pretrained(target)
-        tensors = {f"{name}.{k}": core.cpu() for name, cores in compressed.cores.items() for k, core in enumerate(cores)}
+        tensors = {
+            f"{name}.{k}": core.cpu() for name, cores in compressed.cores.items() for k, core in enumerate(cores)
+        }
         save_file(tensors, target / FACTORS)
-        facts = {**compressed.statement, "base_model": language.identity, "bonds": compressed.bonds, "sensitivity": compressed.profile}
+        facts = {
+            **compressed.statement,
+            "base_model": language.identity,
+            "bonds": compressed.bonds,
+            "sensitivity": compressed.profile,
+        }
         (target / "compression.json").write_text(json.dumps(facts, indent=1) + "\n")
 
     replace_folder(folder, write)
@@ -179,4 +220,6 @@ def save(folder: Path, language: LanguageModel, compressed: Compressed) -> None:
 def kind_words(config: CompressionConfig) -> str:
     """`svd`, `asvd`, `mpo2-profiled`: part of names."""
     kind = config.kind.value + (str(config.cores) if config.kind is CompressionKind.mpo else "")
-    return f"{'a' if config.activation_aware else ''}{kind}{'-profiled' if config.profile is Profile.sensitivity else ''}"
+    return (
+        f"{'a' if config.activation_aware else ''}{kind}{'-profiled' if config.profile is Profile.sensitivity else ''}"
+    )

@@ -1,7 +1,9 @@
 """One weight as a product of smaller tensors.
 
-svd   W = U V                 [out, r] [r, in], truncated at rank r; activation-aware: the error that is least is |(W - U V) x| over calibration inputs
-mpo   W = G_1 G_2 ... G_k     cores [chi, o_k, i_k, chi'], out = prod o_k, in = prod i_k, bonds truncated at chi (CompactifAI, arXiv:2401.14109)
+svd   W = U V                 [out, r] [r, in], truncated at rank r; activation-aware: the error that is least is |(W -
+      U V) x| over calibration inputs
+mpo   W = G_1 G_2 ... G_k     cores [chi, o_k, i_k, chi'], out = prod o_k, in = prod i_k, bonds truncated at chi
+      (CompactifAI, arXiv:2401.14109)
 
 A rank and a bond are the same knob; both are called `bond` here.
 """
@@ -40,14 +42,20 @@ class Form:
     def count(self, out: int, width: int, bond: int) -> int:
         """Parameters at a bond."""
         bonds = [1, *(min(bond, full) for full in self.full(out, width)), 1]
-        return sum(left * o * i * right for (o, i), left, right in zip(self.dims(out, width), bonds[:-1], bonds[1:], strict=True))
+        return sum(
+            left * o * i * right
+            for (o, i), left, right in zip(self.dims(out, width), bonds[:-1], bonds[1:], strict=True)
+        )
 
     def bond_for(self, out: int, width: int, ratio: float) -> int:
         """Largest bond whose parameters are at most `ratio` of the dense weight; InputError if even bond 1 has more."""
         most, budget = max(self.full(out, width)), ratio * out * width
         if self.count(out, width, 1) > budget:
             least = self.count(out, width, 1) / (out * width)
-            raise InputError(f"compression.ratio={ratio:g}: cannot be reached; a {out} x {width} weight has at least {least:.3f} of its parameters at bond 1")
+            raise InputError(
+                f"compression.ratio={ratio:g}: cannot be reached; a {out} x {width} weight has at least "
+                f"{least:.3f} of its parameters at bond 1"
+            )
         low, high = 1, most
         while low < high:
             middle = (low + high + 1) // 2
@@ -58,7 +66,10 @@ class Form:
         """Raise InputError for a bond above full rank, which would truncate nothing."""
         most = max(self.full(out, width))
         if bond > most:
-            raise InputError(f"compression.bond={bond}: above the full rank {most} of {where} ({out} x {width}, {self.kind.value}, {self.cores} cores)")
+            raise InputError(
+                f"compression.bond={bond}: above the full rank {most} of {where} ({out} x {width}, "
+                f"{self.kind.value}, {self.cores} cores)"
+            )
 
 
 def balanced(size: int, parts: int) -> list[int]:
@@ -73,9 +84,11 @@ def balanced(size: int, parts: int) -> list[int]:
 
 
 def factorise(weight: Tensor, form: Form, bond: int, covariance: Tensor | None = None) -> list[Tensor]:
-    """Cores [chi, o, i, chi'] of weight [out, in], by SVDs from left to right in float64; singular values go half to each side.
+    """Cores [chi, o, i, chi'] of weight [out, in], by SVDs from left to right in float64; singular values go half
+    to each side.
 
-    With `covariance` [in, in] of the inputs (svd only) the truncation is least in the output: SVD of W S, S S^T = covariance (SVD-LLM, arXiv:2403.07378).
+    With `covariance` [in, in] of the inputs (svd only) the truncation is least in the output: SVD of W S, S S^T =
+    covariance (SVD-LLM, arXiv:2403.07378).
     """
     out, width = weight.shape
     dims = form.dims(out, width)
@@ -83,7 +96,9 @@ def factorise(weight: Tensor, form: Form, bond: int, covariance: Tensor | None =
     whiten = None
     if covariance is not None:
         scale = covariance.double().diagonal().mean()
-        whiten = torch.linalg.cholesky(covariance.double() + 1e-6 * scale * torch.eye(width, dtype=torch.float64, device=weight.device))
+        whiten = torch.linalg.cholesky(
+            covariance.double() + 1e-6 * scale * torch.eye(width, dtype=torch.float64, device=weight.device)
+        )
         matrix = matrix @ whiten
     order = [index for k in range(len(dims)) for index in (k, len(dims) + k)]
     rest = matrix.reshape([o for o, _ in dims] + [i for _, i in dims]).permute(order)
@@ -96,7 +111,9 @@ def factorise(weight: Tensor, form: Form, bond: int, covariance: Tensor | None =
         rest, left = root[:, None] * v[:keep], keep
     cores.append(rest.reshape(left, *dims[-1], 1))
     if whiten is not None:
-        cores[-1] = torch.linalg.solve_triangular(whiten, cores[-1].reshape(left, width), upper=False, left=False).reshape(left, 1, width, 1)
+        cores[-1] = torch.linalg.solve_triangular(
+            whiten, cores[-1].reshape(left, width), upper=False, left=False
+        ).reshape(left, 1, width, 1)
     return [core.to(weight.dtype).contiguous() for core in cores]
 
 
@@ -116,7 +133,9 @@ class FactoredLinear(nn.Module):
     def __init__(self, base: nn.Linear, cores: list[Tensor]) -> None:
         super().__init__()
         self.base = base.requires_grad_(False)
-        self.cores = nn.ParameterList([nn.Parameter(core.to(base.weight.device, torch.float32).clone()) for core in cores])
+        self.cores = nn.ParameterList(
+            [nn.Parameter(core.to(base.weight.device, torch.float32).clone()) for core in cores]
+        )
         self.enabled = True
 
     def forward(self, x: Tensor) -> Tensor:
@@ -133,6 +152,8 @@ def read_factors(folder: str | Path | None) -> dict[str, list[Tensor]]:
     if path is None or not path.is_file():
         return {}
     found: dict[str, list[Tensor]] = {}
-    for name, core in sorted(load_file(path).items(), key=lambda item: (item[0].rpartition(".")[0], int(item[0].rpartition(".")[2]))):
+    for name, core in sorted(
+        load_file(path).items(), key=lambda item: (item[0].rpartition(".")[0], int(item[0].rpartition(".")[2]))
+    ):
         found.setdefault(name.rpartition(".")[0], []).append(core)
     return found

@@ -26,7 +26,10 @@ TREE = "qrun.configs"
 
 
 def compose_tree(verb: str, words: list[str]) -> DictConfig:
-    """Hydra's composed config for a verb, typed by the schema but not yet range-checked. Raises InputError in one line."""
+    """Hydra's composed config for a verb, typed by the schema but not yet range-checked.
+
+    Raises InputError in one line.
+    """
     for word in words:
         _check_word(word)
     store = ConfigStore.instance()
@@ -83,20 +86,33 @@ def options() -> dict[str, dict[str, str]]:
     groups: dict[str, dict[str, str]] = {}
     for folder in sorted(files(TREE).iterdir(), key=lambda f: f.name):
         if folder.is_dir() and not folder.name.startswith(("_", ".")):
-            found = {f.name[:-5]: _headline(f) for f in sorted(folder.iterdir(), key=lambda f: f.name) if f.name.endswith(".yaml")}
+            found = {
+                f.name[:-5]: _headline(f)
+                for f in sorted(folder.iterdir(), key=lambda f: f.name)
+                if f.name.endswith(".yaml")
+            }
             if found:
                 groups[folder.name] = found
     return groups
 
 
 def _headline(file: Traversable) -> str:
-    first = next((line for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("#") and "@package" not in line), "")
+    first = next(
+        (
+            line
+            for line in file.read_text(encoding="utf-8").splitlines()
+            if line.startswith("#") and "@package" not in line
+        ),
+        "",
+    )
     return first.lstrip("# ").rstrip()
 
 
 def _check_word(word: str) -> None:
     if word.startswith(("+", "~")):
-        raise InputError(f"{word}: keys cannot be added or removed; `qrun config` lists what exists, and key=value sets it")
+        raise InputError(
+            f"{word}: keys cannot be added or removed; `qrun config` lists what exists, and key=value sets it"
+        )
     key, equals, value = word.partition("=")
     if not equals or not key:
         raise InputError(f"{word}: expected key=value, for example adapter.dim=8 (`qrun config` lists the groups)")
@@ -111,7 +127,10 @@ def _check_word(word: str) -> None:
         elif char in "]})":
             depth -= 1
         elif char == "," and depth == 0 and key in options():
-            raise InputError(f"{word}: numbers of different {key} options are not compared in one study; give one, and run the command once for each")
+            raise InputError(
+                f"{word}: numbers of different {key} options are not compared in one study; give one, and run "
+                f"the command once for each"
+            )
         elif char == "," and depth == 0:
             raise InputError(f"{word}: one run takes one value per key; for a list write {key}=[{value}]")
     if re.match(r"^(range|interval|choice|glob)\(", value):

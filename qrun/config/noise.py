@@ -1,9 +1,11 @@
 """The noise of a block circuit: gate depolarising, thermal relaxation, asymmetric readout.
 
-Conventions are Qiskit's: `depolarizing_error(p, 1)` multiplies X, Y, Z by 1 - p and `depolarizing_error(p, 2)` the fifteen non-identity strings of the pair.
-A reported gate error is an average infidelity r; p = 2 r for one qubit and 4 r / 3 for two. Each physical gate (sx, x, cz) is followed by its depolarising
-channel, then by thermal relaxation of its own qubits for its own duration; rz is virtual and free; idle qubits do not decay (as in Aer's backend noise models).
-Lambda of `block` is one depolarising probability for the whole circuit, p -> (1 - lambda) p + lambda / 2^n, the reading of the paper's rate.
+Conventions are Qiskit's: `depolarizing_error(p, 1)` multiplies X, Y, Z by 1 - p and `depolarizing_error(p, 2)` the
+fifteen non-identity strings of the pair. A reported gate error is an average infidelity r; p = 2 r for one qubit and 4
+r / 3 for two. Each physical gate (sx, x, cz) is followed by its depolarising channel, then by thermal relaxation of its
+own qubits for its own duration; rz is virtual and free; idle qubits do not decay (as in Aer's backend noise models).
+Lambda of `block` is one depolarising probability for the whole circuit, p -> (1 - lambda) p + lambda / 2^n, the reading
+of the paper's rate.
 """
 
 import hashlib
@@ -78,8 +80,10 @@ class Noise:
             raise InputError(f"noise.factor={factor}: give 0 or more")
         longer = (lambda t: t / factor if t and factor else None) if factor != 1 else (lambda t: t)
         return Noise(
-            self.name, self.date, self.source, min(self.sx * factor, 0.5), min(self.cz * factor, 0.75), longer(self.t1_us), longer(self.t2_us),
-            self.sx_ns, self.cz_ns, min(self.read_1_given_0 * factor, 0.5), min(self.read_0_given_1 * factor, 0.5), min(self.block * factor, 1.0),
+            self.name, self.date, self.source, min(self.sx * factor, 0.5), min(self.cz * factor, 0.75),
+            longer(self.t1_us), longer(self.t2_us),
+            self.sx_ns, self.cz_ns, min(self.read_1_given_0 * factor, 0.5), min(self.read_0_given_1 * factor, 0.5),
+            min(self.block * factor, 1.0),
         )  # fmt: skip
 
     @property

@@ -1,7 +1,7 @@
 """Every key a user can set, with its type and range. Checked here, before anything heavy is imported.
 
-A dataclass per config group; verbs.py puts them together. `__post_init__` raises InputError with the key, what was given and what is possible.
-The YAML files in configs/ hold the defaults of each option and explain the trade-offs.
+A dataclass per config group; verbs.py puts them together. `__post_init__` raises InputError with the key, what was
+given and what is possible. The YAML files in configs/ hold the defaults of each option and explain the trade-offs.
 """
 
 from dataclasses import dataclass, field, fields
@@ -95,9 +95,14 @@ class ModelConfig:
     shape: ShapeConfig | None = None  # known shape, for planning without weights
 
     def __post_init__(self) -> None:
-        _require(bool(self.embedded or self.hub_id or self.path), "model.path", self.path, "give the folder of a local model")
         _require(
-            self.device in ("auto", "cpu", "cuda", "mps") or self.device.startswith("cuda:"), "model.device", self.device, "use auto, cpu, cuda, cuda:N or mps"
+            bool(self.embedded or self.hub_id or self.path), "model.path", self.path, "give the folder of a local model"
+        )
+        _require(
+            self.device in ("auto", "cpu", "cuda", "mps") or self.device.startswith("cuda:"),
+            "model.device",
+            self.device,
+            "use auto, cpu, cuda, cuda:N or mps",
         )
 
 
@@ -113,14 +118,36 @@ class DataConfig:
     path: str | None = None
     validation: float = 0.1  # share of documents, where the source has no splits of its own
     test: float = 0.1
-    documents: int | None = None  # most documents of each split, drawn and ordered by the hash of their text; null keeps all in their order
+    documents: int | None = (
+        None  # most documents of each split, drawn and ordered by the hash of their text; null keeps all in their order
+    )
 
     def __post_init__(self) -> None:
-        _require(self.documents is None or self.documents >= 2, "data.documents", self.documents, "give 2 or more, or null for all")
-        _require(self.source in ("pydoc", "libdocs", "wikitext2", "text"), "data.source", self.source, "use pydoc, libdocs, wikitext2 or text")
-        _require(self.source != "text" or bool(self.path), "data.path", self.path, "data=text needs data.path=<file or folder>")
+        _require(
+            self.documents is None or self.documents >= 2,
+            "data.documents",
+            self.documents,
+            "give 2 or more, or null for all",
+        )
+        _require(
+            self.source in ("pydoc", "libdocs", "wikitext2", "text"),
+            "data.source",
+            self.source,
+            "use pydoc, libdocs, wikitext2 or text",
+        )
+        _require(
+            self.source != "text" or bool(self.path),
+            "data.path",
+            self.path,
+            "data=text needs data.path=<file or folder>",
+        )
         _require(0 < self.validation < 1, "data.validation", self.validation, "give a share between 0 and 1")
-        _require(0 < self.test < 1 - self.validation, "data.test", self.test, "give a share between 0 and 1 - data.validation")
+        _require(
+            0 < self.test < 1 - self.validation,
+            "data.test",
+            self.test,
+            "give a share between 0 and 1 - data.validation",
+        )
 
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -140,30 +167,53 @@ class AdapterConfig:
     sign_constrained: bool = False  # forward pass y = sign(x) * |Qx|
 
     def __post_init__(self) -> None:
-        _require(self.dim >= 2, "adapter.dim", self.dim, "a block needs dimension 2 or more (powers of two run as circuits)")
+        _require(
+            self.dim >= 2, "adapter.dim", self.dim, "a block needs dimension 2 or more (powers of two run as circuits)"
+        )
         _require(self.rank >= 1, "adapter.rank", self.rank, "give 1 or more")
         _require(self.factors >= 1, "adapter.factors", self.factors, "give 1 or more")
         ours = self.method is Method.cayley
-        _require(ours or self.side is Side.input, "adapter.side", self.side.value, f"method {self.method.value} acts on the input")
-        _require(ours or not self.sign_constrained, "adapter.sign_constrained", "true", f"only method cayley has a sign rule, not {self.method.value}")
+        _require(
+            ours or self.side is Side.input,
+            "adapter.side",
+            self.side.value,
+            f"method {self.method.value} acts on the input",
+        )
+        _require(
+            ours or not self.sign_constrained,
+            "adapter.sign_constrained",
+            "true",
+            f"only method cayley has a sign rule, not {self.method.value}",
+        )
         groups = {"all": PROJECTIONS, "attention": PROJECTIONS[:4], "mlp": PROJECTIONS[4:]}
         given = self.projections
         names = groups.get(given, (given,)) if isinstance(given, str) else tuple(given or ())
         for name in names:
-            _require(name in PROJECTIONS, "adapter.projections", given, f"use all, attention, mlp or a list of {', '.join(PROJECTIONS)}")
+            _require(
+                name in PROJECTIONS,
+                "adapter.projections",
+                given,
+                f"use all, attention, mlp or a list of {', '.join(PROJECTIONS)}",
+            )
         _require(bool(names), "adapter.projections", given, "name at least one projection")
         self.projections = [p for p in PROJECTIONS if p in names]
         self.layers = _layers(self.layers)
 
 
 def _layers(given: Any) -> list[str]:
-    """Normalise to a list of words: 'all', 'first', 'last', 'N' or 'A-B'. Ranges are checked against the model later."""
+    """Normalise to a list of words.
+
+    'all', 'first', 'last', 'N' or 'A-B'. Ranges are checked against the model later.
+    """
     words = [str(w).strip() for w in (given if isinstance(given, list | tuple) else [given])]
     for word in words:
         first, dash, last = word.partition("-")
         number = first.isdigit() and (last.isdigit() and int(first) <= int(last) if dash else True)
         _require(
-            number or word in ("all", "first", "last"), "adapter.layers", given, "use all, first, last, a layer number, a range such as 2-5, or a list of those"
+            number or word in ("all", "first", "last"),
+            "adapter.layers",
+            given,
+            "use all, first, last, a layer number, a range such as 2-5, or a list of those",
         )
     _require(bool(words), "adapter.layers", given, "name at least one layer")
     return words
@@ -213,11 +263,26 @@ class ProtocolConfig:
     def __post_init__(self) -> None:
         _require(self.ctx is None or self.ctx >= 2, "protocol.ctx", self.ctx, "a window needs 2 tokens or more")
         if self.kind is ProtocolKind.hf_strided:
-            _require(self.stride is not None and self.stride >= 1, "protocol.stride", self.stride, "hf_strided needs a stride of 1 or more")
+            _require(
+                self.stride is not None and self.stride >= 1,
+                "protocol.stride",
+                self.stride,
+                "hf_strided needs a stride of 1 or more",
+            )
             ok = self.ctx is None or (self.stride or 0) <= self.ctx
-            _require(ok, "protocol.stride", self.stride, f"must not exceed protocol.ctx={self.ctx}, or tokens between windows are never scored")
+            _require(
+                ok,
+                "protocol.stride",
+                self.stride,
+                f"must not exceed protocol.ctx={self.ctx}, or tokens between windows are never scored",
+            )
         else:
-            _require(self.stride is None, "protocol.stride", self.stride, f"{self.kind.value} has no stride; use protocol=hf_strided")
+            _require(
+                self.stride is None,
+                "protocol.stride",
+                self.stride,
+                f"{self.kind.value} has no stride; use protocol=hf_strided",
+            )
 
 
 @dataclass
@@ -231,7 +296,12 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         _require(self.batch >= 1, "evaluation.batch", self.batch, "give 1 or more")
-        _require(self.max_tokens is None or self.max_tokens >= 2, "evaluation.max_tokens", self.max_tokens, "give 2 or more, or null for all")
+        _require(
+            self.max_tokens is None or self.max_tokens >= 2,
+            "evaluation.max_tokens",
+            self.max_tokens,
+            "give 2 or more, or null for all",
+        )
         _require(self.resamples >= 99, "evaluation.resamples", self.resamples, "an interval needs 99 resamples or more")
 
 
@@ -263,13 +333,27 @@ class CompressionConfig:
 
     def __post_init__(self) -> None:
         _require(0 < self.ratio < 1, "compression.ratio", self.ratio, "give a share of the parameters between 0 and 1")
-        _require(self.bond is None or self.bond >= 1, "compression.bond", self.bond, "give 1 or more, or null to use the ratio")
+        _require(
+            self.bond is None or self.bond >= 1,
+            "compression.bond",
+            self.bond,
+            "give 1 or more, or null to use the ratio",
+        )
         _require(2 <= self.cores <= 8, "compression.cores", self.cores, "give 2 to 8")
         svd = self.kind is CompressionKind.svd
-        _require(not (svd and self.cores != 2), "compression.cores", self.cores, "svd has two factors; use compression=mpo")
-        _require(svd or not self.activation_aware, "compression.activation_aware", "true", "only svd has an activation-aware form here")
+        _require(
+            not (svd and self.cores != 2), "compression.cores", self.cores, "svd has two factors; use compression=mpo"
+        )
+        _require(
+            svd or not self.activation_aware,
+            "compression.activation_aware",
+            "true",
+            "only svd has an activation-aware form here",
+        )
         ok = self.profile is Profile.uniform or self.bond is None
-        _require(ok, "compression.profile", self.profile.value, "a profile shares out a ratio; set compression.bond=null")
+        _require(
+            ok, "compression.profile", self.profile.value, "a profile shares out a ratio; set compression.bond=null"
+        )
         _require(self.calibration >= 64, "compression.calibration", self.calibration, "give 64 tokens or more")
 
 
@@ -317,15 +401,35 @@ class DeviceConfig:
 
     def __post_init__(self) -> None:
         _require(self.kind in DEVICES, "device.kind", self.kind, f"use {', '.join(DEVICES)}")
-        _require(self.shots is None or self.shots >= 1, "device.shots", self.shots, "give 1 or more, or null for exact probabilities")
-        _require(self.shots is not None or self.kind not in ("fake", "ibm"), "device.shots", self.shots, f"{self.kind} only counts; give a number of shots")
-        _require(0 <= self.optimization_level <= 3, "device.optimization_level", self.optimization_level, "use 0, 1, 2 or 3")
-        _require(self.budget_s is None or self.budget_s > 0, "device.budget_s", self.budget_s, "give seconds above 0, or null for no limit")
+        _require(
+            self.shots is None or self.shots >= 1,
+            "device.shots",
+            self.shots,
+            "give 1 or more, or null for exact probabilities",
+        )
+        _require(
+            self.shots is not None or self.kind not in ("fake", "ibm"),
+            "device.shots",
+            self.shots,
+            f"{self.kind} only counts; give a number of shots",
+        )
+        _require(
+            0 <= self.optimization_level <= 3, "device.optimization_level", self.optimization_level, "use 0, 1, 2 or 3"
+        )
+        _require(
+            self.budget_s is None or self.budget_s > 0,
+            "device.budget_s",
+            self.budget_s,
+            "give seconds above 0, or null for no limit",
+        )
 
 
 @dataclass
 class NoiseConfig:
-    """Group `noise`: rates of gates and readout, relaxation times. quantum/noise.py has the conventions and checks the ranges."""
+    """Group `noise`.
+
+    Rates of gates and readout, relaxation times. quantum/noise.py has the conventions and checks the ranges.
+    """
 
     name: str = "none"
     date: str | None = None
@@ -381,10 +485,14 @@ class QuestionsConfig:
     source: str = MISSING  # continuation or mmlu
     hub_id: str | None = None
     revision: str | None = None
-    path: str | None = None  # local folder with <subject>_test.csv (and <subject>_dev.csv), or parquet files; or one such file
+    path: str | None = (
+        None  # local folder with <subject>_test.csv (and <subject>_dev.csv), or parquet files; or one such file
+    )
     subjects: list[str] = field(default_factory=list)  # of mmlu; empty takes all
     pick: list[int] = field(default_factory=list)  # one index per subject, instead of all its questions
-    reported: list[str] = field(default_factory=list)  # answers that the paper reports for the picked questions, for the table
+    reported: list[str] = field(
+        default_factory=list
+    )  # answers that the paper reports for the picked questions, for the table
     limit: int | None = None  # first so many questions
     examples: int = 0  # of the dev split, before each question of mmlu
     characters: int = 160  # of each passage of continuation
@@ -392,8 +500,15 @@ class QuestionsConfig:
 
     def __post_init__(self) -> None:
         _require(self.source in ("continuation", "mmlu"), "questions.source", self.source, "use continuation or mmlu")
-        _require(self.limit is None or self.limit >= 1, "questions.limit", self.limit, "give 1 or more, or null for all")
+        _require(
+            self.limit is None or self.limit >= 1, "questions.limit", self.limit, "give 1 or more, or null for all"
+        )
         _require(0 <= self.examples <= 5, "questions.examples", self.examples, "give 0 to 5")
         _require(self.characters >= 20, "questions.characters", self.characters, "give 20 or more")
         _require(self.context >= 40, "questions.context", self.context, "give 40 or more")
-        _require(not self.pick or len(self.pick) == len(self.subjects), "questions.pick", self.pick, "give one index per subject")
+        _require(
+            not self.pick or len(self.pick) == len(self.subjects),
+            "questions.pick",
+            self.pick,
+            "give one index per subject",
+        )

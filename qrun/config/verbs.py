@@ -100,14 +100,21 @@ class StudyConfig:
     indivisible: Indivisible = Indivisible.stop
     lr_exponent: float = 1.0  # a cell of block dimension b trains with its learning rate * (4 / b)^lr_exponent
     controls: list[str] = field(default_factory=list)  # methods trained beside the adapter
-    # Learning rate of each control, the best of scripts/scan_lr.py on validation text; for b = 4 where the method has blocks, for
-    # rank 1 of LoRA (lr / sqrt(rank) for others). OFT has the adapter's own.
-    control_lr: dict[str, float] = field(default_factory=lambda: {"boft": 0.006, "lora": 0.02, "diagonal": 0.02, "block": 0.01, "dense": 0.001})
+    # Learning rate of each control, the best of scripts/scan_lr.py on validation text; for b = 4 where the method has
+    # blocks, for rank 1 of LoRA (lr / sqrt(rank) for others). OFT has the adapter's own.
+    control_lr: dict[str, float] = field(
+        default_factory=lambda: {"boft": 0.006, "lora": 0.02, "diagonal": 0.02, "block": 0.01, "dense": 0.001}
+    )
 
     def __post_init__(self) -> None:
         for key in ("dims", "seeds", "sites"):
             values = getattr(self, key)
-            _require(bool(values) and len(set(values)) == len(values), f"study.{key}", values, "give a list of different values")
+            _require(
+                bool(values) and len(set(values)) == len(values),
+                f"study.{key}",
+                values,
+                "give a list of different values",
+            )
         _require(min(self.dims) >= 2, "study.dims", self.dims, "a block needs dimension 2 or more")
         _require(min(self.seeds) >= 0, "study.seeds", self.seeds, "give numbers of 0 or more")
         _require(0 <= self.lr_exponent <= 2, "study.lr_exponent", self.lr_exponent, "give a number from 0 to 2")
@@ -115,7 +122,12 @@ class StudyConfig:
         for name in self.controls:
             _require(name in known, "study.controls", name, f"use {', '.join(known)}")
             lr = self.control_lr.get(name)
-            _require(name == "oft" or (lr is not None and lr > 0), f"study.control_lr.{name}", lr, "give a learning rate above 0")
+            _require(
+                name == "oft" or (lr is not None and lr > 0),
+                f"study.control_lr.{name}",
+                lr,
+                "give a learning rate above 0",
+            )
 
 
 @dataclass
@@ -129,19 +141,36 @@ class DimStudyConfig(StudyConfig):
 class NoiseStudyConfig(StudyConfig):
     """Axes of `qrun sweep noise`."""
 
-    rates: list[float] = field(default_factory=lambda: [1e-3, 1e-2])  # two-qubit error rates; the preset's other rates keep their proportion to it
+    rates: list[float] = field(
+        default_factory=lambda: [1e-3, 1e-2]
+    )  # two-qubit error rates; the preset's other rates keep their proportion to it
     shots: list[int | None] = field(default_factory=lambda: [8192])
     signs: list[Sign] = field(default_factory=lambda: [Sign.input])
     readout: list[ReadoutError] = field(default_factory=lambda: [ReadoutError.scaled])
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(bool(self.rates) and self.rates == sorted(set(self.rates)), "study.rates", self.rates, "give different rates in rising order")
+        _require(
+            bool(self.rates) and self.rates == sorted(set(self.rates)),
+            "study.rates",
+            self.rates,
+            "give different rates in rising order",
+        )
         _require(all(0 < r <= 0.75 for r in self.rates), "study.rates", self.rates, "give rates above 0, at most 0.75")
         for key in ("shots", "signs", "readout"):
             values = getattr(self, key)
-            _require(bool(values) and len(set(values)) == len(values), f"study.{key}", values, "give a list of different values")
-        _require(all(s is None or s >= 1 for s in self.shots), "study.shots", self.shots, "give 1 or more, or null for exact probabilities")
+            _require(
+                bool(values) and len(set(values)) == len(values),
+                f"study.{key}",
+                values,
+                "give a list of different values",
+            )
+        _require(
+            all(s is None or s >= 1 for s in self.shots),
+            "study.shots",
+            self.shots,
+            "give 1 or more, or null for exact probabilities",
+        )
         _require(all(b & (b - 1) == 0 for b in self.dims), "study.dims", self.dims, "circuits need powers of two")
 
 
@@ -154,9 +183,24 @@ class RecoverStudyConfig(StudyConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(bool(self.ratios) and len(set(self.ratios)) == len(self.ratios), "study.ratios", self.ratios, "give a list of different values")
-        _require(all(0 < r < 1 for r in self.ratios), "study.ratios", self.ratios, "give shares of the parameters between 0 and 1")
-        _require(len(self.sites) == 1, "study.sites", [s.value for s in self.sites], "recovery is studied at one set of sites; run it once for each")
+        _require(
+            bool(self.ratios) and len(set(self.ratios)) == len(self.ratios),
+            "study.ratios",
+            self.ratios,
+            "give a list of different values",
+        )
+        _require(
+            all(0 < r < 1 for r in self.ratios),
+            "study.ratios",
+            self.ratios,
+            "give shares of the parameters between 0 and 1",
+        )
+        _require(
+            len(self.sites) == 1,
+            "study.sites",
+            [s.value for s in self.sites],
+            "recovery is studied at one set of sites; run it once for each",
+        )
         _require(self.healing_lr > 0, "study.healing_lr", self.healing_lr, "give a learning rate above 0")
 
 
@@ -180,7 +224,12 @@ class NoiseSweepConfig(TrainConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         _require(self.device.kind == "noisy", "device", self.device.kind, "the noise sweep runs on device=noisy")
-        _require(self.noise.cz > 0, "noise", self.noise.name, "rates are scaled in a preset's proportions; its cz must be above 0")
+        _require(
+            self.noise.cz > 0,
+            "noise",
+            self.noise.name,
+            "rates are scaled in a preset's proportions; its cz must be above 0",
+        )
 
 
 @dataclass
@@ -205,7 +254,12 @@ class RecoverConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(self.compression.bond is None, "compression.bond", self.compression.bond, "the study's axis is study.ratios; set null")
+        _require(
+            self.compression.bond is None,
+            "compression.bond",
+            self.compression.bond,
+            "the study's axis is study.ratios; set null",
+        )
 
 
 @dataclass
@@ -236,7 +290,12 @@ class QuestionsRunConfig:
     name: str | None = None
 
     def __post_init__(self) -> None:
-        _require(bool(self.temperatures) and min(self.temperatures) > 0, "temperatures", self.temperatures, "give numbers above 0")
+        _require(
+            bool(self.temperatures) and min(self.temperatures) > 0,
+            "temperatures",
+            self.temperatures,
+            "give numbers above 0",
+        )
         _require(self.trials >= 1, "trials", self.trials, "give 1 or more")
         _require(self.batch >= 1, "batch", self.batch, "give 1 or more")
         _require(0 <= self.seed < 2**63, "seed", self.seed, "give a number from 0 to 2^63 - 1")
@@ -254,7 +313,9 @@ class PlanConfig:
 
     def __post_init__(self) -> None:
         _require(self.tokens >= 1, "tokens", self.tokens, "give 1 or more")
-        _require(self.device.kind in ("fake", "ibm"), "device", self.device.kind, "a plan is for device=ibm or device=fake")
+        _require(
+            self.device.kind in ("fake", "ibm"), "device", self.device.kind, "a plan is for device=ibm or device=fake"
+        )
 
 
 @dataclass
@@ -296,7 +357,12 @@ class CircuitConfig:
 
 def _check_noise(device: DeviceConfig, noise: NoiseConfig) -> None:
     takes_noise = device.kind in ("noisy", "pennylane", "aer")
-    _require(takes_noise or noise.name == "none", "noise", noise.name, f"device={device.kind} has no noise model; use device=noisy, aer or pennylane")
+    _require(
+        takes_noise or noise.name == "none",
+        "noise",
+        noise.name,
+        f"device={device.kind} has no noise model; use device=noisy, aer or pennylane",
+    )
 
 
 VERBS: dict[str, type] = {

@@ -1,9 +1,11 @@
-"""Perplexity and bits per byte of a model on a stated task, per document, and paired differences of two such measurements.
+"""Perplexity and bits per byte of a model on a stated task, per document, and paired differences of two such
+measurements.
 
     measure(model, task) -> Measurement      sums of negative log-likelihood in nats, per document
     difference(a, b) -> Difference           refused unless both have the same fingerprint
 
-Perplexity = exp(sum of nats / scored tokens), or / words for lm_eval_wikitext. Nothing is averaged over windows, skipped or dropped.
+Perplexity = exp(sum of nats / scored tokens), or / words for lm_eval_wikitext. Nothing is averaged over windows,
+skipped or dropped.
 """
 
 import json
@@ -48,17 +50,24 @@ class Measurement:
         return sum(self.nats) / math.log(2) / sum(self.bytes)
 
     def to_json(self) -> str:
-        return json.dumps({**asdict(self), "perplexity": self.perplexity, "bits_per_byte": self.bits_per_byte}, indent=1)
+        return json.dumps(
+            {**asdict(self), "perplexity": self.perplexity, "bits_per_byte": self.bits_per_byte}, indent=1
+        )
 
     @classmethod
     def from_json(cls, text: str) -> "Measurement":
         values = json.loads(text)
-        return cls(**{k: values[k] for k in ("nats", "tokens", "bytes", "words", "statement", "fingerprint", "seconds")})
+        return cls(
+            **{k: values[k] for k in ("nats", "tokens", "bytes", "words", "statement", "fingerprint", "seconds")}
+        )
 
 
 @torch.no_grad()
 def measure(model: Any, task: Task, batch: int, progress: Callable[[int], None] = lambda _: None) -> Measurement:
-    """Run every window once. `progress` is told the tokens scored. Raises RunFailed if a log-likelihood is not finite."""
+    """Run every window once.
+
+    `progress` is told the tokens scored. Raises RunFailed if a log-likelihood is not finite.
+    """
     import time
 
     started = time.perf_counter()
@@ -81,7 +90,15 @@ def measure(model: Any, task: Task, batch: int, progress: Callable[[int], None] 
         size = task.bytes
     seen = tokens > 0  # a document can lie wholly in an unscored position
     statement, pick = task.statement, lambda values: [v.item() for v in values[seen]]
-    return Measurement(pick(nats), pick(tokens), pick(size), pick(task.words), statement, task.fingerprint, time.perf_counter() - started)
+    return Measurement(
+        pick(nats),
+        pick(tokens),
+        pick(size),
+        pick(task.words),
+        statement,
+        task.fingerprint,
+        time.perf_counter() - started,
+    )
 
 
 def _batches(task: Task, batch: int) -> Iterator[list[tuple[Passage, Window]]]:
@@ -91,7 +108,10 @@ def _batches(task: Task, batch: int) -> Iterator[list[tuple[Passage, Window]]]:
 
 
 def window_losses(model: Any, windows: list[tuple[Passage, Window]]) -> list[np.ndarray]:
-    """Nats of each window's scored targets, float64. Shorter windows are padded at the end, where a causal model cannot see it."""
+    """Nats of each window's scored targets, float64.
+
+    Shorter windows are padded at the end, where a causal model cannot see it.
+    """
     longest = max(w.end - w.start - 1 for _, w in windows)
     ids = torch.zeros(len(windows), longest + 1, dtype=torch.long)
     for row, (passage, window) in enumerate(windows):
@@ -103,16 +123,23 @@ def window_losses(model: Any, windows: list[tuple[Passage, Window]]) -> list[np.
 
 
 def token_losses(model: Any, hidden: Tensor, targets: Tensor) -> Tensor:
-    """Negative log-likelihood of every target in nats, float32 [batch, T]; the vocabulary is never expanded over all positions at once."""
+    """Negative log-likelihood of every target in nats, float32 [batch, T].
+
+    The vocabulary is never expanded over all positions at once.
+    """
     flat, wanted = hidden.flatten(0, 1), targets.flatten()
     rows = max(1, LOGITS // model.config.vocab_size)
-    pieces = [cross_entropy(model.lm_head(h).float(), t, reduction="none") for h, t in zip(flat.split(rows), wanted.split(rows), strict=True)]
+    pieces = [
+        cross_entropy(model.lm_head(h).float(), t, reduction="none")
+        for h, t in zip(flat.split(rows), wanted.split(rows), strict=True)
+    ]
     return torch.cat(pieces).view(targets.shape)
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Paired difference a - b of two measurements of the same task, with a 95 % interval over documents (or windows)."""
+    """Paired difference a - b of two measurements of the same task, with a 95 % interval over documents (or
+    windows)."""
 
     value: float
     low: float
@@ -122,10 +149,15 @@ class Difference:
 
 
 def difference(a: Measurement, b: Measurement, resamples: int, seed: int) -> Difference:
-    """PPL_a - PPL_b, interval by BCa bootstrap over documents, both measurements resampled together. Raises InputError if they differ in protocol."""
+    """PPL_a - PPL_b, interval by BCa bootstrap over documents, both measurements resampled together.
+
+    Raises InputError if they differ in protocol.
+    """
     if a.fingerprint != b.fingerprint:
         differing = [
-            f"{k} {a.statement.get(k)} / {b.statement.get(k)}" for k in sorted({*a.statement, *b.statement}) if a.statement.get(k) != b.statement.get(k)
+            f"{k} {a.statement.get(k)} / {b.statement.get(k)}"
+            for k in sorted({*a.statement, *b.statement})
+            if a.statement.get(k) != b.statement.get(k)
         ]
         raise InputError(f"these perplexities follow different protocols and are not compared: {'; '.join(differing)}")
     from qrun.evaluation.intervals import paired_interval

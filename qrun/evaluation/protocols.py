@@ -1,8 +1,11 @@
 """How a perplexity is computed. Numbers of different protocols are never compared: a fingerprint says which is which.
 
-    fixed_window(ctx)         joined text in disjoint windows; the first token of each window is unscored, the tail is kept
-    hf_strided(ctx, stride)   joined text, window moved by stride; every token but the first is scored once (transformers guide)
-    lm_eval_wikitext          each document alone after the prefix token, all tokens scored once, the last window moved back to a full context,
+    fixed_window(ctx)         joined text in disjoint windows; the first token of each window is unscored, the tail is
+                              kept
+    hf_strided(ctx, stride)   joined text, window moved by stride; every token but the first is scored once
+                              (transformers guide)
+    lm_eval_wikitext          each document alone after the prefix token, all tokens scored once, the last window moved
+                              back to a full context,
                               normalised by words (lm-evaluation-harness, task `wikitext` version 2; Gao et al.)
 
 All three also give bits per byte = nats / ln 2 / bytes of the scored tokens.
@@ -57,8 +60,13 @@ class Task:
         return sum(w.end - w.first for p in self.passages for w in p.windows)
 
 
-def build(protocol: ProtocolConfig, evaluation: EvaluationConfig, corpus: Corpus, tokenizer: Any, positions: int) -> Task:
-    """State the measurement. Raises InputError for a context beyond the model's positions or a text shorter than one window."""
+def build(
+    protocol: ProtocolConfig, evaluation: EvaluationConfig, corpus: Corpus, tokenizer: Any, positions: int
+) -> Task:
+    """State the measurement.
+
+    Raises InputError for a context beyond the model's positions or a text shorter than one window.
+    """
     ctx = protocol.ctx or positions
     if ctx > positions:
         raise InputError(f"protocol.ctx={ctx}: the model has {positions} positions")
@@ -66,14 +74,17 @@ def build(protocol: ProtocolConfig, evaluation: EvaluationConfig, corpus: Corpus
     documents = corpus.splits[split]
     statement = {
         "protocol": protocol.kind.value, "ctx": ctx, "stride": protocol.stride, "data": corpus.name, "split": split,
-        "data_digest": text_digest(documents), "tokenizer": tokenizer_digest(tokenizer), "max_tokens": evaluation.max_tokens,
+        "data_digest": text_digest(documents), "tokenizer": tokenizer_digest(tokenizer),
+        "max_tokens": evaluation.max_tokens,
     }  # fmt: skip
     if protocol.kind is ProtocolKind.lm_eval_wikitext:
         prefix = prefix_token(tokenizer)
         words = [len(re.split(r"\s+", page)) for page in documents]
         pages = [detokenize(page) for page in documents] if corpus.wikitext else documents
         passages: list[Passage] = []
-        for page in page_streams(tokenizer, pages, words):  # max_tokens keeps whole documents, words and bytes belong to all of a document
+        for page in page_streams(
+            tokenizer, pages, words
+        ):  # max_tokens keeps whole documents, words and bytes belong to all of a document
             if evaluation.max_tokens is None or sum(len(p.stream.ids) for p in passages) < evaluation.max_tokens:
                 passages.append(_with_prefix(page, prefix, ctx))
         kept = documents[: len(passages)]
@@ -81,9 +92,16 @@ def build(protocol: ProtocolConfig, evaluation: EvaluationConfig, corpus: Corpus
         return Task(passages, np.array(words[: len(kept)]), {**statement, "prefix": prefix, "unit": "word"}, size)
     text = stream(tokenizer, documents, corpus.wikitext).head(evaluation.max_tokens)
     stride = protocol.stride if protocol.stride is not None else ctx
-    windows = strided(len(text.ids), ctx, stride) if protocol.kind is ProtocolKind.hf_strided else disjoint(len(text.ids), ctx)
+    windows = (
+        strided(len(text.ids), ctx, stride)
+        if protocol.kind is ProtocolKind.hf_strided
+        else disjoint(len(text.ids), ctx)
+    )
     if len(text.ids) < ctx:
-        raise InputError(f"data={corpus.name}: its {split} split has {len(text.ids)} tokens, shorter than one window (protocol.ctx={ctx})")
+        raise InputError(
+            f"data={corpus.name}: its {split} split has {len(text.ids)} tokens, shorter than one window "
+            f"(protocol.ctx={ctx})"
+        )
     return Task([Passage(text, windows)], text.words, {**statement, "prefix": None, "unit": "token"})
 
 
@@ -93,7 +111,10 @@ def disjoint(tokens: int, ctx: int) -> list[Window]:
 
 
 def strided(tokens: int, ctx: int, stride: int) -> list[Window]:
-    """Windows of ctx tokens moved by stride; each token but the very first is scored by the first window that holds it."""
+    """Windows of ctx tokens moved by stride.
+
+    Each token but the very first is scored by the first window that holds it.
+    """
     windows, scored = [], 1
     for start in range(0, tokens, stride):
         end = min(start + ctx, tokens)
@@ -106,10 +127,21 @@ def strided(tokens: int, ctx: int, stride: int) -> list[Window]:
 
 
 def _with_prefix(page: TokenStream, prefix: int, ctx: int) -> Passage:
-    """The harness's rolling windows: ctx tokens predicted from the token before them and each other; the last, shorter one moves back to a full context."""
-    text = TokenStream(np.concatenate([[prefix], page.ids]), np.concatenate([page.document[:1], page.document]), np.concatenate([[0], page.bytes]), page.words)
+    """The harness's rolling windows.
+
+    Ctx tokens predicted from the token before them and each other; the last, shorter one moves back to a full
+    context.
+    """
+    text = TokenStream(
+        np.concatenate([[prefix], page.ids]),
+        np.concatenate([page.document[:1], page.document]),
+        np.concatenate([[0], page.bytes]),
+        page.words,
+    )
     size = len(page.ids)
-    return Passage(text, [Window(max(0, min(s, size - ctx)), min(s + ctx, size) + 1, s + 1) for s in range(0, size, ctx)])
+    return Passage(
+        text, [Window(max(0, min(s, size - ctx)), min(s + ctx, size) + 1, s + 1) for s in range(0, size, ctx)]
+    )
 
 
 def prefix_token(tokenizer: Any) -> int:
@@ -117,16 +149,28 @@ def prefix_token(tokenizer: Any) -> int:
     for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         if token is not None:
             return int(token)
-    raise InputError("protocol=lm_eval_wikitext: the tokenizer has neither a BOS nor an EOS token to start a document with")
+    raise InputError(
+        "protocol=lm_eval_wikitext: the tokenizer has neither a BOS nor an EOS token to start a document with"
+    )
 
 
-# WikiText's tokenisation undone by the rules, and in the order, of the harness's `wikitext_detokenizer`: plain replacements, spaces inside
-# brackets and quotes, plain replacements again.
+# WikiText's tokenisation undone by the rules, and in the order, of the harness's `wikitext_detokenizer`: plain
+# replacements, spaces inside brackets and quotes, plain replacements again.
 _BEFORE = (
-    ("s '", "s'"), (" @-@ ", "-"), (" @,@ ", ","), (" @.@ ", "."), (" : ", ": "), (" ; ", "; "), (" . ", ". "), (" ! ", "! "), (" ? ", "? "), (" , ", ", "),
+    ("s '", "s'"), (" @-@ ", "-"), (" @,@ ", ","), (" @.@ ", "."), (" : ", ": "), (" ; ", "; "),
+    (" . ", ". "), (" ! ", "! "), (" ? ", "? "), (" , ", ", "),
 )  # fmt: skip
 _PAIRS = (("(", ")"), ("[", "]"), ("{", "}"), ('"', '"'), ("'", "'"))
-_AFTER = (("= = = =", "===="), ("= = =", "==="), ("= =", "=="), (" ° ", "°"), (" \n", "\n"), ("\n ", "\n"), (" N ", " 1 "), (" 's", "'s"))
+_AFTER = (
+    ("= = = =", "===="),
+    ("= = =", "==="),
+    ("= =", "=="),
+    (" ° ", "°"),
+    (" \n", "\n"),
+    ("\n ", "\n"),
+    (" N ", " 1 "),
+    (" 's", "'s"),
+)
 
 
 def detokenize(page: str) -> str:

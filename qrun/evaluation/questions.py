@@ -1,7 +1,9 @@
 """Answers by likelihood and by sampling, and paired tests between models on the same questions.
 
-score of a choice   sum of log p(token | prompt and the tokens before), per byte of the choice where choices differ in length (lm-evaluation-harness's acc_norm)
-sampled answer      a choice drawn with probability proportional to exp(sum of log p / T), n trials per question and temperature
+score of a choice   sum of log p(token | prompt and the tokens before), per byte of the choice where choices differ in
+                    length (lm-evaluation-harness's acc_norm)
+sampled answer      a choice drawn with probability proportional to exp(sum of log p / T), n trials per question and
+                    temperature
 """
 
 from collections.abc import Callable, Sequence
@@ -46,8 +48,17 @@ class Answers:
 
 
 @torch.no_grad()
-def answer(model: Any, tokenizer: Any, questions: Sequence[Question], batch: int, progress: Callable[[int], None] = lambda _: None) -> Answers:
-    """Score every choice after its prompt; prompts beyond the model's positions lose their beginning. Raises RunFailed for likelihoods that are not finite."""
+def answer(
+    model: Any,
+    tokenizer: Any,
+    questions: Sequence[Question],
+    batch: int,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Answers:
+    """Score every choice after its prompt.
+
+    Prompts beyond the model's positions lose their beginning. Raises RunFailed for likelihoods that are not finite.
+    """
     positions = model.config.max_position_embeddings
     rows: list[tuple[list[int], int]] = []
     for question in questions:
@@ -91,10 +102,17 @@ def both_fail(original: Answers, compressed: Answers, adapted: Answers) -> dict[
     """Questions that both baselines fail and the adapter answers, with what chance alone gives.
 
     `guessing`: expected number if the adapter guessed evenly among the four choices.
-    `flips`: expected number if the adapter's answers that differ from the compressed model's fell evenly on the other three choices.
+    `flips`: expected number if the adapter's answers that differ from the compressed model's fell evenly on the
+    other three choices.
     """
     fail = ~original.correct & ~compressed.correct
     changed = fail & (adapted.chosen != compressed.chosen)
     found = np.flatnonzero(fail & adapted.correct).tolist()
     tail = float(stats.binom.sf(len(found) - 1, int(changed.sum()), 1 / 3)) if changed.any() else 1.0
-    return {"both_fail": int(fail.sum()), "answered": found, "guessing": float(fail.sum()) / 4, "flips": float(changed.sum()) / 3, "p": tail}
+    return {
+        "both_fail": int(fail.sum()),
+        "answered": found,
+        "guessing": float(fail.sum()) / 4,
+        "flips": float(changed.sum()) / 3,
+        "p": tail,
+    }

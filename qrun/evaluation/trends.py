@@ -21,7 +21,10 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, 
 
 
 def monotone_trend(table: Sequence[Sequence[float]]) -> dict[str, float]:
-    """Page's test (1963) that values fall from column to column, rows (seeds) as blocks: p value, and rises between neighbouring column means."""
+    """Page's test (1963) that values fall from column to column, rows (seeds) as blocks.
+
+    P value, and rises between neighbouring column means.
+    """
     data = np.asarray(table, float)
     violations = float((np.diff(data.mean(0)) > 0).sum())
     if data.shape[0] < 2 or data.shape[1] < 3:
@@ -30,10 +33,11 @@ def monotone_trend(table: Sequence[Sequence[float]]) -> dict[str, float]:
 
 
 def zero_crossing(rates: Sequence[float], gains: NDArray[np.floating]) -> dict[str, Any]:
-    """Rate at which gains [seeds, rates] first fall below zero, log-linear between neighbours; geometric mean and t interval over seeds.
+    """Rate at which gains [seeds, rates] first fall below zero, log-linear between neighbours; geometric mean and t
+    interval over seeds.
 
-    Where some seed's gain is negative at the smallest rate or still positive at the largest, there is no crossing to quote: `side` then says on which
-    side of `bound` it lies.
+    Where some seed's gain is negative at the smallest rate or still positive at the largest, there is no crossing
+    to quote: `side` then says on which side of `bound` it lies.
     """
     logs = []
     for row in np.asarray(gains, float):
@@ -44,14 +48,21 @@ def zero_crossing(rates: Sequence[float], gains: NDArray[np.floating]) -> dict[s
             return {"rate": math.nan, "low": math.nan, "high": math.nan, "side": "below", "bound": rates[0]}
         logs.append(_log_crossing(rates, row, 0.0))
     low, high = mean_interval(logs)
-    return {"rate": math.exp(float(np.mean(logs))), "low": math.exp(low), "high": math.exp(high), "side": "", "bound": math.nan}
+    return {
+        "rate": math.exp(float(np.mean(logs))),
+        "low": math.exp(low),
+        "high": math.exp(high),
+        "side": "",
+        "bound": math.nan,
+    }
 
 
 def sharpness(rates: Sequence[float], gains: NDArray[np.floating], quiet: Sequence[float]) -> dict[str, float]:
     """How sharply gains [seeds, rates] end, from 90 % to 10 % of the gain without gate noise (`quiet`, per seed).
 
-    `width` is in decades of the rate. If the penalty grows as rate^p the width is log10(9)/p, so `exponent` = 0.954/width: 1 is plain proportional damage,
-    a sharp transition has p well above 2. nan where a seed's curve does not pass through both levels inside the rates.
+    `width` is in decades of the rate. If the penalty grows as rate^p the width is log10(9)/p, so `exponent` =
+    0.954/width: 1 is plain proportional damage, a sharp transition has p well above 2. nan where a seed's curve
+    does not pass through both levels inside the rates.
     """
     widths = []
     for row, level in zip(np.asarray(gains, float), quiet, strict=True):

@@ -2,7 +2,8 @@
 
     load(DataConfig) -> Corpus      pydoc, libdocs, wikitext2 (hub or folder), text (a local file or folder)
 
-A document is the unit of the bootstrap. How documents become a token stream or scored pages is the protocol's business (tokens.py).
+A document is the unit of the bootstrap. How documents become a token stream or scored pages is the protocol's business
+(tokens.py).
 """
 
 import hashlib
@@ -50,7 +51,10 @@ def split_by_hash(documents: Iterable[str], validation: float, test: float) -> d
 
 
 def split_in_order(documents: list[str], validation: float, test: float) -> dict[str, list[str]]:
-    """Cut a running text: the first part trains, the last is the test, so that neighbours never sit on both sides but at the cuts."""
+    """Cut a running text.
+
+    The first part trains, the last is the test, so that neighbours never sit on both sides but at the cuts.
+    """
     size = len(documents)
     held_out, tested = round(size * (1 - validation - test)), round(size * (1 - test))
     return {"train": documents[:held_out], "validation": documents[held_out:tested], "test": documents[tested:]}
@@ -58,11 +62,17 @@ def split_in_order(documents: list[str], validation: float, test: float) -> dict
 
 def load(config: DataConfig) -> Corpus:
     """Read the corpus of a config. Raises InputError for a missing, empty or non-UTF-8 text, or a hub out of reach."""
-    loaders: dict[str, Callable[[DataConfig], Corpus]] = {"pydoc": _pydoc, "libdocs": _libdocs, "wikitext2": _wikitext2, "text": _text}
+    loaders: dict[str, Callable[[DataConfig], Corpus]] = {
+        "pydoc": _pydoc,
+        "libdocs": _libdocs,
+        "wikitext2": _wikitext2,
+        "text": _text,
+    }
     corpus = loaders[config.source](config)
     if config.documents is not None:
         drawn = {
-            split: sorted(documents, key=lambda d: hashlib.sha256(d.encode()).digest()[8:])[: config.documents] for split, documents in corpus.splits.items()
+            split: sorted(documents, key=lambda d: hashlib.sha256(d.encode()).digest()[8:])[: config.documents]
+            for split, documents in corpus.splits.items()
         }
         corpus = replace(corpus, splits=drawn)
     empty = [split for split in SPLITS if not any(d.strip() for d in corpus.splits[split])]
@@ -77,14 +87,21 @@ def _pydoc(config: DataConfig) -> Corpus:
     try:
         documents = pydoc_documents()
     except ImportError as error:
-        raise InputError("data=pydoc: this Python comes without pydoc_data; install its full standard library, or use data=text data.path=<file>") from error
+        raise InputError(
+            "data=pydoc: this Python comes without pydoc_data; install its full standard library, or use "
+            "data=text data.path=<file>"
+        ) from error
     source = f"documentation of CPython {platform.python_version()} (PSF licence)"
     return Corpus("pydoc", split_by_hash(documents, config.validation, config.test), source)
 
 
 def _libdocs(config: DataConfig) -> Corpus:
     documents, characters = libdocs_documents()
-    return Corpus("libdocs", split_by_hash(documents, config.validation, config.test), f"docstrings of {len(characters)} installed packages")
+    return Corpus(
+        "libdocs",
+        split_by_hash(documents, config.validation, config.test),
+        f"docstrings of {len(characters)} installed packages",
+    )
 
 
 def _wikitext2(config: DataConfig) -> Corpus:
@@ -114,7 +131,13 @@ def _hub_rows(config: DataConfig, split: str) -> list[str]:
 def _local_rows(folder: Path, split: str) -> list[str]:
     """Rows as the hub gives them: lines with their newline, blank lines empty."""
     short = {"validation": "valid"}.get(split, split)
-    for pattern in (f"wiki.{short}.raw", f"wiki.{short}.tokens", f"{split}*.parquet", f"*/{split}*.parquet", f"{split}*.txt"):
+    for pattern in (
+        f"wiki.{short}.raw",
+        f"wiki.{short}.tokens",
+        f"{split}*.parquet",
+        f"*/{split}*.parquet",
+        f"{split}*.txt",
+    ):
         found = sorted(folder.glob(pattern))
         if found and found[0].suffix == ".parquet":
             import pyarrow.parquet as pq
@@ -126,7 +149,8 @@ def _local_rows(folder: Path, split: str) -> list[str]:
 
 
 def wikitext_pages(rows: list[str]) -> list[str]:
-    """Split rows into pages at top-level headings `= Title =`, as EleutherAI/wikitext_document_level does (62 pages in the test split)."""
+    """Split rows into pages at top-level headings `= Title =`, as EleutherAI/wikitext_document_level does (62 pages
+    in the test split)."""
     pages: list[list[str]] = [[]]
     for row in rows:
         line = row if row.strip() else " \n"
@@ -164,7 +188,9 @@ def _documents(path: Path) -> list[str]:
             items = [p.strip() for p in text.split("\n\n") if p.strip()]
         documents = [item if isinstance(item, str) else item["text"] for item in items]
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"data.path={path}: expected a list of strings or of objects with a `text` ({error})") from error
+        raise InputError(
+            f"data.path={path}: expected a list of strings or of objects with a `text` ({error})"
+        ) from error
     if not documents:
         raise InputError(f"data.path={path}: the text is empty")
     return documents

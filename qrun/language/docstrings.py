@@ -22,12 +22,27 @@ from pathlib import Path
 from typing import Any
 
 LIBRARIES = (
-    "numpy", "scipy", "pandas", "matplotlib", "sklearn", "torch", "transformers", "datasets", "tokenizers", "huggingface_hub",
-    "pennylane", "pennylane_lightning", "qiskit", "qiskit_aer", "qiskit_ibm_runtime", "mlflow", "sqlalchemy", "networkx", "sympy",
-    "rustworkx", "autoray", "autograd", "fsspec", "pyarrow", "PIL", "jinja2", "flask", "werkzeug", "pydantic", "peft", "accelerate",
-    "numba", "llvmlite", "nltk", "dill", "rich", "typer", "omegaconf", "hydra", "graphene", "docker", "requests", "aiohttp", "setuptools", "joblib",
+    "numpy", "scipy", "pandas", "matplotlib", "sklearn", "torch", "transformers", "datasets", "tokenizers",
+    "huggingface_hub",
+    "pennylane", "pennylane_lightning", "qiskit", "qiskit_aer", "qiskit_ibm_runtime", "mlflow", "sqlalchemy",
+    "networkx", "sympy",
+    "rustworkx", "autoray", "autograd", "fsspec", "pyarrow", "PIL", "jinja2", "flask", "werkzeug", "pydantic", "peft",
+    "accelerate",
+    "numba", "llvmlite", "nltk", "dill", "rich", "typer", "omegaconf", "hydra", "graphene", "docker", "requests",
+    "aiohttp", "setuptools", "joblib",
 )  # fmt: skip
-SKIPPED_FOLDERS = {"test", "tests", "testing", "idlelib", "lib2to3", "turtledemo", "site-packages", "dist-packages", "_vendor", "ensurepip"}
+SKIPPED_FOLDERS = {
+    "test",
+    "tests",
+    "testing",
+    "idlelib",
+    "lib2to3",
+    "turtledemo",
+    "site-packages",
+    "dist-packages",
+    "_vendor",
+    "ensurepip",
+}
 SHORTEST = 40  # characters; shorter docstrings are labels, not text
 
 
@@ -36,7 +51,9 @@ def docstrings(source: str) -> Iterator[str]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # invalid escapes in other people's sources
         tree = ast.parse(source)
-    nodes = [n for n in ast.walk(tree) if isinstance(n, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)]
+    nodes = [
+        n for n in ast.walk(tree) if isinstance(n, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
     for node in sorted(nodes, key=lambda n: getattr(n, "lineno", 0)):
         text = ast.get_docstring(node, clean=False)
         if text is not None and len(cleaned := cleandoc(text).strip()) >= SHORTEST:
@@ -44,7 +61,10 @@ def docstrings(source: str) -> Iterator[str]:
 
 
 def module_documents(root: Path, seen: set[str]) -> list[str]:
-    """One document per Python file below `root`, in the order of the paths; docstrings in `seen` are left out, new ones join it."""
+    """One document per Python file below `root`, in the order of the paths.
+
+    Docstrings in `seen` are left out, new ones join it.
+    """
     documents = []
     for path in sorted(root.rglob("*.py")) if root.is_dir() else [root]:
         if SKIPPED_FOLDERS & set(path.relative_to(root).parts[:-1]):
@@ -65,20 +85,32 @@ def pydoc_documents() -> list[str]:
 
     root = standard_library()
     state = [sys.version, str(root), root.stat().st_mtime_ns, Path(source.__file__).stat().st_mtime_ns]
-    return kept("pydoc", state, lambda: [text.strip() for _, text in sorted(source.topics.items())] + module_documents(root, set()))
+    return kept(
+        "pydoc",
+        state,
+        lambda: [text.strip() for _, text in sorted(source.topics.items())] + module_documents(root, set()),
+    )
 
 
 def libdocs_documents(packages: tuple[str, ...] = LIBRARIES) -> tuple[list[str], dict[str, int]]:
     """Documents of the installed packages among `packages`, and how many characters each gave.
 
-    Docstrings that also stand in the standard library (vendored copies) are left out: the two corpora share no docstring.
+    Docstrings that also stand in the standard library (vendored copies) are left out: the two corpora share no
+    docstring.
     """
     roots = {}
     for package in packages:
         spec = importlib.util.find_spec(package)
         if spec is not None and spec.submodule_search_locations:
             roots[package] = Path(next(iter(spec.submodule_search_locations)))
-    state = [sys.version, *((name, str(root), (root / "__init__.py").stat().st_mtime_ns) for name, root in roots.items() if (root / "__init__.py").is_file())]
+    state = [
+        sys.version,
+        *(
+            (name, str(root), (root / "__init__.py").stat().st_mtime_ns)
+            for name, root in roots.items()
+            if (root / "__init__.py").is_file()
+        ),
+    ]
 
     def parse() -> tuple[list[str], dict[str, int]]:
         seen: set[str] = set()
@@ -95,7 +127,10 @@ def libdocs_documents(packages: tuple[str, ...] = LIBRARIES) -> tuple[list[str],
 
 
 def kept(name: str, state: list[Any], parse: Callable[[], Any]) -> Any:
-    """What `parse` gives, read from the cache where `state` has been parsed before: parsing takes 3 s (pydoc) or 30 s (libdocs)."""
+    """What `parse` gives, read from the cache where `state` has been parsed before.
+
+    Parsing takes 3 s (pydoc) or 30 s (libdocs).
+    """
     path = cache_folder() / f"{name}-{hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]}.json"
     if path.is_file():
         with contextlib.suppress(ValueError, OSError):

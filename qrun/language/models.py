@@ -43,7 +43,8 @@ def local_folder(config: ModelConfig) -> Path | None:
 
 
 def model_shape(config: ModelConfig) -> ShapeConfig | None:
-    """Shape from the local config.json, else the one the config group states, else None (a hub model without a stated shape)."""
+    """Shape from the local config.json, else the one the config group states, else None (a hub model without a
+    stated shape)."""
     folder = local_folder(config)
     return config.shape if folder is None else read_shape(_read_config(folder))
 
@@ -52,8 +53,14 @@ def read_shape(values: Mapping[str, Any]) -> ShapeConfig:
     """ShapeConfig of a transformers config.json."""
     architecture = (values.get("architectures") or ["none"])[0]
     if architecture not in ARCHITECTURES:
-        raise InputError(f"model.path: architecture {architecture} is not supported; {', '.join(ARCHITECTURES)} have the projections that are adapted")
-    defaults = {"head_dim": values["hidden_size"] // values["num_attention_heads"], "num_key_value_heads": values["num_attention_heads"]}
+        raise InputError(
+            f"model.path: architecture {architecture} is not supported; {', '.join(ARCHITECTURES)} have the "
+            f"projections that are adapted"
+        )
+    defaults = {
+        "head_dim": values["hidden_size"] // values["num_attention_heads"],
+        "num_key_value_heads": values["num_attention_heads"],
+    }
     return ShapeConfig(**{f.name: values.get(f.name) or defaults[f.name] for f in fields(ShapeConfig)})
 
 
@@ -85,20 +92,33 @@ def load(config: ModelConfig) -> LanguageModel:
     dtype = getattr(torch, config.dtype.value)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **revision)
-        model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True, trust_remote_code=False, **revision)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, use_safetensors=True, trust_remote_code=False, **revision
+        )
     except Exception as error:  # transformers, safetensors and the hub client share no base class
         raise InputError(_why_not(config, folder, error)) from error
     model.requires_grad_(False).eval()
     model.to(_device(config.device))
     shape = read_shape(model.config.to_dict())
     if config.shape is not None and folder is None and shape != config.shape:
-        raise InputError(f"model={config.name}: the hub's model has shape {shape}, the config group states {config.shape}")
-    identity = {"name": config.name, "hub_id": config.hub_id, "revision": config.revision, "path": config.path, "weights": weights_digest(model)}
+        raise InputError(
+            f"model={config.name}: the hub's model has shape {shape}, the config group states {config.shape}"
+        )
+    identity = {
+        "name": config.name,
+        "hub_id": config.hub_id,
+        "revision": config.revision,
+        "path": config.path,
+        "weights": weights_digest(model),
+    }
     return LanguageModel(model, tokenizer, identity, shape)
 
 
 def weights_digest(model: Any) -> str:
-    """Fingerprint of the weights, 16 hex digits: names, shapes and up to 64 values of each, rounded to bfloat16 so that the loading dtype does not matter."""
+    """Fingerprint of the weights, 16 hex digits.
+
+    Names, shapes and up to 64 values of each, rounded to bfloat16 so that the loading dtype does not matter.
+    """
     import hashlib
 
     import torch
@@ -136,7 +156,16 @@ def _why_not(config: ModelConfig, folder: Path | None, error: Exception) -> str:
         return f"model.path={folder}: could not be loaded ({type(error).__name__}: {text[:160]})"
     local = "or give model.path=<local copy of the hub folder>"
     if config.gated and not os.environ.get("HF_TOKEN"):
-        return f"model={config.name}: {config.hub_id} is gated; accept its licence on the hub, set HF_TOKEN in the environment, {local}"
+        return (
+            f"model={config.name}: {config.hub_id} is gated; accept its licence on the hub, set HF_TOKEN in "
+            f"the environment, {local}"
+        )
     if "gated" in text.lower() or "401" in text or "403" in text:
-        return f"model={config.name}: the hub refused {config.hub_id} for this HF_TOKEN; accept its licence there with the same account, {local}"
-    return f"model={config.name}: {config.hub_id} at {config.revision} could not be fetched ({type(error).__name__}); check the network, {local}"
+        return (
+            f"model={config.name}: the hub refused {config.hub_id} for this HF_TOKEN; accept its licence "
+            f"there with the same account, {local}"
+        )
+    return (
+        f"model={config.name}: {config.hub_id} at {config.revision} could not be fetched "
+        f"({type(error).__name__}); check the network, {local}"
+    )

@@ -1,6 +1,7 @@
 """Multiple-choice questions with four answers.
 
-continuation   which of four passages continues this text? Built by seed from the held-out part of `pydoc`: needs no network
+continuation   which of four passages continues this text? Built by seed from the held-out part of `pydoc`: needs no
+               network
 mmlu           Massive Multitask Language Understanding (arXiv:2009.03300): hub, or a folder or file of CSV or parquet
 """
 
@@ -46,8 +47,13 @@ class QuestionSet:
 
 
 def load(config: QuestionsConfig, seed: int) -> QuestionSet:
-    """Read or build the set. Raises InputError for missing files, wrong columns, an answer out of range and an empty set."""
-    questions, source = (_continuation(config, seed), "pydoc, test split") if config.source == "continuation" else _mmlu(config)
+    """Read or build the set.
+
+    Raises InputError for missing files, wrong columns, an answer out of range and an empty set.
+    """
+    questions, source = (
+        (_continuation(config, seed), "pydoc, test split") if config.source == "continuation" else _mmlu(config)
+    )
     questions = questions[: config.limit]
     if not questions:
         raise InputError(f"questions={config.name}: no questions there")
@@ -76,7 +82,11 @@ def _continuation(config: QuestionsConfig, seed: int) -> list[Question]:
         passages = [passage, *(" " + cut(documents[other], 0)[1].strip() for other in wrong)]
         order = rng.sample(range(4), 4)
         shown = tuple(passages[k].strip() for k in order)
-        found.append(Question(f"continuation {index}", context, context, tuple(passages[k] for k in order), shown, order.index(0)))
+        found.append(
+            Question(
+                f"continuation {index}", context, context, tuple(passages[k] for k in order), shown, order.index(0)
+            )
+        )
     return found
 
 
@@ -86,7 +96,10 @@ def _mmlu(config: QuestionsConfig) -> tuple[list[Question], str]:
         root, source = Path(config.path).expanduser(), str(Path(config.path).expanduser().resolve())
         if not root.exists():
             raise InputError(f"questions.path={root}: no such file or folder")
-        read = {"test": lambda subject: _local(root, subject, "test"), "dev": lambda subject: _local(root, subject, "dev")}
+        read = {
+            "test": lambda subject: _local(root, subject, "test"),
+            "dev": lambda subject: _local(root, subject, "dev"),
+        }
         if not subjects:
             files = [root] if root.is_file() else sorted([*root.rglob("*_test.csv"), *root.rglob("*test*.parquet")])
             subjects = [p.stem.removesuffix("_test") if p.suffix == ".csv" else p.parent.name for p in files]
@@ -110,7 +123,17 @@ def _mmlu(config: QuestionsConfig) -> tuple[list[Question], str]:
             row = rows[index]
             reported = config.reported[place] if config.reported else ""
             letters = tuple(f" {letter}" for letter in LETTERS)
-            found.append(Question(f"{subject} {index}", row["question"], head + _block(row), letters, tuple(row["choices"]), row["answer"], reported))
+            found.append(
+                Question(
+                    f"{subject} {index}",
+                    row["question"],
+                    head + _block(row),
+                    letters,
+                    tuple(row["choices"]),
+                    row["answer"],
+                    reported,
+                )
+            )
     return found, source
 
 
@@ -120,7 +143,11 @@ def _block(row: dict[str, Any]) -> str:
 
 
 def _local(root: Path, subject: str, split: str) -> list[dict[str, Any]]:
-    named = [root] if root.is_file() else [*sorted(root.rglob(f"{subject}_{split}.csv")), *sorted(root.rglob(f"{subject}/{split}*.parquet"))]
+    named = (
+        [root]
+        if root.is_file()
+        else [*sorted(root.rglob(f"{subject}_{split}.csv")), *sorted(root.rglob(f"{subject}/{split}*.parquet"))]
+    )
     if not named:
         raise InputError(f"questions.path={root}: no {subject}_{split}.csv and no {subject}/{split}*.parquet there")
     path = named[0]
@@ -130,7 +157,10 @@ def _local(root: Path, subject: str, split: str) -> list[dict[str, Any]]:
         table = pq.read_table(path)
         missing = [c for c in COLUMNS if c not in table.column_names]
         if missing:
-            raise InputError(f"{path}: no column {missing[0]}; expected question, choices, answer, found {', '.join(table.column_names)}")
+            raise InputError(
+                f"{path}: no column {missing[0]}; expected question, choices, answer, found "
+                f"{', '.join(table.column_names)}"
+            )
         rows = [(r["question"], list(r["choices"]), r["answer"]) for r in table.to_pylist()]
     else:
         try:
@@ -142,7 +172,10 @@ def _local(root: Path, subject: str, split: str) -> list[dict[str, Any]]:
             lines = lines[1:]  # with a header, else the original files without one
         wrong = next((n for n, line in enumerate(lines) if len(line) != 6), None)
         if wrong is not None:
-            raise InputError(f"{path}: row {wrong + 1} has {len(lines[wrong])} columns; expected question, four choices, answer (0-3 or A-D)")
+            raise InputError(
+                f"{path}: row {wrong + 1} has {len(lines[wrong])} columns; expected question, four choices, "
+                f"answer (0-3 or A-D)"
+            )
         rows = [(line[0], line[1:5], line[5]) for line in lines]
     return [{"question": q, "choices": c, "answer": _answer(a, path)} for q, c, a in rows]
 
@@ -165,4 +198,7 @@ def _hub(config: QuestionsConfig, subject: str, split: str) -> list[dict[str, An
             f"questions={config.name}: {config.hub_id} could not be fetched from the hub ({type(error).__name__}); "
             "give questions.path=<folder with <subject>_test.csv>, or use questions=continuation"
         ) from error
-    return [{"question": row["question"], "choices": list(row["choices"]), "answer": _answer(row["answer"], config.hub_id)} for row in table]
+    return [
+        {"question": row["question"], "choices": list(row["choices"]), "answer": _answer(row["answer"], config.hub_id)}
+        for row in table
+    ]

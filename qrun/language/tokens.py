@@ -2,9 +2,10 @@
 
     stream(tokenizer, documents, ...) -> TokenStream
 
-Bits per byte need the bytes behind each scored token, an interval over documents needs the document behind it. Both come from the tokenizer's
-character offsets: a token owns the characters from the end of the token before it to its own end, so that the bytes of all tokens
-add up to the bytes of the text exactly, also where a character is spread over several tokens.
+Bits per byte need the bytes behind each scored token, an interval over documents needs the document behind it. Both
+come from the tokenizer's character offsets: a token owns the characters from the end of the token before it to its own
+end, so that the bytes of all tokens add up to the bytes of the text exactly, also where a character is spread over
+several tokens.
 """
 
 import hashlib
@@ -45,8 +46,9 @@ class TokenStream:
 def join_documents(documents: list[str], wikitext: bool) -> list[str]:
     """Pieces whose concatenation is the joined text: documents separated by a blank line.
 
-    WikiText pages become the hub's rows (lines with their newline, blank lines empty) joined by a blank line, the convention of
-    the transformers guide and of GPTQ, wanda and SliceGPT; published WikiText-2 perplexities depend on it.
+    WikiText pages become the hub's rows (lines with their newline, blank lines empty) joined by a blank line, the
+    convention of the transformers guide and of GPTQ, wanda and SliceGPT; published WikiText-2 perplexities depend
+    on it.
     """
     pieces = []
     for index, document in enumerate(documents):
@@ -66,7 +68,8 @@ def stream(tokenizer: Any, documents: list[str], wikitext: bool = False) -> Toke
 
 
 def page_streams(tokenizer: Any, pages: list[str], words: list[int]) -> list[TokenStream]:
-    """Each document alone, with the special tokens that the tokenizer adds by itself (Llama's BOS), as the harness scores them."""
+    """Each document alone, with the special tokens that the tokenizer adds by itself (Llama's BOS), as the harness
+    scores them."""
     streams = []
     for index, (page, count) in enumerate(zip(pages, words, strict=True)):
         ids, size, _ = _encode(tokenizer, page, special=True)
@@ -83,10 +86,16 @@ def _encode(tokenizer: Any, text: str, special: bool = False) -> tuple[Array, Ar
         raise InputError("the text is empty")
     ends = np.maximum.accumulate(np.array([end for _, end in encoded["offset_mapping"]]))
     ends[-1] = len(text)
-    prefix = np.concatenate([[0], np.cumsum([len(c.encode()) for c in text])]) if not text.isascii() else np.arange(len(text) + 1)
+    prefix = (
+        np.concatenate([[0], np.cumsum([len(c.encode()) for c in text])])
+        if not text.isascii()
+        else np.arange(len(text) + 1)
+    )
     return np.array(encoded["input_ids"]), np.diff(prefix[ends], prepend=0), ends
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
     """Fingerprint of what a tokenizer does: its vocabulary and merges, 8 hex digits."""
-    return hashlib.sha256(json.dumps(json.loads(tokenizer.backend_tokenizer.to_str())["model"], sort_keys=True).encode()).hexdigest()[:8]
+    return hashlib.sha256(
+        json.dumps(json.loads(tokenizer.backend_tokenizer.to_str())["model"], sort_keys=True).encode()
+    ).hexdigest()[:8]

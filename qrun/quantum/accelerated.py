@@ -1,4 +1,5 @@
-"""The fast simulator in torch, for a GPU: the mathematics of simulator.py, one tensor operation per gate over all circuits at once.
+"""The fast simulator in torch, for a GPU: the mathematics of simulator.py, one tensor operation per gate over all
+circuits at once.
 
 probabilities(units, matrices, noise)       tensors on one device, in the dtype of `matrices`
 """
@@ -52,7 +53,9 @@ def _turns(weights: Tensor, level: int) -> Tensor:
     count = 1 << level
     left, right = weights[:count], weights[count:]
     size = torch.hypot(left, right)
-    node = torch.complex(torch.where(size > 0, left / size, 1), torch.where(size > 0, right / size, 0))  # by parts: the sign of a zero picks the branch
+    node = torch.complex(
+        torch.where(size > 0, left / size, 1), torch.where(size > 0, right / size, 0)
+    )  # by parts: the sign of a zero picks the branch
     node = node * node if level == 0 else node
     for _ in range(level - 1):
         node = torch.sqrt(node)
@@ -69,7 +72,9 @@ def _ry(state: Tensor, qubit: int, turn: Tensor, keep: float, channel: Channel) 
     t, l = keep * channel.transverse, keep * channel.longitudinal  # noqa: E741
     i, x, y, z = state.view(4, 4**qubit, -1)
     c, s = turn.real, turn.imag
-    return torch.cat([i, t * t * (x * c + z * s), t * (l * y + channel.shift * i), l * t * (z * c - x * s) + channel.shift * i])
+    return torch.cat(
+        [i, t * t * (x * c + z * s), t * (l * y + channel.shift * i), l * t * (z * c - x * s) + channel.shift * i]
+    )
 
 
 def _cz(state: Tensor, control: int, qubit: int, keep: float, channel: Channel) -> Tensor:

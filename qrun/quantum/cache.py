@@ -1,4 +1,7 @@
-"""Synthesised gates and readout matrices on disk, by digest of Q and of the noise. safetensors, written beside and renamed; safe to delete at any time."""
+"""Synthesised gates and readout matrices on disk, by digest of Q and of the noise.
+
+safetensors, written beside and renamed; safe to delete at any time.
+"""
 
 import hashlib
 import os
@@ -32,7 +35,9 @@ class BlockCache:
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
 
-    def arrays(self, kind: str, key: str, compute: Callable[[], dict[str, NDArray[np.generic]]]) -> dict[str, NDArray[np.generic]]:
+    def arrays(
+        self, kind: str, key: str, compute: Callable[[], dict[str, NDArray[np.generic]]]
+    ) -> dict[str, NDArray[np.generic]]:
         if self.folder is None:
             return compute()
         path = self.folder / f"{kind}-{key}.safetensors"
@@ -55,7 +60,9 @@ class BlockCache:
     def gates(self, key: str, compute: Callable[[], list[Gates]]) -> list[Gates]:
         def pack() -> dict[str, NDArray[np.generic]]:
             gates = compute()
-            joined = {name: np.concatenate([getattr(g, name) for g in gates]) for name in ("kind", "first", "second", "angle")}
+            joined = {
+                name: np.concatenate([getattr(g, name) for g in gates]) for name in ("kind", "first", "second", "angle")
+            }
             return {**joined, "length": np.array([len(g.kind) for g in gates]), "qubits": np.array([gates[0].qubits])}
 
         found = self.arrays("gates", key, pack)

@@ -1,9 +1,11 @@
-"""Block circuits as gates: preparation with bound or free angles, Q synthesised by Qiskit, both in the basis {rz, sx, x, cz}.
+"""Block circuits as gates: preparation with bound or free angles, Q synthesised by Qiskit, both in the basis {rz, sx,
+x, cz}.
 
     synthesise(Q)            Gates of one block, exact to 1e-9, transpiled once
     block_circuit(Q, x)      a Qiskit circuit: prepare x, apply Q, measure
 
-Synthesis is Qiskit's: two-qubit blocks by the Cartan decomposition (2 CZ for SO(4)), larger ones by quantum Shannon decomposition at transpiler level 3.
+Synthesis is Qiskit's: two-qubit blocks by the Cartan decomposition (2 CZ for SO(4)), larger ones by quantum Shannon
+decomposition at transpiler level 3.
 """
 
 from dataclasses import dataclass
@@ -21,7 +23,10 @@ RZ, SX, X, CZ = range(4)
 
 @dataclass(frozen=True)
 class Gates:
-    """A circuit in the basis as arrays: kind [G], first and second qubit [G] (second -1 for one-qubit gates), angle [G] (rz only)."""
+    """A circuit in the basis as arrays.
+
+    Kind [G], first and second qubit [G] (second -1 for one-qubit gates), angle [G] (rz only).
+    """
 
     qubits: int
     kind: NDArray[np.int8]
@@ -35,7 +40,11 @@ class Gates:
 
 def check_orthogonal(blocks: Floats) -> None:
     """Raise InputError if a block [.., b, b] is not orthogonal to 1e-4: only unitary matrices are circuits."""
-    error = np.abs(np.swapaxes(blocks, -1, -2) @ blocks - np.eye(blocks.shape[-1])).max() if np.isfinite(blocks).all() else np.inf
+    error = (
+        np.abs(np.swapaxes(blocks, -1, -2) @ blocks - np.eye(blocks.shape[-1])).max()
+        if np.isfinite(blocks).all()
+        else np.inf
+    )
     if not error < 1e-4:
         raise InputError(f"a block is not orthogonal (max|Q^T Q - I| = {error:.2g}) and so is no circuit")
 
@@ -45,7 +54,9 @@ def synthesise(block: Floats) -> Gates:
     n = qubits(block.shape[0])
     check_orthogonal(block)
     left, _, right = np.linalg.svd(np.asarray(block, dtype=float))
-    return from_circuit(_decompose(left @ right, n))  # the nearest exactly orthogonal matrix: float32 blocks are 1e-7 off
+    return from_circuit(
+        _decompose(left @ right, n)
+    )  # the nearest exactly orthogonal matrix: float32 blocks are 1e-7 off
 
 
 def _decompose(matrix: NDArray[np.float64], n: int) -> Any:
@@ -110,7 +121,9 @@ def block_circuit(block: Floats, unit: Floats | None = None, measure: bool = Tru
 
     n = qubits(block.shape[0])
     circuit = QuantumCircuit(n)
-    append_preparation(circuit, ParameterVector("t", 2**n - 1) if unit is None else preparation_angles(unit), list(range(n)))
+    append_preparation(
+        circuit, ParameterVector("t", 2**n - 1) if unit is None else preparation_angles(unit), list(range(n))
+    )
     append(circuit, synthesise(block))
     if measure:
         circuit.measure_all()

@@ -1,10 +1,12 @@
 """Devices: who runs the block circuits. All take the same two calls and pass one conformance suite.
 
-    prepared = device.prepare(blocks)                       blocks [B, b, b]; synthesis, transpilation, readout matrices: once per set of blocks
+    prepared = device.prepare(blocks)                       blocks [B, b, b]; synthesis, transpilation, readout
+                                                            matrices: once per set of blocks
     p = device.run(prepared, units, mask, key, first)       units [N, B, b] -> frequencies or probabilities [N, B, b]
 
 shots     exact probabilities (Q x)^2, multinomial shots        noisy      gate-level noise, fast (simulator.py)
-pennylane default.qubit, default.mixed, lightning.qubit         aer        Aer's density matrix, or pennylane-qiskit's device
+pennylane default.qubit, default.mixed, lightning.qubit         aer        Aer's density matrix, or pennylane-qiskit's
+                                                                device
 fake      SamplerV2 on a fake IBM backend, offline              ibm        SamplerV2 on a real one (hardware.py)
 
 `shots=None` gives exact probabilities where the device can. Circuits of zero slices (mask False) are not run.
@@ -39,7 +41,10 @@ class Device(ABC):
         self.noise, self.shots, self.dtype = noise, shots, dtype
 
     def prepare(self, blocks: Floats) -> Any:
-        """Check the blocks and do what is needed once. Raises InputError for a b that is no circuit or a block that is not orthogonal."""
+        """Check the blocks and do what is needed once.
+
+        Raises InputError for a b that is no circuit or a block that is not orthogonal.
+        """
         n = qubits(blocks.shape[-1])
         if n > MOST_QUBITS:
             raise InputError(f"device={self.name}: blocks of {n} qubits; devices here run up to {MOST_QUBITS}")
@@ -47,7 +52,10 @@ class Device(ABC):
         return self._prepare(np.asarray(blocks))
 
     def run(self, prepared: Any, units: Floats, mask: np.ndarray, key: int, first: int) -> Floats:
-        """Frequencies (probabilities without shots) [N, B, b]. `key` and `first` place the circuits in their stream of shots."""
+        """Frequencies (probabilities without shots) [N, B, b].
+
+        `key` and `first` place the circuits in their stream of shots.
+        """
         p = self._probabilities(prepared, units, mask)
         return p if self.shots is None else sample(p, self.shots, key, first * units.shape[1])
 
@@ -73,11 +81,21 @@ class ShotsDevice(Device):
 
 
 class NoisyDevice(Device):
-    """The fast simulator; synthesised gates are kept on disk by Q's digest, readout matrices by that and the noise's."""
+    """The fast simulator.
+
+    Synthesised gates are kept on disk by Q's digest, readout matrices by that and the noise's.
+    """
 
     name = "noisy"
 
-    def __init__(self, noise: Noise, shots: int | None, dtype: Any = np.float32, cache: BlockCache | None = None, accelerator: str | None = None) -> None:
+    def __init__(
+        self,
+        noise: Noise,
+        shots: int | None,
+        dtype: Any = np.float32,
+        cache: BlockCache | None = None,
+        accelerator: str | None = None,
+    ) -> None:
         super().__init__(noise, shots, dtype)
         self.cache = cache or BlockCache(None)
         self.accelerator = accelerator  # a torch device such as cuda; None is the compiled kernel on the processor
@@ -103,7 +121,10 @@ class NoisyDevice(Device):
 
 
 class PennyLaneDevice(Device):
-    """PennyLane as a reference: Q as gates on default.mixed where there is noise, as a matrix on the pure-state devices where there is none."""
+    """PennyLane as a reference.
+
+    Q as gates on default.mixed where there is noise, as a matrix on the pure-state devices where there is none.
+    """
 
     name = "pennylane"
 
@@ -139,7 +160,10 @@ class PennyLaneDevice(Device):
 
 
 class AerDevice(Device):
-    """Aer's density matrix with save_probabilities; `backend=pennylane` goes through pennylane-qiskit's device instead, one circuit at a time."""
+    """Aer's density matrix with save_probabilities.
+
+    `backend=pennylane` goes through pennylane-qiskit's device instead, one circuit at a time.
+    """
 
     name = "aer"
 
@@ -159,7 +183,9 @@ class AerDevice(Device):
         for j, gates in enumerate(prepared):
             rows = np.flatnonzero(mask[:, j])
             if len(rows):
-                out[rows, j] = (self._pennylane if self.backend == "pennylane" else self._aer)(gates, preparation_angles(units[rows, j]), n)
+                out[rows, j] = (self._pennylane if self.backend == "pennylane" else self._aer)(
+                    gates, preparation_angles(units[rows, j]), n
+                )
         return after_measurement(out, self.noise)
 
     def _aer(self, gates: Gates, angles: Floats, n: int) -> Floats:
@@ -191,12 +217,18 @@ class AerDevice(Device):
         if self.backend != "pennylane":
             return super().run(prepared, units, mask, key, first)
         if self.shots is None:
-            raise InputError("device.shots=null: pennylane-qiskit's device only counts; use backend=density_matrix for exact probabilities")
+            raise InputError(
+                "device.shots=null: pennylane-qiskit's device only counts; use backend=density_matrix for exact "
+                "probabilities"
+            )
         return self._probabilities(prepared, units, mask)
 
 
 def after_measurement(p: Floats, noise: Noise) -> Floats:
-    """Global depolarising and readout errors on outcome probabilities [..., 2^n]: what gate-level references leave out."""
+    """Global depolarising and readout errors on outcome probabilities [..., 2^n].
+
+    What gate-level references leave out.
+    """
     n = qubits(p.shape[-1])
     p = (1 - noise.block) * p + noise.block / 2**n
     up, down = noise.read_1_given_0, noise.read_0_given_1

@@ -2,9 +2,9 @@
 
     y_i = s_i |x| sqrt(p_i),   s_i = sign(x_i) (the paper's rule) or sign((Q x)_i) (a control);   sign(0) = +1
 
-Preparation of a unit vector takes 2^n - 1 RY and 2^n - n - 1 CZ: level k rotates qubit k, controlled on qubits 0..k-1, as a chain of RY and
-CZ in Gray-code order (Moettoenen et al., quant-ph/0407010), started so that each level's first CZ meets |0> and is left out. Little-endian: bit
-q of a channel's index is qubit q.
+Preparation of a unit vector takes 2^n - 1 RY and 2^n - n - 1 CZ: level k rotates qubit k, controlled on qubits 0..k-1,
+as a chain of RY and CZ in Gray-code order (Moettoenen et al., quant-ph/0407010), started so that each level's first CZ
+meets |0> and is left out. Little-endian: bit q of a channel's index is qubit q.
 """
 
 from functools import cache
@@ -22,19 +22,27 @@ def qubits(dim: int) -> int:
     """n with 2^n = dim. Raises InputError naming the nearest block dimensions that are circuits."""
     if dim < 2 or dim & (dim - 1):
         lower = 1 << max(dim.bit_length() - 1, 1)
-        raise InputError(f"adapter.dim={dim}: no circuit has that many amplitudes; the nearest that do are {lower} and {2 * lower}")
+        raise InputError(
+            f"adapter.dim={dim}: no circuit has that many amplitudes; the nearest that do are {lower} and {2 * lower}"
+        )
     return dim.bit_length() - 1
 
 
 def normalise(slices: Floats) -> tuple[Floats, Floats]:
-    """Unit vectors [..., b] and norms [...]; zero slices become the first basis state with norm 0. Raises InputError for NaN or infinity."""
+    """Unit vectors [..., b] and norms [...].
+
+    Zero slices become the first basis state with norm 0. Raises InputError for NaN or infinity.
+    """
     norms = np.sqrt(np.einsum("...i,...i->...", slices, slices))
     if not np.isfinite(norms).all():
         raise InputError("a slice to encode is not finite (NaN or infinity in the hidden states)")
     empty = norms < ZERO
     units = slices / np.where(empty, 1, norms)[..., None]
     if empty.any():
-        norms, units = np.where(empty, 0, norms), np.where(empty[..., None], np.eye(slices.shape[-1], dtype=slices.dtype)[0], units)
+        norms, units = (
+            np.where(empty, 0, norms),
+            np.where(empty[..., None], np.eye(slices.shape[-1], dtype=slices.dtype)[0], units),
+        )
     return units, norms
 
 
@@ -46,7 +54,10 @@ def estimate(probabilities: Floats, norms: Floats, reference: Floats) -> Floats:
 
 @cache
 def gray_controls(level: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Per rotation j of a level: the sign mask g_j and the control of the CZ before it (-1 for the first, which is left out)."""
+    """Per rotation j of a level.
+
+    The sign mask g_j and the control of the CZ before it (-1 for the first, which is left out).
+    """
     count = 1 << level
     gray = [i ^ (i >> 1) for i in range(count)]
     masks = tuple(gray[count - 1 - j] for j in range(count))

@@ -1,8 +1,10 @@
-"""SamplerV2 on real and fake IBM processors: blocks packed onto the chip, angles bound per token, job ids written before anything is waited for.
+"""SamplerV2 on real and fake IBM processors: blocks packed onto the chip, angles bound per token, job ids written
+before anything is waited for.
 
-One circuit holds as many blocks as the packing; its Q gates are fixed, its preparation angles are parameters, and the tokens of a call are rows of
-parameter values of one PUB. Each piece of work has a key (blocks, angles, shots, processor). Its job id goes to jobs.json and its frequencies, when they
-arrive, to a file beside it: the same command, started again, sends nothing twice and goes on where it was. Tokens come from the environment only.
+One circuit holds as many blocks as the packing; its Q gates are fixed, its preparation angles are parameters, and the
+tokens of a call are rows of parameter values of one PUB. Each piece of work has a key (blocks, angles, shots,
+processor). Its job id goes to jobs.json and its frequencies, when they arrive, to a file beside it: the same command,
+started again, sends nothing twice and goes on where it was. Tokens come from the environment only.
 """
 
 import json
@@ -73,19 +75,43 @@ class IbmService:
 
 
 class ProcessorDevice(Device):
-    """Counts from a processor. `folder` keeps jobs.json and arrived frequencies; `budget_s` limits the QPU seconds of this device's whole life."""
+    """Counts from a processor.
 
-    def __init__(self, name: str, chip: Chip, service: Service, shots: int, level: int, budget_s: float | None, folder: Path, most_qubits: int) -> None:
+    `folder` keeps jobs.json and arrived frequencies; `budget_s` limits the QPU seconds of this device's whole life.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        chip: Chip,
+        service: Service,
+        shots: int,
+        level: int,
+        budget_s: float | None,
+        folder: Path,
+        most_qubits: int,
+    ) -> None:
         super().__init__(Noise(), shots, np.float64)
-        self.name, self.chip, self.service, self.level, self.budget_s, self.folder = name, chip, service, level, budget_s, folder
+        self.name, self.chip, self.service, self.level, self.budget_s, self.folder = (
+            name,
+            chip,
+            service,
+            level,
+            budget_s,
+            folder,
+        )
         self.most_qubits, self.spent_s, self.sent = most_qubits, 0.0, 0
 
     def _prepare(self, blocks: Floats) -> Any:
         n = qubits(blocks.shape[-1])
         places = pack(self.chip, n)[: max(1, self.most_qubits // n)]
         small = [path_circuit(block, self.level) for block in blocks]
-        groups = [list(range(start, min(start + len(places), len(blocks)))) for start in range(0, len(blocks), len(places))]
-        return digest(blocks), [(group, packed_circuit([small[j] for j in group], places, self.chip.qubits)) for group in groups]
+        groups = [
+            list(range(start, min(start + len(places), len(blocks)))) for start in range(0, len(blocks), len(places))
+        ]
+        return digest(blocks), [
+            (group, packed_circuit([small[j] for j in group], places, self.chip.qubits)) for group in groups
+        ]
 
     def _probabilities(self, prepared: Any, units: Floats, mask: np.ndarray) -> Floats:
         raise NotImplementedError("a processor only counts")
@@ -102,7 +128,9 @@ class ProcessorDevice(Device):
                 work.append((group, circuit, rows, angles[np.ix_(rows, group)].reshape(len(rows), -1)))
         for batch in self._batches(work):
             name = digest(np.concatenate([values.ravel() for _, _, _, values in batch]))
-            frequencies = self._fetch(f"{self.chip.name}-{self.shots}-{blocks_digest}-{name}", [(c, v) for _, c, _, v in batch])
+            frequencies = self._fetch(
+                f"{self.chip.name}-{self.shots}-{blocks_digest}-{name}", [(c, v) for _, c, _, v in batch]
+            )
             for (group, _, rows, _), found in zip(batch, frequencies, strict=True):
                 out[np.ix_(rows, group)] = found
         return out
@@ -134,18 +162,34 @@ class ProcessorDevice(Device):
             seconds = JOB_OVERHEAD_S + QUICK_S * sum(len(v) for _, v in pubs) * (self.shots or 0)
             if self.budget_s is not None and self.spent_s + seconds > self.budget_s:
                 raise InputError(
-                    f"device.budget_s={self.budget_s:g}: this job needs about {seconds:.0f} QPU seconds after {self.spent_s:.0f} s so far; it was not sent"
+                    f"device.budget_s={self.budget_s:g}: this job needs about {seconds:.0f} QPU seconds after "
+                    f"{self.spent_s:.0f} s so far; it was not sent"
                 )
-            job_id, handle = self.service.send([(circuit, values, self.shots) for circuit, values in pubs], self.shots or 0)
+            job_id, handle = self.service.send(
+                [(circuit, values, self.shots) for circuit, values in pubs], self.shots or 0
+            )
             self.spent_s, self.sent = self.spent_s + seconds, self.sent + 1
-            jobs = write_job(self.folder, key, {"job_id": job_id, "backend": self.chip.name, "pubs": len(pubs), "shots": self.shots, "qpu_seconds": seconds})
+            jobs = write_job(
+                self.folder,
+                key,
+                {
+                    "job_id": job_id,
+                    "backend": self.chip.name,
+                    "pubs": len(pubs),
+                    "shots": self.shots,
+                    "qpu_seconds": seconds,
+                },
+            )
         try:
             result = self.service.wait(jobs[key]["job_id"], handle)
         except LookupError:  # a local simulation that ended with its process
             drop_job(self.folder, key)
             return self._fetch(key, pubs)
         except Exception as error:
-            raise RunFailed(f"job {jobs[key]['job_id']} on {self.chip.name}: {' '.join(str(error).split())[:200]}; the same command goes on") from error
+            raise RunFailed(
+                f"job {jobs[key]['job_id']} on {self.chip.name}: {' '.join(str(error).split())[:200]}; the same "
+                f"command goes on"
+            ) from error
         found = [frequencies(result[i]) for i in range(len(pubs))]
         self.folder.mkdir(parents=True, exist_ok=True)
         save_file({str(i): np.ascontiguousarray(value) for i, value in enumerate(found)}, path.with_suffix(".new"))
@@ -154,7 +198,8 @@ class ProcessorDevice(Device):
 
 
 def packed_circuit(small: Sequence[Any], places: Sequence[tuple[int, ...]], chip_qubits: int) -> Any:
-    """Block circuits side by side on the chip, classical register c<j> for block j, parameters p<j>[...] in the order of the blocks."""
+    """Block circuits side by side on the chip, classical register c<j> for block j, parameters p<j>[...] in the
+    order of the blocks."""
     from qiskit import ClassicalRegister, QuantumCircuit, QuantumRegister
     from qiskit.circuit import ParameterVector
 
@@ -216,14 +261,20 @@ def ibm_service() -> Any:
     """The account of the environment. Raises InputError saying what is missing; the token is never shown."""
     token = os.environ.get("QISKIT_IBM_TOKEN")
     if not token:
-        raise InputError("device=ibm: no account; set QISKIT_IBM_TOKEN (and QISKIT_IBM_INSTANCE) in the environment, or use device=fake")
+        raise InputError(
+            "device=ibm: no account; set QISKIT_IBM_TOKEN (and QISKIT_IBM_INSTANCE) in the environment, or use "
+            "device=fake"
+        )
     from qiskit_ibm_runtime import QiskitRuntimeService
 
     try:
-        return QiskitRuntimeService(channel="ibm_quantum_platform", token=token, instance=os.environ.get("QISKIT_IBM_INSTANCE"))
+        return QiskitRuntimeService(
+            channel="ibm_quantum_platform", token=token, instance=os.environ.get("QISKIT_IBM_INSTANCE")
+        )
     except Exception as error:  # the client raises a different class for each way of being refused
         raise InputError(
-            f"device=ibm: IBM refused or could not be reached ({type(error).__name__}); check QISKIT_IBM_TOKEN (it may have expired), "
+            f"device=ibm: IBM refused or could not be reached ({type(error).__name__}); check QISKIT_IBM_TOKEN "
+            f"(it may have expired), "
             "QISKIT_IBM_INSTANCE and the network"
         ) from error
 
@@ -241,7 +292,11 @@ def open_backend(kind: str, name: str | None) -> tuple[Any, Service]:
     return backend, IbmService(service, backend)
 
 
-def open_processor(kind: str, name: str | None, shots: int, level: int, budget_s: float | None, folder: Path) -> ProcessorDevice:
+def open_processor(
+    kind: str, name: str | None, shots: int, level: int, budget_s: float | None, folder: Path
+) -> ProcessorDevice:
     backend, service = open_backend(kind, name)
     chip = read_chip(backend)
-    return ProcessorDevice(kind, chip, service, shots, level, budget_s, folder, SIMULATED_QUBITS if kind == "fake" else chip.qubits)
+    return ProcessorDevice(
+        kind, chip, service, shots, level, budget_s, folder, SIMULATED_QUBITS if kind == "fake" else chip.qubits
+    )

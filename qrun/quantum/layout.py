@@ -1,7 +1,8 @@
 """Packing blocks onto a chip: disjoint coupled qubits with the smallest calibrated error.
 
-Two-qubit blocks are a maximum matching of the coupling graph, of least total weight among the largest (Edmonds' blossom, NetworkX). Longer blocks are
-vertex-disjoint paths, found as a set packing by mixed-integer programming (SciPy's HiGHS). Weight: -log of the survival of couplers and readouts.
+Two-qubit blocks are a maximum matching of the coupling graph, of least total weight among the largest (Edmonds'
+blossom, NetworkX). Longer blocks are vertex-disjoint paths, found as a set packing by mixed-integer programming
+(SciPy's HiGHS). Weight: -log of the survival of couplers and readouts.
 """
 
 import itertools
@@ -29,7 +30,10 @@ class Chip:
 
 
 def read_chip(backend: Any) -> Chip:
-    """Chip of a Qiskit backend; of a coupler's two directions the worse error counts, and couplers with an error of 0.5 or more are dead."""
+    """Chip of a Qiskit backend.
+
+    Of a coupler's two directions the worse error counts, and couplers with an error of 0.5 or more are dead.
+    """
     target = backend.target
     gate = next(name for name in ("cz", "ecr", "cx") if name in target.operation_names)
     errors: dict[Edge, float] = {}
@@ -40,7 +44,14 @@ def read_chip(backend: Any) -> Chip:
     properties = backend.properties() if hasattr(backend, "properties") else None
     dead = tuple(sorted(edge for edge, error in errors.items() if error >= DEAD))
     living = {edge: error for edge, error in errors.items() if error < DEAD}
-    return Chip(backend.name, backend.num_qubits, living, readout, dead, str(properties.last_update_date)[:10] if properties else None)
+    return Chip(
+        backend.name,
+        backend.num_qubits,
+        living,
+        readout,
+        dead,
+        str(properties.last_update_date)[:10] if properties else None,
+    )
 
 
 def heavy_hex(name: str = "heron_156") -> Chip:
@@ -62,7 +73,8 @@ def heavy_hex(name: str = "heron_156") -> Chip:
 
 
 def pack(chip: Chip, size: int) -> list[tuple[int, ...]]:
-    """As many disjoint coupled paths of `size` qubits as the chip holds, of least total error among the largest packings."""
+    """As many disjoint coupled paths of `size` qubits as the chip holds, of least total error among the largest
+    packings."""
     if size > chip.qubits:
         raise InputError(f"adapter.dim={2**size}: needs {size} qubits, {chip.name} has {chip.qubits}")
     if size == 1:
@@ -73,7 +85,9 @@ def pack(chip: Chip, size: int) -> list[tuple[int, ...]]:
 
 
 def _weight(chip: Chip, path: Sequence[int]) -> float:
-    survival = [1 - chip.couplers[min(a, b), max(a, b)] for a, b in itertools.pairwise(path)] + [1 - chip.readout[q] for q in path]
+    survival = [1 - chip.couplers[min(a, b), max(a, b)] for a, b in itertools.pairwise(path)] + [
+        1 - chip.readout[q] for q in path
+    ]
     return -sum(math.log(max(s, 1e-9)) for s in survival)
 
 
@@ -112,5 +126,11 @@ def _disjoint_paths(chip: Chip, size: int) -> list[tuple[int, ...]]:
     weights = np.array([_weight(chip, p) for p in paths])
     gain = 1 - weights / (weights.max() * chip.qubits + 1)  # a larger packing always wins
     limits = {"mip_rel_gap": 1e-4, "time_limit": 20}
-    found = milp(-gain, constraints=LinearConstraint(used, -np.inf, 1), integrality=np.ones(len(paths)), bounds=Bounds(0, 1), options=limits)
+    found = milp(
+        -gain,
+        constraints=LinearConstraint(used, -np.inf, 1),
+        integrality=np.ones(len(paths)),
+        bounds=Bounds(0, 1),
+        options=limits,
+    )
     return sorted(path for path, chosen in zip(paths, found.x, strict=True) if chosen > 0.5)

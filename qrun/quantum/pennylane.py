@@ -12,7 +12,10 @@ from qrun.quantum.encoding import Floats, gray_controls
 
 
 def block_tape(block: Floats | None, gates: Gates, noise: Noise) -> Callable[[Any], Any]:
-    """angles [..., 2^n - 1] -> probabilities [..., 2^n]. Without noise and with `block`, RY and Q stay whole; otherwise physical gates stand alone."""
+    """angles [..., 2^n - 1] -> probabilities [..., 2^n].
+
+    Without noise and with `block`, RY and Q stay whole; otherwise physical gates stand alone.
+    """
     n, whole = gates.qubits, block is not None and noise.sx == noise.cz == 0 and not noise.t1_us and not noise.t2_us
 
     def circuit(angles: Any) -> Any:

@@ -1,8 +1,10 @@
 """What a run costs on a QPU, before anything is sent.
 
     circuits per token   blocks of a site / blocks that fit on the chip at once, rounded up, summed over sites
-    executions           circuits x shots; a Sampler job takes at most 10 million, sites follow one another, so every site has jobs of its own
-    QPU seconds          2 s per job + (repetition delay + circuit time) x executions; IBM's quick form is 2 s + 0.00035 s x executions
+    executions           circuits x shots; a Sampler job takes at most 10 million, sites follow one another, so every
+                         site has jobs of its own
+    QPU seconds          2 s per job + (repetition delay + circuit time) x executions; IBM's quick form is 2 s + 0.00035
+                         s x executions
 
 IBM's numbers are those of its documentation in 2025-2026 and are kept here as constants.
 """
@@ -67,7 +69,8 @@ class BlockCost:
 
 
 def block_cost(n: int, chip: Chip, sx_error: float, seed: int = 0) -> BlockCost:
-    """Counts of a Haar-random block transpiled to a path of n qubits, and the error budget with the packing's mean coupler and readout errors."""
+    """Counts of a Haar-random block transpiled to a path of n qubits, and the error budget with the packing's mean
+    coupler and readout errors."""
     from scipy.stats import special_ortho_group
 
     block = special_ortho_group.rvs(2**n, random_state=seed)
@@ -84,7 +87,8 @@ def block_cost(n: int, chip: Chip, sx_error: float, seed: int = 0) -> BlockCost:
 
 
 def path_circuit(block: Any, optimization_level: int = 3) -> Any:
-    """Preparation with free angles, the block and its measurement, transpiled once to a path of n coupled qubits (parameters in the order t[0], t[1], ...)."""
+    """Preparation with free angles, the block and its measurement, transpiled once to a path of n coupled qubits
+    (parameters in the order t[0], t[1], ...)."""
     from qiskit import transpile
     from qiskit.transpiler import CouplingMap
 
@@ -93,5 +97,10 @@ def path_circuit(block: Any, optimization_level: int = 3) -> Any:
     n = qubits(block.shape[0])
     line = CouplingMap.from_line(n) if n > 1 else None
     return transpile(
-        block_circuit(block), coupling_map=line, basis_gates=list(BASIS), optimization_level=optimization_level, initial_layout=range(n), seed_transpiler=0
+        block_circuit(block),
+        coupling_map=line,
+        basis_gates=list(BASIS),
+        optimization_level=optimization_level,
+        initial_layout=range(n),
+        seed_transpiler=0,
     )

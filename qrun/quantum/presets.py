@@ -2,8 +2,8 @@
 
     qrun qpu noise FakeMarrakesh --out heron_r2.yaml
 
-Medians, not means: a dead coupler is reported with error 1 and would carry the mean. The depolarising part is what remains of a gate's reported
-infidelity after its thermal part, as in Qiskit's `NoiseModel.from_backend`.
+Medians, not means: a dead coupler is reported with error 1 and would carry the mean. The depolarising part is what
+remains of a gate's reported infidelity after its thermal part, as in Qiskit's `NoiseModel.from_backend`.
 """
 
 import math
@@ -28,14 +28,19 @@ def medians(backend: Any) -> dict[str, Any]:
     return {
         "name": backend.name, "date": str(properties.last_update_date)[:10],
         "source": f"medians of {backend.name}, {len(cz)} working CZ directions of {len(target['cz'])}",
-        "sx": _round(max(median([p.error for p in sx]) - thermal[0], 0.0)), "cz": _round(max(median([p.error for p in cz]) - thermal[1], 0.0)),
+        "sx": _round(max(median([p.error for p in sx]) - thermal[0], 0.0)),
+        "cz": _round(max(median([p.error for p in cz]) - thermal[1], 0.0)),
         "t1_us": _round(t1), "t2_us": _round(t2), "sx_ns": round(sx_ns), "cz_ns": round(cz_ns),
-        "read_1_given_0": _round(median([r["prob_meas1_prep0"][0] for r in read])), "read_0_given_1": _round(median([r["prob_meas0_prep1"][0] for r in read])),
+        "read_1_given_0": _round(median([r["prob_meas1_prep0"][0] for r in read])),
+        "read_0_given_1": _round(median([r["prob_meas0_prep1"][0] for r in read])),
     }  # fmt: skip
 
 
 def average_infidelity(nanoseconds: float, t1_us: float, t2_us: float, qubits: int) -> float:
-    """1 - average gate fidelity of thermal relaxation on every qubit of a gate; F_avg = (d F_pro + 1) / (d + 1), F_pro the product over qubits."""
+    """1 - average gate fidelity of thermal relaxation on every qubit of a gate.
+
+    F_avg = (d F_pro + 1) / (d + 1), F_pro the product over qubits.
+    """
     stay, coherent = math.exp(-nanoseconds / 1000 / t1_us), math.exp(-nanoseconds / 1000 / t2_us)
     process = ((1 + stay + 2 * coherent) / 4) ** qubits
     d = 2**qubits

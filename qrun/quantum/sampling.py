@@ -1,7 +1,8 @@
 """Shots: multinomial counts from probabilities, the same bits for any batch split and any number of threads.
 
-Each circuit draws from its own counter-based stream (splitmix64, Steele et al. 2014), keyed by seed, stream and the circuit's number. A multinomial is
-a chain of binomials, each by inversion or by transformed rejection (BTRS, Hoermann 1993): exact distributions, no normal approximation.
+Each circuit draws from its own counter-based stream (splitmix64, Steele et al. 2014), keyed by seed, stream and the
+circuit's number. A multinomial is a chain of binomials, each by inversion or by transformed rejection (BTRS, Hoermann
+1993): exact distributions, no normal approximation.
 """
 
 import hashlib
@@ -19,7 +20,10 @@ def stream_key(seed: int, name: str) -> int:
 
 
 def sample(probabilities: NDArray[Any], shots: int, key: int, first: int = 0) -> NDArray[Any]:
-    """Frequencies counts / shots, dtype and shape [..., b] of `probabilities`; `first` is the number of the first row in the stream."""
+    """Frequencies counts / shots, dtype and shape [..., b] of `probabilities`.
+
+    `first` is the number of the first row in the stream.
+    """
     p = np.ascontiguousarray(probabilities).reshape(-1, probabilities.shape[-1])
     out = np.empty_like(p)
     _multinomial(p, shots, np.uint64(key), np.uint64(first), out)
@@ -65,7 +69,13 @@ def _binomial(n, p, state):  # type: ignore[no-untyped-def]
         if k < 0 or k > n:
             continue
         v = math.log(v * alpha / (a / (us * us) + b))
-        bound = math.lgamma(mode + 1) + math.lgamma(n - mode + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) + (k - mode) * math.log(p / q)
+        bound = (
+            math.lgamma(mode + 1)
+            + math.lgamma(n - mode + 1)
+            - math.lgamma(k + 1)
+            - math.lgamma(n - k + 1)
+            + (k - mode) * math.log(p / q)
+        )
         if v <= bound:
             return state, int(k)
 

@@ -4,10 +4,11 @@ A block circuit is a preparation, different for every slice, and Q, the same for
 
     p(slice) = r(slice) @ O(block)          r [4^n] Pauli expectations of the noisy prepared state,  O [4^n, 2^n]
 
-O is the readout, errors included, carried backwards through Q's noisy gates (Heisenberg picture), once per block. r is simulated forwards, 128 slices at
-a time so that every inner loop runs over slices and is vectorised. No angle is computed: with u = (left + i right) / norm at each node of the
-encoding tree, RY angles are halves of halves of arg u, hence complex square roots, and their Gray-code combinations are products (a Walsh-Hadamard
-transform in the exponent). Level k touches only qubits 0..k, so the state grows with the circuit.
+O is the readout, errors included, carried backwards through Q's noisy gates (Heisenberg picture), once per block. r is
+simulated forwards, 128 slices at a time so that every inner loop runs over slices and is vectorised. No angle is
+computed: with u = (left + i right) / norm at each node of the encoding tree, RY angles are halves of halves of arg u,
+hence complex square roots, and their Gray-code combinations are products (a Walsh-Hadamard transform in the exponent).
+Level k touches only qubits 0..k, so the state grows with the circuit.
 
 Pauli index: digit d_q in {I, X, Y, Z} = {0, 1, 2, 3} of qubit q has stride 4^q.
 """
@@ -23,25 +24,43 @@ from qrun.quantum.circuits import CZ, RZ, SX, Gates
 from qrun.quantum.encoding import gray_controls
 
 Array = NDArray[Any]
-# CZ on the pair (a, b), index 4 a + b: expectation of string i comes from string SOURCE[i] with SIGN[i]; it is its own inverse and transpose.
+# CZ on the pair (a, b), index 4 a + b: expectation of string i comes from string SOURCE[i] with SIGN[i]; it is its own
+# inverse and transpose.
 SOURCE = np.array([0, 13, 14, 3, 7, 10, 9, 4, 11, 6, 5, 8, 12, 1, 2, 15])
 SIGN = np.array([1, 1, 1, 1, 1, 1, -1, 1, 1, -1, 1, 1, 1, 1, 1, 1.0])
 
 
 def readout_matrices(gates: list[Gates], noise: Noise, dtype: Any = np.float32) -> Array:
-    """O [B, 4^n, 2^n] of every block's gates under the noise; columns of O are the measured outcomes as observables of the prepared state."""
+    """O [B, 4^n, 2^n] of every block's gates under the noise.
+
+    Columns of O are the measured outcomes as observables of the prepared state.
+    """
     n = gates[0].qubits
     offsets = np.cumsum([0, *(len(g.kind) for g in gates)])
-    kind, first, second, angle = (np.concatenate([getattr(g, key) for g in gates]) for key in ("kind", "first", "second", "angle"))
+    kind, first, second, angle = (
+        np.concatenate([getattr(g, key) for g in gates]) for key in ("kind", "first", "second", "angle")
+    )
     out = np.empty((len(gates), 4**n, 2**n))
     one, two = noise.relaxation(noise.sx_ns), noise.relaxation(noise.cz_ns)
-    rates = np.array([noise.keep_1q, one.transverse, one.longitudinal, one.shift, noise.keep_2q, two.transverse, two.longitudinal, two.shift])
+    rates = np.array(
+        [
+            noise.keep_1q,
+            one.transverse,
+            one.longitudinal,
+            one.shift,
+            noise.keep_2q,
+            two.transverse,
+            two.longitudinal,
+            two.shift,
+        ]
+    )
     _heisenberg(kind, first, second, angle, offsets, rates, _measurement(n, noise), n, out)
     return out.astype(dtype)
 
 
 def _measurement(n: int, noise: Noise) -> Array:
-    """Readout with its errors as Pauli coefficients [4^n, 2^n], after the circuit's one depolarising channel, if there is one."""
+    """Readout with its errors as Pauli coefficients [4^n, 2^n], after the circuit's one depolarising channel, if
+    there is one."""
     up, down = noise.read_1_given_0, noise.read_0_given_1
     single = np.array([[1 - up + down, 1 - down + up], [0, 0], [0, 0], [1 - up - down, up + down - 1]]) / 2
     total: Array = np.ones((1, 1))
@@ -52,7 +71,8 @@ def _measurement(n: int, noise: Noise) -> Array:
 
 
 def probabilities(units: Array, matrices: Array, noise: Noise) -> Array:
-    """Outcome probabilities [N, B, 2^n] of unit slices [N, B, 2^n] under O [B, 4^n, 2^n], in the arithmetic of O's dtype."""
+    """Outcome probabilities [N, B, 2^n] of unit slices [N, B, 2^n] under O [B, 4^n, 2^n], in the arithmetic of O's
+    dtype."""
     tokens, blocks, dim = units.shape
     n = dim.bit_length() - 1
     dtype = matrices.dtype
@@ -139,7 +159,8 @@ def _half(c, s, lanes):  # type: ignore[no-untyped-def]
 
 @njit(cache=True)
 def _angles(weight, masks, level, c, s, ct, st, lanes):  # type: ignore[no-untyped-def]
-    """cos and sin of the level's RY angles, in circuit order, from the tree's weights [2^(level+1), lanes] (amplitudes on the last level)."""
+    """cos and sin of the level's RY angles, in circuit order, from the tree's weights [2^(level+1), lanes]
+    (amplitudes on the last level)."""
     count = 1 << level
     one = weight.dtype.type(1)
     for node in range(count):

@@ -23,7 +23,8 @@ CLAIMS = {
         "qrun sweep controls experiment=smollm2_controls", "hub weights, one GPU",
     ),
     "efficiency": Claim(
-        "Its gain per parameter is unmatched by classical low-rank methods.", "stated second-hand, no LoRA number known",
+        "Its gain per parameter is unmatched by classical low-rank "
+"methods.", "stated second-hand, no LoRA number known",
         "qrun sweep controls experiment=smollm2_controls", "hub weights, one GPU",
     ),
     "monotone": Claim(
@@ -55,7 +56,8 @@ CLAIMS = {
         "qrun eval questions experiment=smollm2_questions adapter.path=<from recover>", "hub weights, one GPU",
     ),
     "two_questions": Claim(
-        "The adapter corrects the answers to two MMLU questions.", "Llama: jovian rings 25-35 % to 60-90 % right; gene flow wrong to right",
+        "The adapter corrects the answers to two MMLU questions.",
+        "Llama: jovian rings 25-35 % to 60-90 % right; gene flow wrong to right",
         "qrun eval questions experiment=llama_questions adapter.path=<from train>", "gated hub weights, one GPU",
     ),
     "schmidt": Claim(
@@ -64,6 +66,7 @@ CLAIMS = {
     ),
     "hardware": Claim(
         "A sequence runs on 156 qubits.",
-        "1,328 circuits, 4 h 24 min on ibm_basquecountry", "qrun plan experiment=llama_qpu", "an IBM account to run, nothing to plan",
+        "1,328 circuits, 4 h 24 min on "
+"ibm_basquecountry", "qrun plan experiment=llama_qpu", "an IBM account to run, nothing to plan",
     ),
 }  # fmt: skip

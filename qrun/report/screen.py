@@ -33,7 +33,11 @@ def silenced() -> Iterator[None]:
 
 @contextmanager
 def bar(title: str, total: int, unit: str, spoken: bool = True) -> Iterator[Callable[[int, str], None]]:
-    """Progress of `total` units. The block gets advance(units, note); without a terminal a line appears every ten seconds, unless the block speaks itself."""
+    """Progress of `total` units.
+
+    The block gets advance(units, note); without a terminal a line appears every ten seconds, unless the block
+    speaks itself.
+    """
     started = time.monotonic()
     done, last, notes = 0, started, ""
 
@@ -78,7 +82,15 @@ def bar(title: str, total: int, unit: str, spoken: bool = True) -> Iterator[Call
 
 def table(title: str, columns: list[str], rows: list[list[str]], caption: str | None = None) -> None:
     """A result: first column names, the others numbers."""
-    shown = Table(title=title, title_justify="left", caption=caption, caption_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    shown = Table(
+        title=title,
+        title_justify="left",
+        caption=caption,
+        caption_justify="left",
+        title_style="bold",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
     for index, column in enumerate(columns):
         shown.add_column(column, justify="right" if index else "left", no_wrap=index == 0)
     for row in rows:

@@ -1,7 +1,8 @@
 """Studies as lists of cells: each one run, found in the store when it is finished, named at the end when it failed.
 
-A cell's key is a hash of everything that can change its result: its config, the model's weights, the text, and the code of the rooms that compute it. The
-store is the only memory: kill a study at any point and start it again, and no finished cell is computed twice. Parent and cells are runs of one experiment.
+A cell's key is a hash of everything that can change its result: its config, the model's weights, the text, and the code
+of the rooms that compute it. The store is the only memory: kill a study at any point and start it again, and no
+finished cell is computed twice. Parent and cells are runs of one experiment.
 """
 
 import fcntl
@@ -24,7 +25,14 @@ from qrun.tracking.store import Run, Store
 from qrun.training.interrupt import Interrupt
 
 VERB = "study"
-CODE = ("adapters", "compression", "language", "quantum", "training", "evaluation")  # rooms whose code can change a number
+CODE = (
+    "adapters",
+    "compression",
+    "language",
+    "quantum",
+    "training",
+    "evaluation",
+)  # rooms whose code can change a number
 ELSEWHERE = ("results", "name", "study", "launcher")  # config keys that cannot
 
 
@@ -39,12 +47,17 @@ def code_digest() -> str:
 
 
 def cell_key(config: Any, weights: str, data: dict[str, str], **more: Any) -> str:
-    """16 hex digits over config, weights, text, code and whatever else makes the cell. Paths are left out: weights and text stand for them."""
+    """16 hex digits over config, weights, text, code and whatever else makes the cell.
+
+    Paths are left out: weights and text stand for them.
+    """
     values = {k: v for k, v in _plain(config).items() if k not in ELSEWHERE}
     for group in ("model", "data", "teacher"):
         if isinstance(values.get(group), dict):
             values[group].pop("path", None)
-    return hashlib.sha256(json.dumps([values, weights, data, code_digest(), more], sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return hashlib.sha256(
+        json.dumps([values, weights, data, code_digest(), more], sort_keys=True, default=str).encode()
+    ).hexdigest()[:16]
 
 
 def _plain(value: Any) -> Any:
@@ -53,7 +66,13 @@ def _plain(value: Any) -> Any:
         return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
-    return value.name if isinstance(value, Enum) else [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+    return (
+        value.name
+        if isinstance(value, Enum)
+        else [_plain(item) for item in value]
+        if isinstance(value, list | tuple)
+        else value
+    )
 
 
 @contextmanager
@@ -64,7 +83,9 @@ def alone(store: Store) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise InputError(f"results={store.folder}: another study is running in this store; wait for it or choose another folder") from error
+            raise InputError(
+                f"results={store.folder}: another study is running in this store; wait for it or choose another folder"
+            ) from error
         yield
 
 
@@ -75,7 +96,13 @@ def study(store: Store, name: str, key: str, params: dict[str, Any], tags: dict[
         known = store.tagged(VERB, "study_key").get(key)
         for run in store.tagged(VERB, "cell_key", "RUNNING").values():  # nobody else is here: these were killed
             store.client.set_terminated(run.info.run_id, "KILLED")
-        with store.run(VERB, name, params, {**tags, "study_key": key, "code_digest": code_digest()}, known.info.run_id if known else None) as parent:
+        with store.run(
+            VERB,
+            name,
+            params,
+            {**tags, "study_key": key, "code_digest": code_digest()},
+            known.info.run_id if known else None,
+        ) as parent:
             yield parent
 
 
@@ -111,7 +138,10 @@ class Scene:
 
 @contextmanager
 def open_study(config: Any, verb: str, said: list[str], **more: Any) -> Iterator[Scene]:
-    """Load model and text, then open the parent run and write what identifies it. `said`: lines about what is left out."""
+    """Load model and text, then open the parent run and write what identifies it.
+
+    `said`: lines about what is left out.
+    """
     from qrun.studies.record import Shelf, flat_params, open_record, tags
 
     shelf, store = Shelf(), Store(config.results)
@@ -120,17 +150,30 @@ def open_study(config: Any, verb: str, said: list[str], **more: Any) -> Iterator
         say(line)
     if getattr(config, "home", None) is not None:
         more["home"] = shelf.text(config.home).digests
-    key = cell_key(config, opened.language.identity["weights"], opened.corpus.digests, axes=asdict(config.study), verb=verb, **more)
-    with study(store, config.name or f"{config.model.name}-{verb}-{key[:8]}", key, flat_params(config), tags(config, opened)) as parent:
+    key = cell_key(
+        config, opened.language.identity["weights"], opened.corpus.digests, axes=asdict(config.study), verb=verb, **more
+    )
+    with study(
+        store, config.name or f"{config.model.name}-{verb}-{key[:8]}", key, flat_params(config), tags(config, opened)
+    ) as parent:
         open_record(parent, config, opened)
         yield Scene(config, shelf, opened, store, parent)
 
 
-def run_cells(store: Store, parent: Run, cells: list[Cell], launcher: LauncherConfig, shelf: Any, device: str) -> dict[str, Any]:
-    """Compute what is missing and return the finished runs by key. Raises RunFailed naming the cells that failed, after all others are done."""
+def run_cells(
+    store: Store, parent: Run, cells: list[Cell], launcher: LauncherConfig, shelf: Any, device: str
+) -> dict[str, Any]:
+    """Compute what is missing and return the finished runs by key.
+
+    Raises RunFailed naming the cells that failed, after all others are done.
+    """
     finished = store.tagged(VERB, "cell_key", "FINISHED")
-    different = list({cell.key: cell for cell in cells}.values())  # two points of a grid can be one cell, such as a rate and the preset that has it
-    missing = [cell for cell in different if cell.key not in finished or not (cell.leaves is None or cell.leaves.is_file())]
+    different = list(
+        {cell.key: cell for cell in cells}.values()
+    )  # two points of a grid can be one cell, such as a rate and the preset that has it
+    missing = [
+        cell for cell in different if cell.key not in finished or not (cell.leaves is None or cell.leaves.is_file())
+    ]
     stale = sum(run.data.tags.get("code_digest") != code_digest() for run in finished.values())
     older = f" ({stale} finished by another version of the code are not used)" if stale else ""
     say(f"{len(different)} cells: {len(different) - len(missing)} finished before, {len(missing)} to compute{older}")

@@ -37,8 +37,14 @@ def circuit(config: CircuitConfig, qasm: str | None) -> None:
     ideal = np.einsum("ab,njb->nja", block, slices) ** 2
     fidelity = float((np.sqrt(np.clip(noisy, 0, 1) * ideal).sum(-1) ** 2).mean())
     error = float(np.sqrt(np.square(np.sqrt(np.clip(noisy, 0, 1)) - np.sqrt(ideal)).sum(-1)).mean())
-    say(f"{title}: {n} qubits, {', '.join(f'{counts.get(k, 0)} {k.upper()}' for k in ('cz', 'sx', 'x', 'rz'))}, depth {depth}; Q alone {alone['cz']} CZ")
-    say(f"noise {noise.name}: gates survive with {survival:.2%}; simulated with readout: fidelity of the outcomes {fidelity:.4f}, error of |y| {error:.2%}")
+    say(
+        f"{title}: {n} qubits, {', '.join(f'{counts.get(k, 0)} {k.upper()}' for k in ('cz', 'sx', 'x', 'rz'))}, "
+        f"depth {depth}; Q alone {alone['cz']} CZ"
+    )
+    say(
+        f"noise {noise.name}: gates survive with {survival:.2%}; simulated with readout: fidelity of the "
+        f"outcomes {fidelity:.4f}, error of |y| {error:.2%}"
+    )
     if qasm:
         from qiskit import qasm3
 

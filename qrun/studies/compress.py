@@ -1,6 +1,7 @@
 """`qrun compress`: a model whose projections are truncated products, as a folder for every other command.
 
-qrun compress compression=mpo compression.ratio=0.6 --out small      then: qrun eval perplexity model=local model.path=small
+qrun compress compression=mpo compression.ratio=0.6 --out small      then: qrun eval perplexity model=local
+                                                                     model.path=small
 """
 
 from pathlib import Path
@@ -21,7 +22,12 @@ def compress(config: CompressConfig, out: str) -> None:
         raise InputError(f"--out {out}: exists already; name a new folder")
     facts = compress_into(config, target)
     rows = [
-        ["projections", f"{facts['projection_parameters']:,}", f"{facts['kept_parameters']:,}", f"{facts['kept_ratio']:.3f}"],
+        [
+            "projections",
+            f"{facts['projection_parameters']:,}",
+            f"{facts['kept_parameters']:,}",
+            f"{facts['kept_ratio']:.3f}",
+        ],
         [
             "whole model",
             f"{facts['model_parameters']:,}",
@@ -60,10 +66,17 @@ def compress_into(config: CompressConfig, target: Path) -> dict[str, Any]:
     ids = torch.zeros(1, positions, dtype=torch.long)
     if config.compression.activation_aware or config.compression.profile is Profile.sensitivity:
         text = corpus.load(config.data)
-        tokens = torch.from_numpy(stream(language.tokenizer, text.splits["train"][: 50 + config.compression.calibration // 50], text.wikitext).ids)
+        tokens = torch.from_numpy(
+            stream(
+                language.tokenizer, text.splits["train"][: 50 + config.compression.calibration // 50], text.wikitext
+            ).ids
+        )
         count = max(1, config.compression.calibration // positions)
         if len(tokens) < count * positions:
-            raise InputError(f"compression.calibration={config.compression.calibration}: the training split has only {len(tokens)} tokens")
+            raise InputError(
+                f"compression.calibration={config.compression.calibration}: the training split has only "
+                f"{len(tokens)} tokens"
+            )
         ids = tokens[: count * positions].view(count, positions)
     with bar("compressing", len(sites(language.shape)), "sites") as advance:
         compressed = run(language, config.compression, ids, lambda n: advance(n, ""))

@@ -33,8 +33,12 @@ def open_device(config: OnDevice) -> Device:
     if device.kind == "noisy":
         import torch
 
-        wanted = config.model.device if config.model.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-        return NoisyDevice(noise, device.shots, dtype, BlockCache(default_folder()), wanted if wanted.startswith("cuda") else None)
+        wanted = (
+            config.model.device if config.model.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        )
+        return NoisyDevice(
+            noise, device.shots, dtype, BlockCache(default_folder()), wanted if wanted.startswith("cuda") else None
+        )
     if device.kind == "pennylane":
         return PennyLaneDevice(noise, device.shots, device.backend)
     if device.kind == "aer":
@@ -42,14 +46,21 @@ def open_device(config: OnDevice) -> Device:
     from qrun.quantum.hardware import open_processor
 
     folder = Path(config.results).expanduser().resolve() / "qpu"
-    processor = open_processor(device.kind, device.backend, device.shots or 0, device.optimization_level, device.budget_s, folder)
+    processor = open_processor(
+        device.kind, device.backend, device.shots or 0, device.optimization_level, device.budget_s, folder
+    )
     say(f"processor {processor.chip.name}, calibration of {processor.chip.date}; {dead_couplers(processor.chip)}")
     return processor
 
 
 def dead_couplers(chip: Chip) -> str:
     """Which couplers the packing leaves out, in words."""
-    return f"left out as dead (error 0.5 or more): {len(chip.dead)} couplers, {', '.join(f'{a}-{b}' for a, b in chip.dead)}" if chip.dead else "no dead coupler"
+    return (
+        f"left out as dead (error 0.5 or more): {len(chip.dead)} couplers, "
+        f"{', '.join(f'{a}-{b}' for a, b in chip.dead)}"
+        if chip.dead
+        else "no dead coupler"
+    )
 
 
 def open_executor(config: OnDevice, dim: int, sign: Sign) -> CircuitExecutor:
@@ -63,6 +74,7 @@ def circuit_line(summary: dict[str, float], config: OnDevice) -> str:
     shots = f"{config.device.shots:,} shots" if config.device.shots else "exact probabilities"
     rate = summary["circuits"] / max(summary["circuit_seconds"], 1e-9)
     return (
-        f"circuits {summary['circuits']:,.0f} of {shots} in {summary['circuit_seconds']:.1f} s ({rate:,.0f}/s); sign flips {summary['sign_flips']:.2%}, "
+        f"circuits {summary['circuits']:,.0f} of {shots} in {summary['circuit_seconds']:.1f} s ({rate:,.0f}/s); "
+        f"sign flips {summary['sign_flips']:.2%}, "
         f"relative error {summary['relative_error']:.2%}, mean rotation {summary['rotation_degrees']:.2f} degrees"
     )

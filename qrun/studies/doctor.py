@@ -18,24 +18,47 @@ def doctor(results: str) -> None:
     from numba import get_num_threads
 
     found = packages()
-    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none; models and circuits run on the processor"
+    gpu = (
+        torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none; models and circuits run on the processor"
+    )
     rows = [
-        ["qrun", f"{found.get('qrun-adapters', 'not installed')}, commit {git_state()['git_sha'][:12]}, Python {platform.python_version()}"],
+        [
+            "qrun",
+            f"{found.get('qrun-adapters', 'not installed')}, commit {git_state()['git_sha'][:12]}, Python "
+            f"{platform.python_version()}",
+        ],
         ["packages", ", ".join(f"{name} {number}" for name, number in found.items() if name != "qrun-adapters")],
-        ["processor", f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads, the simulator {get_num_threads()}"],
+        [
+            "processor",
+            f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads, the simulator {get_num_threads()}",
+        ],
         ["GPU", gpu],
         ["store", _store(results)],
         [
             "model=nano, data=pydoc",
-            "ready" if (standard_library() / "pydoc_data").is_dir() else "this Python has no pydoc_data; install the full standard library",
+            "ready"
+            if (standard_library() / "pydoc_data").is_dir()
+            else "this Python has no pydoc_data; install the full standard library",
         ],
         ["hub models", _hub()],
-        ["llama (gated)", "HF_TOKEN is set" if os.environ.get("HF_TOKEN") else "set HF_TOKEN after accepting the licence on the hub, or give model.path="],
+        [
+            "llama (gated)",
+            "HF_TOKEN is set"
+            if os.environ.get("HF_TOKEN")
+            else "set HF_TOKEN after accepting the licence on the hub, or give model.path=",
+        ],
         [
             "device=ibm",
-            "QISKIT_IBM_TOKEN is set" if os.environ.get("QISKIT_IBM_TOKEN") else "set QISKIT_IBM_TOKEN (and QISKIT_IBM_INSTANCE); device=fake needs none",
+            "QISKIT_IBM_TOKEN is set"
+            if os.environ.get("QISKIT_IBM_TOKEN")
+            else "set QISKIT_IBM_TOKEN (and QISKIT_IBM_INSTANCE); device=fake needs none",
         ],
-        ["launcher=ray", "ray is installed" if find_spec("ray") else "pip install 'qrun-adapters[ray]'; launcher=local needs nothing"],
+        [
+            "launcher=ray",
+            "ray is installed"
+            if find_spec("ray")
+            else "pip install 'qrun-adapters[ray]'; launcher=local needs nothing",
+        ],
     ]
     listing(["what", "state"], rows)
 
@@ -55,4 +78,6 @@ def _hub() -> str:
     cache = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface")) / "hub"
     models = sorted(p.name.removeprefix("models--").replace("--", "/") for p in cache.glob("models--*"))
     offline = "offline mode is set; " if os.environ.get("HF_HUB_OFFLINE") else ""
-    return offline + (f"cached: {', '.join(models)}" if models else "none cached; fetched on first use, or model.path=<local folder>")
+    return offline + (
+        f"cached: {', '.join(models)}" if models else "none cached; fetched on first use, or model.path=<local folder>"
+    )

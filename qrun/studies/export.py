@@ -32,7 +32,9 @@ def export(config: PerplexityConfig, kind: str, out: str) -> None:
     else:
         adapter.merge()
         folded = {name: module.base.weight.data for name, module in adapter.modules.items()}
-        biases = {name: module.base.bias.data for name, module in adapter.modules.items() if module.base.bias is not None}
+        biases = {
+            name: module.base.bias.data for name, module in adapter.modules.items() if module.base.bias is not None
+        }
         detach(language.model, adapter)
         for name, weight in folded.items():
             language.model.get_submodule(f"model.{name}").weight.data = weight

@@ -13,12 +13,17 @@ from qrun.language.models import model_shape
 
 
 def generate(config: GenerateConfig, prompt: str) -> str:
-    """Print the continuation as it comes, then circuits and seconds; returns it. KV cache, so each token runs its own circuits once."""
+    """Print the continuation as it comes, then circuits and seconds.
+
+    Returns it. KV cache, so each token runs its own circuits once.
+    """
     model_shape(config.model)
     if not prompt.strip():
         raise InputError("the prompt is empty")
     if config.device.kind != "exact" and not config.adapter.path:
-        raise InputError(f"device={config.device.kind}: no adapter to run there; give adapter.path=<folder written by `qrun train`>")
+        raise InputError(
+            f"device={config.device.kind}: no adapter to run there; give adapter.path=<folder written by `qrun train`>"
+        )
     import torch
 
     from qrun.adapters.saving import read
@@ -28,14 +33,20 @@ def generate(config: GenerateConfig, prompt: str) -> str:
     from qrun.studies.record import attach_saved
 
     saved = read(Path(config.adapter.path).expanduser()) if config.adapter.path else None
-    executor = open_executor(config, saved.config.dim, config.readout.sign) if saved and config.device.kind != "exact" else None
+    executor = (
+        open_executor(config, saved.config.dim, config.readout.sign)
+        if saved and config.device.kind != "exact"
+        else None
+    )
     language = models.load(config.model)
     if saved:
         attach_saved(language, saved, str(config.adapter.path)).set_executor(executor)
     ids = language.tokenizer(prompt, return_tensors="pt")["input_ids"].to(language.device)
     positions = language.shape.max_position_embeddings
     if ids.shape[1] + config.tokens > positions:
-        raise InputError(f"tokens={config.tokens}: with a prompt of {ids.shape[1]} the model's {positions} positions are exceeded")
+        raise InputError(
+            f"tokens={config.tokens}: with a prompt of {ids.shape[1]} the model's {positions} positions are exceeded"
+        )
     generator = torch.Generator().manual_seed(config.seed)
     started, cache, text = time.perf_counter(), None, ""
     made: list[int] = []
@@ -44,7 +55,11 @@ def generate(config: GenerateConfig, prompt: str) -> str:
         while len(made) < config.tokens:
             out = language.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
             cache, logits = out.past_key_values, out.logits[0, -1].float().cpu()
-            choice = logits.argmax() if config.temperature == 0 else torch.multinomial((logits / config.temperature).softmax(-1), 1, generator=generator)[0]
+            choice = (
+                logits.argmax()
+                if config.temperature == 0
+                else torch.multinomial((logits / config.temperature).softmax(-1), 1, generator=generator)[0]
+            )
             if choice.item() == language.tokenizer.eos_token_id:
                 break
             made.append(int(choice))

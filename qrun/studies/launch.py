@@ -1,7 +1,9 @@
-"""Who computes the cells of a study: this process, a few processes beside it, or a Ray cluster. The results are the same.
+"""Who computes the cells of a study: this process, a few processes beside it, or a Ray cluster. The results are the
+same.
 
-A cell's work is a small picklable description; the process that runs it opens models and text itself and keeps them for its next cell. Every process
-computes with `launcher.threads` threads of torch, because sums in another order differ in their last bits.
+A cell's work is a small picklable description; the process that runs it opens models and text itself and keeps them for
+its next cell. Every process computes with `launcher.threads` threads of torch, because sums in another order differ in
+their last bits.
 """
 
 import logging
@@ -50,7 +52,9 @@ class Outcome:
     seconds: float
 
 
-def launch(cells: list[Cell], tags: dict[str, str], config: LauncherConfig, device: str, shelf: Any) -> Iterator[Outcome]:
+def launch(
+    cells: list[Cell], tags: dict[str, str], config: LauncherConfig, device: str, shelf: Any
+) -> Iterator[Outcome]:
     """Outcomes as they come. Interrupted stops the other processes at their next checkpoint first."""
     count = min(workers(config, device), max(len(cells), 1))
     if config.kind is LauncherKind.ray:
@@ -69,7 +73,11 @@ def workers(config: LauncherConfig, device: str) -> int:
     """Processes: as asked, one where the model is on an accelerator, else the cores shared out."""
     if config.workers is not None:
         return config.workers
-    return 1 if device not in ("cpu", "auto") or (device == "auto" and _accelerator()) else max(1, len(os.sched_getaffinity(0)) // config.threads)
+    return (
+        1
+        if device not in ("cpu", "auto") or (device == "auto" and _accelerator())
+        else max(1, len(os.sched_getaffinity(0)) // config.threads)
+    )
 
 
 def attempt(cell: Cell, tags: dict[str, str], shelf: Any) -> tuple[str | None, float]:
@@ -133,7 +141,9 @@ def _start(parent: int) -> None:
 
 def _processes(cells: list[Cell], tags: dict[str, str], config: LauncherConfig, count: int) -> Iterator[Outcome]:
     pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _start, (os.getpid(),))
-    pending: dict[Future[tuple[str | None, float]], Cell] = {pool.submit(_in_worker, cell, tags, config.threads): cell for cell in cells}
+    pending: dict[Future[tuple[str | None, float]], Cell] = {
+        pool.submit(_in_worker, cell, tags, config.threads): cell for cell in cells
+    }
     try:
         while pending:
             done, _ = wait(pending, return_when=FIRST_COMPLETED)
@@ -151,21 +161,29 @@ def _processes(cells: list[Cell], tags: dict[str, str], config: LauncherConfig, 
 
 
 def _ray(cells: list[Cell], tags: dict[str, str], config: LauncherConfig, count: int) -> Iterator[Outcome]:
-    """One task per cell, at most `count` at once. The store's folder must be visible to every machine of the cluster."""
+    """One task per cell, at most `count` at once.
+
+    The store's folder must be visible to every machine of the cluster.
+    """
     try:
         import ray
     except ImportError as error:
-        raise InputError("launcher=ray: Ray is not installed; pip install 'qrun-adapters[ray]', or use launcher=local") from error
+        raise InputError(
+            "launcher=ray: Ray is not installed; pip install 'qrun-adapters[ray]', or use launcher=local"
+        ) from error
     try:
         host, colon, port = (config.address or "").removeprefix("ray://").rpartition(":")
         if colon:
             socket.create_connection((host, int(port)), timeout=5).close()  # Ray itself would try for many minutes
         ray.init(
-            address=config.address, num_cpus=None if config.address else count * config.threads, include_dashboard=None if config.address else False,
+            address=config.address, num_cpus=None if config.address else count * config.threads,
+            include_dashboard=None if config.address else False,
             log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True,
         )  # fmt: skip
     except (OSError, RuntimeError, ValueError) as error:
-        raise InputError(f"launcher.address={config.address}: no Ray cluster answers there ({' '.join(str(error).split())[:160]})") from error
+        raise InputError(
+            f"launcher.address={config.address}: no Ray cluster answers there ({' '.join(str(error).split())[:160]})"
+        ) from error
     task = ray.remote(num_cpus=config.threads, num_gpus=config.gpus, max_retries=0)(_in_worker)
     waiting = list(cells)
     running: dict[Any, Cell] = {}

@@ -17,12 +17,23 @@ def measure(config: PerplexityConfig) -> dict[str, Any]:
     """Measure the model, and the model with its adapter, on one task; returns the measurements by name."""
     model_shape(config.model)
     if config.device.kind != "exact" and not config.adapter.path:
-        raise InputError(f"device={config.device.kind}: no adapter to run there; give adapter.path=<folder written by `qrun train`>")
+        raise InputError(
+            f"device={config.device.kind}: no adapter to run there; give adapter.path=<folder written by `qrun train`>"
+        )
     from qrun.adapters.saving import read
     from qrun.evaluation.perplexity import difference
     from qrun.report.screen import say
     from qrun.studies.device import circuit_line, open_executor
-    from qrun.studies.record import Shelf, attach_saved, flat_params, measured, open_record, record_measurements, result_table, tags
+    from qrun.studies.record import (
+        Shelf,
+        attach_saved,
+        flat_params,
+        measured,
+        open_record,
+        record_measurements,
+        result_table,
+        tags,
+    )
     from qrun.tracking.store import Store
     from qrun.training.interrupt import Interrupt
 
@@ -30,7 +41,11 @@ def measure(config: PerplexityConfig) -> dict[str, Any]:
     opened = Shelf().open(config)
     language = opened.language
     adapter = attach_saved(language, saved, str(config.adapter.path)) if saved else None
-    executor = open_executor(config, saved.config.dim, config.readout.sign) if saved and config.device.kind != "exact" else None
+    executor = (
+        open_executor(config, saved.config.dim, config.readout.sign)
+        if saved and config.device.kind != "exact"
+        else None
+    )
     store = Store(config.results)
     store.check_writable()
     kind = f"b{saved.config.dim}-{config.device.kind}" if saved else "base"
@@ -58,9 +73,17 @@ def measure(config: PerplexityConfig) -> dict[str, Any]:
         record_measurements(run, results, gain)
         if penalty is not None:
             known = penalty.low == penalty.low
-            run.metrics({"penalty": penalty.value, **({"penalty_low": penalty.low, "penalty_high": penalty.high} if known else {})})
+            run.metrics(
+                {
+                    "penalty": penalty.value,
+                    **({"penalty_low": penalty.low, "penalty_high": penalty.high} if known else {}),
+                }
+            )
     first = next(iter(results.values()))
-    caption = f"{len(first.nats)} documents, {sum(first.tokens):,} tokens; protocol {first.statement['protocol']} {first.fingerprint}"
+    caption = (
+        f"{len(first.nats)} documents, {sum(first.tokens):,} tokens; protocol "
+        f"{first.statement['protocol']} {first.fingerprint}"
+    )
     result_table(name, results, gain, caption, penalty)
     if executor is not None:
         say(circuit_line(executor.statistics.summary(), config))
@@ -75,8 +98,17 @@ def compare(first: str, second: str, results: str) -> None:
 
     a, b = recorded(first, results), recorded(second, results)
     gap = difference(a, b, 9999, 0)
-    rows = [[first, f"{a.perplexity:.4f}", ""], [second, f"{b.perplexity:.4f}", ""], ["difference", f"{gap.value:+.4f}", f"[{gap.low:.4f}, {gap.high:.4f}]"]]
-    table("paired comparison", ["", f"{a.statement['unit']} perplexity", "95% interval"], rows, f"{gap.units} documents, protocol {a.fingerprint}")
+    rows = [
+        [first, f"{a.perplexity:.4f}", ""],
+        [second, f"{b.perplexity:.4f}", ""],
+        ["difference", f"{gap.value:+.4f}", f"[{gap.low:.4f}, {gap.high:.4f}]"],
+    ]
+    table(
+        "paired comparison",
+        ["", f"{a.statement['unit']} perplexity", "95% interval"],
+        rows,
+        f"{gap.units} documents, protocol {a.fingerprint}",
+    )
 
 
 def recorded(word: str, results: str) -> Any:

@@ -1,6 +1,7 @@
 """`qrun plan`: circuits, shots, jobs and seconds of a run on a QPU, from the model's shape alone.
 
-qrun plan model=llama                       the paper's one v_proj site: 64 pairs, 16 circuits per token, 1,328 circuits for 83 tokens
+qrun plan model=llama                       the paper's one v_proj site: 64 pairs, 16 circuits per token, 1,328 circuits
+                                            for 83 tokens
 qrun plan model=smollm2 adapter=cayley      all 210 sites
 """
 
@@ -38,7 +39,10 @@ def plan(config: PlanConfig) -> None:
     found = cost(chip, dim, per_site, config.tokens, shots, block.seconds)
     rows = [
         ["sites, blocks, parameters", f"{len(selected):,}, {sum(per_site):,}, {parameters(selected, dim, side):,}"],
-        ["blocks at once on the chip", f"{found.blocks_per_circuit} of {n} qubits ({found.blocks_per_circuit * n} of {chip.qubits})"],
+        [
+            "blocks at once on the chip",
+            f"{found.blocks_per_circuit} of {n} qubits ({found.blocks_per_circuit * n} of {chip.qubits})",
+        ],
         ["circuits per token", f"{found.circuits_per_token:,}"],
         [f"circuits for {config.tokens:,} tokens", f"{found.circuits:,}"],
         [f"executions at {shots:,} shots", f"{found.executions:,}"],
@@ -47,7 +51,11 @@ def plan(config: PlanConfig) -> None:
         ["QPU time from repetition delay", f"{found.qpu_seconds / 60:,.1f} min"],
         ["share of the open plan's 10 min", f"{found.open_plan_share:,.2f}"],
         [f"one circuit per job, {JOBS_PER_MINUTE} jobs a minute", f"{found.one_circuit_per_job_minutes:,.1f} min"],
-        ["block circuit", f"{block.counts['cz']} CZ, {block.counts['sx'] + block.counts['x']} SX, depth {block.depth}, {block.seconds * 1e6:.1f} us"],
+        [
+            "block circuit",
+            f"{block.counts['cz']} CZ, {block.counts['sx'] + block.counts['x']} SX, depth {block.depth}, "
+            f"{block.seconds * 1e6:.1f} us",
+        ],
         ["survival of a block circuit", f"{block.gate_survival:.2%} gates, {block.survival:.2%} with readout"],
     ]
     calibration = f"calibration of {chip.date}" if chip.date else "nominal errors: CZ 1.78e-3, SX 2.45e-4, readout 1e-2"
@@ -55,6 +63,12 @@ def plan(config: PlanConfig) -> None:
     if chip.dead:
         say(dead_couplers(chip))
     if config.device.budget_s is not None and found.quick_seconds > config.device.budget_s:
-        say(f"over budget: device.budget_s={config.device.budget_s:g} s, this run needs {found.quick_seconds:,.0f} s and would be stopped before it is sent")
+        say(
+            f"over budget: device.budget_s={config.device.budget_s:g} s, this run needs "
+            f"{found.quick_seconds:,.0f} s and would be stopped before it is sent"
+        )
     if found.quick_seconds > OPEN_PLAN_S:
-        say(f"the open plan's {OPEN_PLAN_S} s hold about {int(config.tokens * OPEN_PLAN_S / found.quick_seconds):,} of these tokens")
+        say(
+            f"the open plan's {OPEN_PLAN_S} s hold about "
+            f"{int(config.tokens * OPEN_PLAN_S / found.quick_seconds):,} of these tokens"
+        )

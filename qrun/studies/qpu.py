@@ -12,7 +12,10 @@ from qrun.report.screen import listing, say
 
 
 def fetch(results: str, service: IbmService | None = None) -> None:
-    """Print every stored job and download the counts of finished ones. Raises InputError without jobs or without an account."""
+    """Print every stored job and download the counts of finished ones.
+
+    Raises InputError without jobs or without an account.
+    """
     folder = Path(results).expanduser().resolve() / "qpu"
     jobs = read_jobs(folder)
     if not jobs:
@@ -30,7 +33,10 @@ def fetch(results: str, service: IbmService | None = None) -> None:
                 status = str(handle.status())
                 if status.endswith("DONE"):
                     result = service.wait(job["job_id"], handle)
-                    save_file({str(i): np.ascontiguousarray(frequencies(result[i])) for i in range(job["pubs"])}, path.with_suffix(".new"))
+                    save_file(
+                        {str(i): np.ascontiguousarray(frequencies(result[i])) for i in range(job["pubs"])},
+                        path.with_suffix(".new"),
+                    )
                     os.replace(path.with_suffix(".new"), path)
                     status = "fetched now"
         rows.append([job["job_id"], job["backend"], f"{job['pubs']:,}", f"{job['qpu_seconds']:.0f}", status])
@@ -46,6 +52,12 @@ def refresh(backend: str, out: str) -> None:
         raise InputError(f"--out {out}: give a .yaml file in an existing folder")
     source = fake_backend(backend) if backend in FAKES else ibm_service().backend(backend)
     values = {**medians(source), "name": target.stem}
-    lines = [f"# Medians of {backend}, calibration of {values['date']}", f"# refresh: qrun qpu noise {backend} --out {out}"]
+    lines = [
+        f"# Medians of {backend}, calibration of {values['date']}",
+        f"# refresh: qrun qpu noise {backend} --out {out}",
+    ]
     target.write_text("\n".join([*lines, *(f"{key}: {value}" for key, value in values.items())]) + "\n")
-    say(f"{target}: CZ {values['cz']:.3g}, SX {values['sx']:.3g}, T1 {values['t1_us']:.0f} us, T2 {values['t2_us']:.0f} us, {values['date']}")
+    say(
+        f"{target}: CZ {values['cz']:.3g}, SX {values['sx']:.3g}, T1 {values['t1_us']:.0f} us, T2 "
+        f"{values['t2_us']:.0f} us, {values['date']}"
+    )

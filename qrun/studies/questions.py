@@ -27,7 +27,9 @@ def ask(config: QuestionsRunConfig) -> dict[str, Any]:
     """Let every arm answer, compare them in pairs, record; returns the numbers."""
     model_shape(config.model)
     if config.device.kind != "exact" and not config.adapter.path:
-        raise InputError(f"device={config.device.kind}: no adapter to run there; give adapter.path=<folder written by `qrun train`>")
+        raise InputError(
+            f"device={config.device.kind}: no adapter to run there; give adapter.path=<folder written by `qrun train`>"
+        )
     from qrun.adapters.saving import read
     from qrun.evaluation.questions import answer
     from qrun.language.questions import load
@@ -40,7 +42,11 @@ def ask(config: QuestionsRunConfig) -> dict[str, Any]:
     from qrun.training.interrupt import Interrupt
 
     saved = read(Path(config.adapter.path).expanduser()) if config.adapter.path else None
-    executor = open_executor(config, saved.config.dim, config.readout.sign) if saved and config.device.kind != "exact" else None
+    executor = (
+        open_executor(config, saved.config.dim, config.readout.sign)
+        if saved and config.device.kind != "exact"
+        else None
+    )
     asked = load(config.questions, config.seed)
     shelf, store = Shelf(), Store(config.results)
     store.check_writable()
@@ -50,14 +56,20 @@ def ask(config: QuestionsRunConfig) -> dict[str, Any]:
     name = config.name or f"{config.model.name}-{asked.name}-{config.device.kind}-{config_hash(config)}"
     params = {k: v for k, v in flatten(plain(config)).items() if k not in ("results", "name")}
     tags = {
-        **git_state(), "config_hash": config_hash(config), "model_weights": language.identity["weights"], "questions_digest": asked.digest,
+        **git_state(), "config_hash": config_hash(config), "model_weights": language.identity["weights"],
+        "questions_digest": asked.digest,
         "questions_source": asked.source, **device_tags(config), "study_key": config_hash(config),
     }  # fmt: skip
     arms: list[Arm] = []
 
     def run_arm(label: str, chosen: Any) -> None:
         with bar(label, 4 * len(asked.questions), "choices") as advance:
-            arms.append(Arm(label, answer(chosen.model, chosen.tokenizer, asked.questions, config.batch, lambda n: advance(n, ""))))
+            arms.append(
+                Arm(
+                    label,
+                    answer(chosen.model, chosen.tokenizer, asked.questions, config.batch, lambda n: advance(n, "")),
+                )
+            )
             advance(0, f"{arms[-1].answers.correct.mean():.1%} right")
 
     with Interrupt().installed(), store.run("study", name, params, tags) as run:
@@ -79,7 +91,8 @@ def ask(config: QuestionsRunConfig) -> dict[str, Any]:
 
 
 def compare(arms: list[Arm], config: QuestionsRunConfig) -> dict[str, Any]:
-    """Shares with intervals, sampled answers by temperature, pairs of neighbouring arms, and the questions that both baselines fail."""
+    """Shares with intervals, sampled answers by temperature, pairs of neighbouring arms, and the questions that
+    both baselines fail."""
     from qrun.evaluation.questions import binomial_interval, both_fail, mcnemar
 
     shares: dict[str, Any] = {}
@@ -87,10 +100,16 @@ def compare(arms: list[Arm], config: QuestionsRunConfig) -> dict[str, Any]:
         right, count = int(arm.answers.correct.sum()), len(arm.answers.right)
         sampled = {f"{t:g}": arm.answers.sampled(t, config.trials, config.seed) for t in config.temperatures}
         shares[arm.name] = {
-            "right": right, "questions": count, "interval": binomial_interval(right, count), "chosen": arm.answers.chosen.tolist(),
-            "sampled": {t: {"right": int(x.sum()), "trials": config.trials * count, "by_question": x.tolist()} for t, x in sampled.items()},
+            "right": right, "questions": count, "interval": binomial_interval(right, count),
+            "chosen": arm.answers.chosen.tolist(),
+            "sampled": {t: {"right": int(x.sum()), "trials": config.trials * count,
+            "by_question": x.tolist()} for t, x in sampled.items()},
         }  # fmt: skip
-    pairs = {f"{a.name} to {b.name}": mcnemar(a.answers.correct, b.answers.correct) for i, a in enumerate(arms) for b in arms[i + 1 :]}
+    pairs = {
+        f"{a.name} to {b.name}": mcnemar(a.answers.correct, b.answers.correct)
+        for i, a in enumerate(arms)
+        for b in arms[i + 1 :]
+    }
     values: dict[str, Any] = {"shares": shares, "pairs": pairs}
     if len(arms) >= 3 and arms[0].name == "original":
         values["both_fail"] = {arm.name: both_fail(arms[0].answers, arms[1].answers, arm.answers) for arm in arms[2:]}
@@ -112,14 +131,22 @@ def judge(config: QuestionsRunConfig, asked: Any, arms: list[Arm], values: dict[
             sampled.append(f"{found['right'] / found['trials']:.1%} [{100 * a:.1f}, {100 * b:.1f}]")
         rows.append([name, f"{share['right']} of {share['questions']}", shown, *sampled])
     columns = ["", "right", "by likelihood", *(f"sampled, T = {t:g}" for t in config.temperatures)]
-    caption = f"{asked.source}; chance 25%; {config.trials} sampled answers per question; intervals exact binomial (trials of one question are not independent)"
+    caption = (
+        f"{asked.source}; chance 25%; {config.trials} sampled answers per question; intervals exact "
+        f"binomial (trials of one question are not independent)"
+    )
     tables = [Table(f"{config.model.name}: {asked.name}, {len(asked.questions)} questions", columns, rows, caption)]
     names = [q.name.removeprefix(f"{asked.name} ") for q in asked.questions]
 
     def listed(found: list[int]) -> str:
-        return f"{len(found)}" + (f" ({', '.join(names[k] for k in found[:SHOWN])}{', ...' if len(found) > SHOWN else ''})" if found else "")
+        return f"{len(found)}" + (
+            f" ({', '.join(names[k] for k in found[:SHOWN])}{', ...' if len(found) > SHOWN else ''})" if found else ""
+        )
 
-    pairs = [[name, listed(p["wrong_to_right"]), listed(p["right_to_wrong"]), f"{p['p']:.2g}"] for name, p in values["pairs"].items()]
+    pairs = [
+        [name, listed(p["wrong_to_right"]), listed(p["right_to_wrong"]), f"{p['p']:.2g}"]
+        for name, p in values["pairs"].items()
+    ]
     if pairs:
         tables.append(Table("changed answers", ["", "wrong to right", "right to wrong", "McNemar p"], pairs))
     if any(q.reported for q in asked.questions):
@@ -127,17 +154,23 @@ def judge(config: QuestionsRunConfig, asked: Any, arms: list[Arm], values: dict[
     verdicts, negatives = [], []
     for name, found in values.get("both_fail", {}).items():
         ours = (
-            f"{name}: both baselines fail {found['both_fail']} of {len(names)}, the adapter answers {listed(found['answered'])}; expected "
-            f"{found['flips']:.1f} if its changed answers fell at random, {found['guessing']:.1f} if it guessed (p = {found['p']:.2g})"
+            f"{name}: both baselines fail {found['both_fail']} of {len(names)}, the adapter answers "
+            f"{listed(found['answered'])}; expected "
+            f"{found['flips']:.1f} if its changed answers fell at random, {found['guessing']:.1f} if it guessed "
+            f"(p = {found['p']:.2g})"
         )
         pair = values["pairs"][f"{arms[1].name} to {name}"]
         word = "not reproduced" if not found["answered"] else "reproduced" if found["p"] < 0.05 else "in part"
         why = (
             "Such questions exist for any change of a model; only more than chance is evidence. In total "
-            f"{len(pair['wrong_to_right'])} answers of the compressed model turned right and {len(pair['right_to_wrong'])} wrong (McNemar p = {pair['p']:.2g})."
+            f"{len(pair['wrong_to_right'])} answers of the compressed model turned right and "
+            f"{len(pair['right_to_wrong'])} wrong (McNemar p = {pair['p']:.2g})."
         )
         if word != "reproduced":
-            negatives.append(f"{asked.name}, {name}: questions that both baselines fail are answered no more often than chance (p = {found['p']:.2g})")
+            negatives.append(
+                f"{asked.name}, {name}: questions that both baselines fail are answered no more often than "
+                f"chance (p = {found['p']:.2g})"
+            )
         verdicts.append(Verdict("both_fail", ours, 1, "expected by chance; McNemar", word, why))
     return StudyResult(f"questions-{asked.name}", config.model.name, tables, values, verdicts, negatives)
 
@@ -151,6 +184,14 @@ def paper_table(config: QuestionsRunConfig, asked: Any, arms: list[Arm], values:
         for arm in arms:
             share = values["shares"][arm.name]
             shown = question.shown[share["chosen"][index]]
-            sampled = [f"{share['sampled'][f'{t:g}']['by_question'][index]}/{config.trials}" for t in config.temperatures]
-            rows.append([f"{question.text} ({arm.name})", shown, question.shown[question.answer], *sampled, question.reported])
-    return Table("the paper's questions", ["", "answer", "right", *(f"T = {t:g}" for t in config.temperatures), "the paper"], rows)
+            sampled = [
+                f"{share['sampled'][f'{t:g}']['by_question'][index]}/{config.trials}" for t in config.temperatures
+            ]
+            rows.append(
+                [f"{question.text} ({arm.name})", shown, question.shown[question.answer], *sampled, question.reported]
+            )
+    return Table(
+        "the paper's questions",
+        ["", "answer", "right", *(f"T = {t:g}" for t in config.temperatures), "the paper"],
+        rows,
+    )

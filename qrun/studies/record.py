@@ -51,7 +51,10 @@ MODELS = 3  # kept open at once: a study over compressed models would else fill 
 
 
 class Shelf:
-    """Models, texts and what was opened of both, each once per process; the model that was not asked for longest makes room."""
+    """Models, texts and what was opened of both, each once per process.
+
+    The model that was not asked for longest makes room.
+    """
 
     def __init__(self) -> None:
         self._models: dict[str, LanguageModel] = {}
@@ -85,15 +88,23 @@ class Shelf:
         return self._texts[key]
 
     def open(self, config: RunConfig) -> Opened:
-        """Load model and text and state the task; every InputError about them is raised here, before anything is recorded."""
+        """Load model and text and state the task.
+
+        Every InputError about them is raised here, before anything is recorded.
+        """
         from qrun.evaluation.protocols import build
 
         key = "".join(to_yaml(part) for part in (config.model, config.data, config.protocol, config.evaluation))
         if key not in self._opened:
             language, text = self.model(config.model), self.text(config.data)
-            task = build(config.protocol, config.evaluation, text, language.tokenizer, language.shape.max_position_embeddings)
+            task = build(
+                config.protocol, config.evaluation, text, language.tokenizer, language.shape.max_position_embeddings
+            )
             sizes = ", ".join(f"{split} {len(documents):,}" for split, documents in text.splits.items())
-            say(f"data {text.name}: {sizes} documents; {task.scored:,} tokens scored, protocol {task.statement['protocol']} {task.fingerprint}")
+            say(
+                f"data {text.name}: {sizes} documents; {task.scored:,} tokens scored, protocol "
+                f"{task.statement['protocol']} {task.fingerprint}"
+            )
             self._opened[key] = Opened(language, text, task)
         self.model(config.model)
         return self._opened[key]
@@ -103,14 +114,17 @@ def attach_saved(language: LanguageModel, saved: SavedAdapter, path: str | Path)
     """Put a saved adapter into the model it was trained in; InputError for any other model."""
     if saved.base["weights"] != language.identity["weights"]:
         raise InputError(
-            f"adapter.path={path}: trained in {saved.base['name']} (weights {saved.base['weights']}), not in model={language.identity['name']} "
+            f"adapter.path={path}: trained in {saved.base['name']} (weights {saved.base['weights']}), not in "
+            f"model={language.identity['name']} "
             f"(weights {language.identity['weights']})"
         )
     selected = [site for site in sites(language.shape) if site.name in saved.sites]
     adapter = attach_method(language.model, selected, saved.config, language.identity["path"])
     if set(adapter.tensors()) != set(saved.tensors):
         detach(language.model, adapter)
-        raise InputError(f"adapter.path={path}: its tensors are not those of method {saved.config.method.value} at these sites")
+        raise InputError(
+            f"adapter.path={path}: its tensors are not those of method {saved.config.method.value} at these sites"
+        )
     adapter.load(saved.tensors)
     return adapter
 
@@ -127,10 +141,14 @@ def tags(config: RunConfig, opened: Opened) -> dict[str, Any]:
     """What identifies a number beside its parameters."""
     language, task, code = opened.language, opened.task, git_state()
     return {
-        **code, "mlflow.source.name": " ".join(["qrun", *sys.argv[1:]]), "mlflow.source.type": "LOCAL", "mlflow.source.git.commit": code["git_sha"],
-        "config_hash": config_hash(config), "protocol": task.statement["protocol"], "protocol_fingerprint": task.fingerprint,
-        "model_revision": language.identity["revision"], "model_weights": language.identity["weights"], "data_source": opened.corpus.source,
-        "data_digest": task.statement["data_digest"], "compute": str(language.device), **device_tags(config), "seed": config.seed,
+        **code, "mlflow.source.name": " ".join(["qrun", *sys.argv[1:]]), "mlflow.source.type": "LOCAL",
+        "mlflow.source.git.commit": code["git_sha"],
+        "config_hash": config_hash(config), "protocol": task.statement["protocol"],
+        "protocol_fingerprint": task.fingerprint,
+        "model_revision": language.identity["revision"], "model_weights": language.identity["weights"],
+        "data_source": opened.corpus.source,
+        "data_digest": task.statement["data_digest"], "compute": str(language.device), **device_tags(config),
+        "seed": config.seed,
     }  # fmt: skip
 
 
@@ -139,7 +157,13 @@ def device_tags(config: Any) -> dict[str, Any]:
     device, noise = getattr(config, "device", None), getattr(config, "noise", None)
     if device is None or noise is None or device.kind == "exact":
         return {"device": "exact"}
-    return {"device": device.kind, "shots": device.shots, "noise": noise.name, "noise_factor": noise.factor, "noise_date": noise.date}
+    return {
+        "device": device.kind,
+        "shots": device.shots,
+        "noise": noise.name,
+        "noise_factor": noise.factor,
+        "noise_date": noise.date,
+    }
 
 
 def open_record(run: Run, config: RunConfig, opened: Opened) -> None:
@@ -159,18 +183,34 @@ def record_measurements(run: Run, results: dict[str, Measurement], gain: Differe
     """Perplexities per document as artifacts, their totals as metrics."""
     for name, result in results.items():
         run.text(result.to_json(), f"perplexity_{name}.json")
-        run.metrics({f"{name}/perplexity": result.perplexity, f"{name}/bits_per_byte": result.bits_per_byte, f"{name}/seconds": result.seconds})
+        run.metrics(
+            {
+                f"{name}/perplexity": result.perplexity,
+                f"{name}/bits_per_byte": result.bits_per_byte,
+                f"{name}/seconds": result.seconds,
+            }
+        )
     if gain is not None:
         values = {"gain": gain.value, "gain_low": gain.low, "gain_high": gain.high}
         run.metrics({key: value for key, value in values.items() if value == value})
-        interval = f", 95% interval {gain.low:.3f} to {gain.high:.3f} over {gain.units} {gain.unit}" if gain.low == gain.low else ""
+        interval = (
+            f", 95% interval {gain.low:.3f} to {gain.high:.3f} over {gain.units} {gain.unit}"
+            if gain.low == gain.low
+            else ""
+        )
         base, adapted = next(iter(results.values())), list(results.values())[-1]
-        run.note(f"{base.statement['unit']} perplexity {base.perplexity:.3f} to **{adapted.perplexity:.3f}**: gain {gain.value:+.3f}{interval}")
+        run.note(
+            f"{base.statement['unit']} perplexity {base.perplexity:.3f} to **{adapted.perplexity:.3f}**: gain "
+            f"{gain.value:+.3f}{interval}"
+        )
     run.metrics({"peak_memory_mb": peak_memory_mb()})
 
 
-def documents_interval(store: Store, first: list[str], second: list[str], which: tuple[str, str], resamples: int, seed: int) -> tuple[float, float]:
-    """95 % interval over documents of PPL_first - PPL_second, the log-likelihoods of each averaged over seeds (run ids, in the order of the seeds)."""
+def documents_interval(
+    store: Store, first: list[str], second: list[str], which: tuple[str, str], resamples: int, seed: int
+) -> tuple[float, float]:
+    """95 % interval over documents of PPL_first - PPL_second, the log-likelihoods of each averaged over seeds (run
+    ids, in the order of the seeds)."""
     from qrun.evaluation.intervals import paired_interval
 
     sides = []
@@ -186,7 +226,13 @@ def peak_memory_mb() -> float:
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
-def result_table(title: str, results: dict[str, Measurement], gain: Difference | None, caption: str, penalty: Difference | None = None) -> None:
+def result_table(
+    title: str,
+    results: dict[str, Measurement],
+    gain: Difference | None,
+    caption: str,
+    penalty: Difference | None = None,
+) -> None:
     """The small table at the end of a run."""
     unit = next(iter(results.values())).statement["unit"]
     rows = [[name, f"{r.perplexity:.3f}", f"{r.bits_per_byte:.4f}"] for name, r in results.items()]

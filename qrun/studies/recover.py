@@ -1,10 +1,13 @@
-"""`qrun recover`: how much of what compression costs does an adapter bring back, and would anything else bring back as much?
+"""`qrun recover`: how much of what compression costs does an adapter bring back, and would anything else bring back as
+much?
 
-qrun recover                        3 ratios; adapters (cross-entropy, distilled, sign-constrained), controls, healing; two texts
+qrun recover                        3 ratios; adapters (cross-entropy, distilled, sign-constrained), controls, healing;
+                                    two texts
 
-An adapter also adapts to the text it is trained on. So three recoveries stand side by side, with PPL_o, PPL_c, PPL_c+a, PPL_o+a the perplexities of the
-original, the compressed model, and both with an adapter:
-    shifted   (PPL_c - PPL_c+a) / (PPL_c - PPL_o) on text the model was not pretrained on: the paper's definition, adaptation included
+An adapter also adapts to the text it is trained on. So three recoveries stand side by side, with PPL_o, PPL_c, PPL_c+a,
+PPL_o+a the perplexities of the original, the compressed model, and both with an adapter:
+    shifted   (PPL_c - PPL_c+a) / (PPL_c - PPL_o) on text the model was not pretrained on: the paper's definition,
+              adaptation included
     home      the same, trained and measured on (held-out) text of the model's own pretraining distribution
     adapted   (PPL_c - PPL_c+a) / (PPL_c - PPL_o+a) on the shifted text: against an original that was adapted too
 """
@@ -75,21 +78,46 @@ def points(config: RecoverConfig, dims: list[int], shape: Any) -> list[tuple[Poi
     for seed in config.study.seeds:
         for text in (SHIFTED, HOME) if config.home is not None else (SHIFTED,):
             for dim in dims if text == SHIFTED else dims[:1]:
-                found.append((Point(text, 1.0, "adapter", dim, seed), dataclasses.replace(own, dim=dim), config.training.lr, False))
+                found.append(
+                    (
+                        Point(text, 1.0, "adapter", dim, seed),
+                        dataclasses.replace(own, dim=dim),
+                        config.training.lr,
+                        False,
+                    )
+                )
             for ratio in config.study.ratios:
                 for dim in dims if text == SHIFTED else dims[:1]:
-                    found.append((Point(text, ratio, "adapter, distilled", dim, seed), dataclasses.replace(own, dim=dim), config.training.lr, True))
+                    found.append(
+                        (
+                            Point(text, ratio, "adapter, distilled", dim, seed),
+                            dataclasses.replace(own, dim=dim),
+                            config.training.lr,
+                            True,
+                        )
+                    )
                 if text == SHIFTED:
                     found.append((Point(text, ratio, "adapter", first, seed), base, config.training.lr, False))
                     signed = dataclasses.replace(base, sign_constrained=True)
-                    found.append((Point(text, ratio, "sign-constrained, distilled", first, seed), signed, config.training.lr, True))
+                    found.append(
+                        (
+                            Point(text, ratio, "sign-constrained, distilled", first, seed),
+                            signed,
+                            config.training.lr,
+                            True,
+                        )
+                    )
                 for name, adapter, lr in controls if text == SHIFTED else controls[:1]:
                     found.append((Point(text, ratio, f"{name}, distilled", first, seed), adapter, lr, True))
-                found.append((Point(text, ratio, "healing, distilled", first, seed), healing, config.study.healing_lr, True))
+                found.append(
+                    (Point(text, ratio, "healing, distilled", first, seed), healing, config.study.healing_lr, True)
+                )
     return found
 
 
-def compressed_model(config: RecoverConfig, ratio: float, weights: str, data: dict[str, str]) -> tuple[Cell, ModelConfig]:
+def compressed_model(
+    config: RecoverConfig, ratio: float, weights: str, data: dict[str, str]
+) -> tuple[Cell, ModelConfig]:
     """The cell that makes the compressed model of a ratio, and the model config of its folder."""
     from qrun.compression.compress import kind_words
 
@@ -128,7 +156,9 @@ def recover(config: RecoverConfig, dry: bool = False) -> dict[str, Any]:
         cells = training_cells(config, usable, shape, models, scene.weights, scene.data, home)
         runs = scene.run(cells)
         where = [point for point, *_ in points(config, usable, shape)]
-        values = summarise(config, scene.store, {point: runs[cell.key] for point, cell in zip(where, cells, strict=True)})
+        values = summarise(
+            config, scene.store, {point: runs[cell.key] for point, cell in zip(where, cells, strict=True)}
+        )
         for ratio, (cell, _) in made.items():
             values["sizes"][f"{ratio:g}"] = sizes[cell.key].data.metrics
         conclude(scene.parent, scene.store, judge(config, values))
@@ -136,25 +166,48 @@ def recover(config: RecoverConfig, dry: bool = False) -> dict[str, Any]:
 
 
 def training_cells(
-    config: RecoverConfig, dims: list[int], shape: Any, models: dict[float, tuple[str, ModelConfig]], weights: str, data: dict[str, str], home: dict[str, str]
+    config: RecoverConfig,
+    dims: list[int],
+    shape: Any,
+    models: dict[float, tuple[str, ModelConfig]],
+    weights: str,
+    data: dict[str, str],
+    home: dict[str, str],
 ) -> list[Cell]:
-    """A cell per point. A compressed model is known by the key of its compression, so that nothing is loaded to find finished cells."""
+    """A cell per point.
+
+    A compressed model is known by the key of its compression, so that nothing is loaded to find finished cells.
+    """
     cells = []
     for point, adapter, lr, distilled in points(config, dims, shape):
         key, model = models.get(point.ratio, (weights, config.model))
         text = config.data if point.text == SHIFTED or config.home is None else config.home
-        training = dataclasses.replace(config.training, distill_weight=config.training.distill_weight if distilled else 0.0)
+        training = dataclasses.replace(
+            config.training, distill_weight=config.training.distill_weight if distilled else 0.0
+        )
         cell: TrainConfig = training_config(
-            config, adapter, point.seed, lr, model=model, data=text, training=training, teacher=config.model if distilled else None
+            config,
+            adapter,
+            point.seed,
+            lr,
+            model=model,
+            data=text,
+            training=training,
+            teacher=config.model if distilled else None,
         )
         where = "original" if point.ratio == 1 else f"compressed {point.ratio:g}"
         label = f"{point.text} {where}, {point.what} b={point.dim} seed={point.seed}"
-        cells.append(training_cell(cell, key, data if point.text == SHIFTED else home, label, teacher=weights if distilled else ""))
+        cells.append(
+            training_cell(
+                cell, key, data if point.text == SHIFTED else home, label, teacher=weights if distilled else ""
+            )
+        )
     return cells
 
 
 def summarise(config: RecoverConfig, store: Any, runs: dict[Point, Any]) -> dict[str, Any]:
-    """Perplexities and the three recoveries of every row, with paired intervals over documents (first seed) and the spread over seeds."""
+    """Perplexities and the three recoveries of every row, with paired intervals over documents (first seed) and the
+    spread over seeds."""
     from qrun.evaluation.intervals import recovery_interval
     from qrun.evaluation.perplexity import Measurement
 
@@ -169,17 +222,27 @@ def summarise(config: RecoverConfig, store: Any, runs: dict[Point, Any]) -> dict
             here = dataclasses.replace(point, seed=seed)
             start = point.dim if point.text == SHIFTED else first
             original = Point(point.text, 1.0, "adapter", start, seed)
-            each.append([measured(original, "base"), measured(original, "adapted"), measured(here, "base"), measured(here, "adapted")])
+            each.append(
+                [
+                    measured(original, "base"),
+                    measured(original, "adapted"),
+                    measured(here, "base"),
+                    measured(here, "adapted"),
+                ]
+            )
         o, o_a, c, c_a = each[0]
         arrays = [np.array(m.nats) for m in (o, o_a, c, c_a)]
         weight = np.array(c.normaliser, float)
         kinds = {"recovery": arrays[0], **({"against_adapted": arrays[1]} if point.text == SHIFTED else {})}
         row: dict[str, Any] = {
-            **dataclasses.asdict(point), "parameters": int(runs[point].data.metrics["parameters"]), "original": o.perplexity,
+            **dataclasses.asdict(point), "parameters": int(runs[point].data.metrics["parameters"]),
+            "original": o.perplexity,
             "original_adapted": o_a.perplexity, "compressed": c.perplexity, "adapted": c_a.perplexity,
         }  # fmt: skip
         for index, (kind, reference) in enumerate(kinds.items()):
-            value, low, high = recovery_interval(arrays[2], arrays[3], reference, weight, config.evaluation.resamples, config.seed)
+            value, low, high = recovery_interval(
+                arrays[2], arrays[3], reference, weight, config.evaluation.resamples, config.seed
+            )
             spread = [(m[2].perplexity - m[3].perplexity) / (m[2].perplexity - m[index].perplexity) for m in each]
             row[kind] = {"value": value, "low": low, "high": high, "seeds": spread}
         rows.append(row)
@@ -204,47 +267,84 @@ def judge(config: RecoverConfig, values: dict[str, Any]) -> Any:
         rows = [row for row in values["rows"] if row["ratio"] == ratio]
         for row in rows:
             cells = [percent(row[kind]) if kind in row else "-" for kind in ("recovery", "against_adapted")]
-            shown.append([f"{row['text']}: {row['what']}, b = {row['dim']}", f"{row['parameters']:,}", f"{row['adapted']:.3f}", *cells])
+            shown.append(
+                [
+                    f"{row['text']}: {row['what']}, b = {row['dim']}",
+                    f"{row['parameters']:,}",
+                    f"{row['adapted']:.3f}",
+                    *cells,
+                ]
+            )
         shifted = next(row for row in rows if row["text"] == SHIFTED)
         size = values["sizes"].get(f"{ratio:g}", {})
         times = shifted["compressed"] / shifted["original"]
         caption = (
-            f"shifted text {config.data.name}: original {shifted['original']:.3f}, compressed {shifted['compressed']:.3f} (x {times:.2f}), "
+            f"shifted text {config.data.name}: original {shifted['original']:.3f}, compressed "
+            f"{shifted['compressed']:.3f} (x {times:.2f}), "
             f"original with adapter {shifted['original_adapted']:.3f}"
         )
         homes = [row for row in rows if row["text"] == HOME]
         if homes and config.home is not None:
-            caption += f"; home text {config.home.name}: original {homes[0]['original']:.3f}, compressed {homes[0]['compressed']:.3f}"
+            caption += (
+                f"; home text {config.home.name}: original {homes[0]['original']:.3f}, compressed "
+                f"{homes[0]['compressed']:.3f}"
+            )
         kept = f", {size['model_kept_parameters']:,.0f} of {size['model_parameters']:,.0f} parameters" if size else ""
         title = f"{config.model.name}, {kind_words(config.compression)} to {ratio:g} of the projections{kept}"
-        tables.append(Table(title, ["", "trained", "perplexity", "recovery", "against the adapted original"], shown, caption))
+        tables.append(
+            Table(title, ["", "trained", "perplexity", "recovery", "against the adapted original"], shown, caption)
+        )
         for text in (SHIFTED, HOME):
-            own = [row for row in rows if row["text"] == text and row["what"].startswith(("adapter", "sign")) and row["dim"] == shifted["dim"]]
+            own = [
+                row
+                for row in rows
+                if row["text"] == text and row["what"].startswith(("adapter", "sign")) and row["dim"] == shifted["dim"]
+            ]
             others = [row for row in rows if row["text"] == text and not row["what"].startswith(("adapter", "sign"))]
             if own and others:
-                best, other = max(own, key=lambda r: r["recovery"]["value"]), max(others, key=lambda r: r["recovery"]["value"])
+                best, other = (
+                    max(own, key=lambda r: r["recovery"]["value"]),
+                    max(others, key=lambda r: r["recovery"]["value"]),
+                )
                 if other["recovery"]["value"] > best["recovery"]["value"]:
-                    theirs = f"{other['what']} recovers {percent(other['recovery'])} with {other['parameters']:,} parameters"
-                    ours = f"the best adapter of b = {best['dim']} ({best['what']}) {percent(best['recovery'])} with {best['parameters']:,}"
+                    theirs = (
+                        f"{other['what']} recovers {percent(other['recovery'])} with {other['parameters']:,} parameters"
+                    )
+                    ours = (
+                        f"the best adapter of b = {best['dim']} ({best['what']}) {percent(best['recovery'])} "
+                        f"with {best['parameters']:,}"
+                    )
                     negatives.append(f"{text} text, ratio {ratio:g}: {theirs}, {ours}")
         for row in rows:
             if row["what"] == "adapter, distilled" and row["dim"] == shifted["dim"]:
-                third = f", {percent(row['against_adapted'])} against the adapted original" if "against_adapted" in row else ""
+                third = (
+                    f", {percent(row['against_adapted'])} against the adapted original"
+                    if "against_adapted" in row
+                    else ""
+                )
                 parts.append(f"ratio {ratio:g} {row['text']} {percent(row['recovery'])}{third}")
-                if row["text"] == HOME and row["compressed"] > 1.05 * row["original"]:  # else there is next to nothing to recover
+                if (
+                    row["text"] == HOME and row["compressed"] > 1.05 * row["original"]
+                ):  # else there is next to nothing to recover
                     near.append(row["recovery"]["high"] >= 0.83)
     control = "; ".join(
         f"{row['what']} (ratio {row['ratio']:g}, {row['text']}) {percent(row['recovery'])}"
         for row in values["rows"] if row["what"].startswith(("lora", "healing"))
     )  # fmt: skip
     why = (
-        "The paper's definition, taken literally, is the first number; above 100 % on shifted text it measures adaptation to the text as well. If the paper's "
-        "adapters saw the benchmark's own training split, its 83 % compares with the shifted column; as a statement about repair it compares with the "
+        "The paper's definition, taken literally, is the first number; above 100 % on shifted text it measures "
+        "adaptation to the text as well. If the paper's "
+        "adapters saw the benchmark's own training split, its 83 % compares with the shifted column; as a "
+        "statement about repair it compares with the "
         "home column, by which the verdict goes."
     )
-    word = "not testable here" if not near else "reproduced" if all(near) else "in part" if any(near) else "not reproduced"
+    word = (
+        "not testable here" if not near else "reproduced" if all(near) else "in part" if any(near) else "not reproduced"
+    )
     verdict = Verdict("recovery", "; ".join(parts), seeds, control, word, why)
-    return StudyResult(f"recover-{kind_words(config.compression)}", config.model.name, tables, values, [verdict], negatives)
+    return StudyResult(
+        f"recover-{kind_words(config.compression)}", config.model.name, tables, values, [verdict], negatives
+    )
 
 
 def percent(recovery: dict[str, Any]) -> str:

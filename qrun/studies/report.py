@@ -1,4 +1,5 @@
-"""`qrun report`: from the store alone to `results/`: tables, figures, the claims table, the log of negative results. Nothing is typed by hand.
+"""`qrun report`: from the store alone to `results/`: tables, figures, the claims table, the log of negative results.
+Nothing is typed by hand.
 
 results/<study>/<model>/   table.md, table.json, figures (png, svg), command.txt
 results/README.md          the claims table              results/LOG.md     negative results
@@ -26,7 +27,8 @@ def report(results: str, out: str) -> list[Path]:
     runs = list(store.tagged("study", "study_key", "FINISHED").values())
     if not runs:
         raise InputError(
-            f"results={store.folder}: no finished study in this store; run `qrun sweep dim`, `qrun sweep noise`, `qrun recover` or `qrun eval questions`"
+            f"results={store.folder}: no finished study in this store; run `qrun sweep dim`, `qrun sweep "
+            f"noise`, `qrun recover` or `qrun eval questions`"
         )
     latest: dict[tuple[str, str], tuple[Any, dict[str, Any]]] = {}  # the newest run of a study on a model
     for run in sorted(runs, key=lambda r: r.info.start_time):
@@ -41,7 +43,10 @@ def report(results: str, out: str) -> list[Path]:
         say(f"{folder}: {len(found['tables'])} tables, {len(found['verdicts'])} verdicts")
     (target / "README.md").write_text(claims_page(entries))
     (target / "LOG.md").write_text(log_page(entries))
-    say(f"{target / 'README.md'}: {len(CLAIMS)} claims; {target / 'LOG.md'}: {sum(len(f['negatives']) for _, _, f in entries)} negative results")
+    say(
+        f"{target / 'README.md'}: {len(CLAIMS)} claims; {target / 'LOG.md'}: "
+        f"{sum(len(f['negatives']) for _, _, f in entries)} negative results"
+    )
     return folders
 
 
@@ -55,7 +60,10 @@ def write_study(folder: Path, run: Any, found: dict[str, Any]) -> None:
         body += [f"## {shown['title']}", "", *markdown(shown["columns"], shown["rows"]), "", shown["caption"], ""]
     for verdict in found["verdicts"]:
         claim = CLAIMS[verdict["claim"]]
-        body += [f"**{verdict['verdict']}** {claim.text} (paper: {claim.paper}) Here: {verdict['ours']}. {verdict['why']}", ""]
+        body += [
+            f"**{verdict['verdict']}** {claim.text} (paper: {claim.paper}) Here: {verdict['ours']}. {verdict['why']}",
+            "",
+        ]
     body += [f"- {line}" for line in found["negatives"]]
     for name, figure in draw(found["study"], found["model"], found["values"]).items():
         figure.savefig(folder / f"{name}.png", dpi=120)
@@ -72,7 +80,8 @@ def write_study(folder: Path, run: Any, found: dict[str, Any]) -> None:
 def facts(run: Any) -> dict[str, Any]:
     """What identifies the numbers."""
     keys = (
-        "git_sha", "git_dirty", "code_digest", "config_hash", "protocol", "protocol_fingerprint", "model_revision", "model_weights", "data_source",
+        "git_sha", "git_dirty", "code_digest", "config_hash", "protocol", "protocol_fingerprint", "model_revision",
+        "model_weights", "data_source",
         "data_digest", "questions_source", "questions_digest", "compute", "device", "noise", "noise_date",
     )  # fmt: skip
     found = {key: run.data.tags[key] for key in keys if run.data.tags.get(key) not in (None, "None")}
@@ -96,7 +105,10 @@ def finite(value: Any) -> Any:
 
 
 def claims_page(entries: list[tuple[Path, Any, dict[str, Any]]]) -> str:
-    """claim | paper | where | ours | seeds | control | verdict | command; a claim nobody has tested at the paper's scale says what that needs."""
+    """claim | paper | where | ours | seeds | control | verdict | command.
+
+    A claim nobody has tested at the paper's scale says what that needs.
+    """
     rows = []
     for key, claim in CLAIMS.items():
         first = True
@@ -108,21 +120,44 @@ def claims_page(entries: list[tuple[Path, Any, dict[str, Any]]]) -> str:
                 rows.append([*cells, f"**{verdict['verdict']}** {verdict['why']}", f"`{found['command']}`"])
                 first = False
         text, paper = (claim.text, claim.paper) if first else ("", "")
-        rows.append([text, paper, "at the paper's scale", "-", "-", "-", f"not testable here: needs {claim.needs}", f"`{claim.command}`"])
+        rows.append(
+            [
+                text,
+                paper,
+                "at the paper's scale",
+                "-",
+                "-",
+                "-",
+                f"not testable here: needs {claim.needs}",
+                f"`{claim.command}`",
+            ]
+        )
     return "\n".join(
         [
             "# Claims of arXiv:2605.05914, and what became of them here", "",
-            "Written by `qrun report` from the MLflow store. Verdicts are about the model named in the row, not about the paper's models; the rows marked "
+            "Written by `qrun report` from the MLflow store. Verdicts are about the model named in the row, not "
+"about the paper's models; the rows marked "
             "\"at the paper's scale\" stay open until somebody runs them. Negative results: [LOG.md](LOG.md).", "",
-            *markdown(["claim", "paper", "model", "ours, with 95% intervals", "seeds", "control", "verdict", "command"], rows, numbers=False), "",
+            *markdown(["claim", "paper", "model", "ours, with 95% intervals", "seeds", "control",
+            "verdict", "command"], rows, numbers=False), "",
         ]
     )  # fmt: skip
 
 
 def log_page(entries: list[tuple[Path, Any, dict[str, Any]]]) -> str:
     """Everything that failed or was beaten."""
-    lines = ["# Negative results", "", "Written by `qrun report`: claims that did not hold, and controls that beat the adapter.", ""]
+    lines = [
+        "# Negative results",
+        "",
+        "Written by `qrun report`: claims that did not hold, and controls that beat the adapter.",
+        "",
+    ]
     for path, _, found in entries:
         if found["negatives"]:
-            lines += [f"## {found['study']}, [{found['model']}]({path}/table.md)", "", *(f"- {line}" for line in found["negatives"]), ""]
+            lines += [
+                f"## {found['study']}, [{found['model']}]({path}/table.md)",
+                "",
+                *(f"- {line}" for line in found["negatives"]),
+                "",
+            ]
     return "\n".join(lines)

@@ -1,4 +1,7 @@
-"""What a study leaves behind: tables, figures, verdicts on claims, negative results. `qrun report` needs nothing else."""
+"""What a study leaves behind.
+
+Tables, figures, verdicts on claims, negative results. `qrun report` needs nothing else.
+"""
 
 import sys
 from dataclasses import asdict, dataclass, field
@@ -21,7 +24,10 @@ class Table:
 
 @dataclass
 class Verdict:
-    """One claim of the paper against one study: `verdict` is reproduced, not reproduced, in part, or not testable here."""
+    """One claim of the paper against one study.
+
+    `verdict` is reproduced, not reproduced, in part, or not testable here.
+    """
 
     claim: str  # key of report.claims.CLAIMS
     ours: str
@@ -50,7 +56,10 @@ def conclude(parent: Any, store: Any, result: StudyResult) -> None:
     parent.json({**asdict(result), "command": " ".join(["qrun", *sys.argv[1:]])}, "result.json")
     for name, figure in draw(result.study, result.model, result.values).items():
         parent.figure(figure, f"figures/{name}.png")
-    parent.note("\n\n".join(f"**{CLAIMS[v.claim].text}** {v.verdict}: {v.ours}. {v.why}" for v in result.verdicts) or result.study)
+    parent.note(
+        "\n\n".join(f"**{CLAIMS[v.claim].text}** {v.verdict}: {v.ours}. {v.why}" for v in result.verdicts)
+        or result.study
+    )
     for shown in result.tables:
         table(shown.title, shown.columns, shown.rows, shown.caption)
     for v in result.verdicts:

@@ -2,8 +2,10 @@
 
     qrun train model=smollm2 adapter.dim=8
 
-1. Check everything that can be checked: sites, block dimension, text, protocol, store.   2. Perplexity of the frozen model.
-3. Train K (or a control's parameters), keep the best by validation.   4. Perplexity with the adapter, paired difference with its interval.
+1. Check everything that can be checked: sites, block dimension, text, protocol, store.   2. Perplexity of the frozen
+                                                                                          model.
+3. Train K (or a control's parameters), keep the best by validation.   4. Perplexity with the adapter, paired difference
+                                                                       with its interval.
 5. Diagnostics, save and record.
 """
 
@@ -23,7 +25,8 @@ from qrun.language.models import model_shape
 def train(config: TrainConfig, resume: bool = False, shelf: Any = None, cell: dict[str, str] | None = None) -> Path:
     """Run the recipe; returns the folder of the saved adapter.
 
-    A study passes what its cells share (`shelf`, a record.Shelf) and the tags that make the run one of its cells; the model is left as it was.
+    A study passes what its cells share (`shelf`, a record.Shelf) and the tags that make the run one of its cells;
+    the model is left as it was.
     """
     shape = model_shape(config.model)
     if shape is not None:
@@ -76,27 +79,47 @@ def train(config: TrainConfig, resume: bool = False, shelf: Any = None, cell: di
         resume_id = progress.facts["run_id"] if store.exists(progress.facts["run_id"]) else None
         say(f"resuming {name} at step {progress.step} of {config.training.steps}")
     elif state.is_file():
-        say(f"an unfinished run at step {read_progress(state).step} is there; starting over (--resume would continue it)")
+        say(
+            f"an unfinished run at step {read_progress(state).step} is there; starting over (--resume would "
+            f"continue it)"
+        )
         state.unlink()
 
     other = config.teacher is not None and plain(config.teacher) != plain(config.model)
     original = shelf.model(config.teacher) if other and config.training.distill_weight else None
     if original is not None and original.model.config.vocab_size != language.model.config.vocab_size:
-        raise InputError(f"model@teacher={original.identity['name']}: its vocabulary is not that of model={config.model.name}")
+        raise InputError(
+            f"model@teacher={original.identity['name']}: its vocabulary is not that of model={config.model.name}"
+        )
     adapter = attach_method(language.model, selected, config.adapter, language.identity["path"])
     count = adapter.count()
-    say(f"adapter {method_words(config)}: {len(selected)} sites, {count:,} parameters; {len(windows):,} training windows of {config.training.context} tokens")
+    say(
+        f"adapter {method_words(config)}: {len(selected)} sites, {count:,} parameters; {len(windows):,} "
+        f"training windows of {config.training.context} tokens"
+    )
     params = {**flat_params(config), "sites": len(selected), "parameters": count}
     interrupt, cleanup = Interrupt(), ExitStack()
-    cleanup.callback(detach, language.model, adapter)  # a failed cell must not leave its layers in the model that the next one uses
-    with cleanup, interrupt.installed(), store.run("study" if cell else "train", name, params, {**tags(config, opened), **(cell or {})}, resume_id) as run:
+    cleanup.callback(
+        detach, language.model, adapter
+    )  # a failed cell must not leave its layers in the model that the next one uses
+    with (
+        cleanup,
+        interrupt.installed(),
+        store.run(
+            "study" if cell else "train", name, params, {**tags(config, opened), **(cell or {})}, resume_id
+        ) as run,
+    ):
         progress.facts = {**facts, "run_id": run.run_id}
         if resume_id is None:
             open_record(run, config, opened)
         with adapter.disabled():
             if opened.base is not None:
                 base = opened.base
-            elif resume_id and base_file.is_file() and (kept := Measurement.from_json(base_file.read_text())).fingerprint == opened.task.fingerprint:
+            elif (
+                resume_id
+                and base_file.is_file()
+                and (kept := Measurement.from_json(base_file.read_text())).fingerprint == opened.task.fingerprint
+            ):
                 base = kept
             else:
                 base = measured("frozen model", language.model, opened.task, config.evaluation.batch)
@@ -118,24 +141,49 @@ def train(config: TrainConfig, resume: bool = False, shelf: Any = None, cell: di
                 nonlocal logged
                 fresh = bool(now.evaluations) and now.evaluations[-1]["step"] == now.step
                 if now.step:
-                    advance(1, f"loss {now.history[-1]['cross_entropy']:.3f}  validation {now.evaluations[-1]['validation_nats']:.4f} nats/token")
+                    advance(
+                        1,
+                        f"loss {now.history[-1]['cross_entropy']:.3f}  validation "
+                        f"{now.evaluations[-1]['validation_nats']:.4f} nats/token",
+                    )
                 if fresh or interrupt.received:
-                    rows = [(int(r["step"]), {f"train/{k}": v for k, v in r.items() if k != "step"}) for r in now.history[logged:]]
-                    run.series([*rows, *([(now.step, {"validation/nats": now.evaluations[-1]["validation_nats"]})] if fresh else [])])
+                    rows = [
+                        (int(r["step"]), {f"train/{k}": v for k, v in r.items() if k != "step"})
+                        for r in now.history[logged:]
+                    ]
+                    run.series(
+                        [
+                            *rows,
+                            *(
+                                [(now.step, {"validation/nats": now.evaluations[-1]["validation_nats"]})]
+                                if fresh
+                                else []
+                            ),
+                        ]
+                    )
                     logged = now.step
 
             best, progress = fit(
-                language.model, adapter, windows, validate, config.training, config.seed, teacher, state, progress, on_step, interrupt
+                language.model, adapter, windows, validate, config.training, config.seed, teacher,
+                state, progress, on_step, interrupt
             )  # fmt: skip
         adapter.load(best)
         adapted = measured("with adapter", language.model, opened.task, config.evaluation.batch)
         gain = difference(base, adapted, config.evaluation.resamples, config.seed)
 
-        tokens = config.training.steps * config.training.batch * config.training.accumulation * (config.training.context - 1)
+        tokens = (
+            config.training.steps * config.training.batch * config.training.accumulation * (config.training.context - 1)
+        )
         summary = summarise(config, opened.task.statement, base, adapted, gain, count, len(selected), progress)
         save(folder / "adapter", adapter, language.identity, summary)
         record_measurements(run, {"base": base, "adapted": adapted}, gain)
-        run.metrics({"parameters": count, "train/seconds": progress.seconds, "train/tokens_per_second": tokens / max(progress.seconds, 1e-9)})
+        run.metrics(
+            {
+                "parameters": count,
+                "train/seconds": progress.seconds,
+                "train/tokens_per_second": tokens / max(progress.seconds, 1e-9),
+            }
+        )
         run.metrics({"best_step": progress.best_step})
         if config.adapter.method is Method.cayley:
             summary["diagnostics"] = {**describe(adapter), **on_text(language.model, adapter, windows[:4, :-1])}
@@ -147,7 +195,10 @@ def train(config: TrainConfig, resume: bool = False, shelf: Any = None, cell: di
     state.unlink(missing_ok=True)
     base_file.unlink(missing_ok=True)
 
-    caption = f"{len(base.nats)} documents, {sum(base.tokens):,} tokens of {corpus.name} {config.evaluation.split.value}; best step {progress.best_step}"
+    caption = (
+        f"{len(base.nats)} documents, {sum(base.tokens):,} tokens of {corpus.name} "
+        f"{config.evaluation.split.value}; best step {progress.best_step}"
+    )
     result_table(name, {"frozen model": base, f"with adapter, {count:,} parameters": adapted}, gain, caption)
     link = store.url("study" if cell else "train", run_id=run.run_id)
     say(f"adapter  {_shown(folder / 'adapter')}\nrun      {link}  (after `qrun ui{_results_option(config)}`)")
@@ -171,14 +222,27 @@ def method_words(config: TrainConfig) -> str:
     return adapter.method.value + size.get(adapter.method, f"-b{adapter.dim}" if adapter.method in BLOCKED else "")
 
 
-def summarise(config: TrainConfig, statement: dict[str, Any], base: Any, adapted: Any, gain: Any, count: int, selected: int, progress: Any) -> dict[str, Any]:
+def summarise(
+    config: TrainConfig,
+    statement: dict[str, Any],
+    base: Any,
+    adapted: Any,
+    gain: Any,
+    count: int,
+    selected: int,
+    progress: Any,
+) -> dict[str, Any]:
     """result.json, and the facts on the adapter's card."""
     return {
-        "base_perplexity": base.perplexity, "adapted_perplexity": adapted.perplexity, "gain": gain.value, "gain_95_low": gain.low, "gain_95_high": gain.high,
+        "base_perplexity": base.perplexity, "adapted_perplexity": adapted.perplexity, "gain": gain.value,
+        "gain_95_low": gain.low, "gain_95_high": gain.high,
         "interval": f"paired BCa bootstrap over {gain.units} {gain.unit}, {config.evaluation.resamples} resamples",
-        "base_bits_per_byte": base.bits_per_byte, "adapted_bits_per_byte": adapted.bits_per_byte, "parameters": count, "sites": selected,
-        "protocol": json.dumps(statement, sort_keys=True), "protocol_fingerprint": base.fingerprint, "config_hash": config_hash(config),
-        "seed": config.seed, "steps": progress.step, "best_step": progress.best_step, "training_seconds": round(progress.seconds, 1),
+        "base_bits_per_byte": base.bits_per_byte, "adapted_bits_per_byte": adapted.bits_per_byte, "parameters": count,
+        "sites": selected,
+        "protocol": json.dumps(statement, sort_keys=True), "protocol_fingerprint": base.fingerprint,
+        "config_hash": config_hash(config),
+        "seed": config.seed, "steps": progress.step, "best_step": progress.best_step,
+        "training_seconds": round(progress.seconds, 1),
     }  # fmt: skip
 
 

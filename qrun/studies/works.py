@@ -1,4 +1,7 @@
-"""What a cell computes, as descriptions that travel to another process: train an adapter, or measure a trained one on a device."""
+"""What a cell computes, as descriptions that travel to another process.
+
+Train an adapter, or measure a trained one on a device.
+"""
 
 import dataclasses
 from dataclasses import dataclass
@@ -40,7 +43,10 @@ class NoisyConfig(TrainConfig):
 
 @dataclass(frozen=True)
 class NoisyWork:
-    """An adapter on a device: the trained one of run `trained`, or (`values`) the null K = 0 or a fixed rotation with its entries shuffled."""
+    """An adapter on a device.
+
+    The trained one of run `trained`, or (`values`) the null K = 0 or a fixed rotation with its entries shuffled.
+    """
 
     config: NoisyConfig
     trained: str  # run id
@@ -61,13 +67,21 @@ class NoisyWork:
         from qrun.tracking.store import Store
 
         config, opened, store = self.config, shelf.open(self.config), Store(self.config.results)
-        base, exact = (Measurement.from_json(store.artifact_text(self.trained, f"perplexity_{which}.json")) for which in ("base", "adapted"))
+        base, exact = (
+            Measurement.from_json(store.artifact_text(self.trained, f"perplexity_{which}.json"))
+            for which in ("base", "adapted")
+        )
         folder = store.folder / "runs" / store.client.get_run(self.trained).info.run_name / "adapter"
         adapter = attach_saved(opened.language, read(folder), folder)
         try:
             if self.values != "trained":
                 generator = torch.Generator().manual_seed(config.seed)
-                adapter.load({name: shuffled(value, generator) if self.values == "shuffled" else value * 0 for name, value in adapter.snapshot().items()})
+                adapter.load(
+                    {
+                        name: shuffled(value, generator) if self.values == "shuffled" else value * 0
+                        for name, value in adapter.snapshot().items()
+                    }
+                )
             executor = open_executor(config, config.adapter.dim, config.sign) if config.device.kind != "exact" else None
             adapter.set_executor(executor)
             params = {**flat_params(config), "trained_by": self.trained, "values": self.values, **dict(self.params)}
@@ -76,8 +90,16 @@ class NoisyWork:
                 gain = difference(base, result, config.evaluation.resamples, config.seed)
                 penalty = difference(result, exact, config.evaluation.resamples, config.seed)
                 record_measurements(record, {"base": base, "noisy": result}, gain)
-                interval = {"penalty_low": penalty.low, "penalty_high": penalty.high} if penalty.low == penalty.low else {}
-                record.metrics({"penalty": penalty.value, **interval, "parameters": adapter.count() if self.values == "trained" else 0})
+                interval = (
+                    {"penalty_low": penalty.low, "penalty_high": penalty.high} if penalty.low == penalty.low else {}
+                )
+                record.metrics(
+                    {
+                        "penalty": penalty.value,
+                        **interval,
+                        "parameters": adapter.count() if self.values == "trained" else 0,
+                    }
+                )
                 if executor is not None:
                     record.metrics({f"circuit/{name}": value for name, value in executor.statistics.summary().items()})
         finally:
@@ -98,12 +120,19 @@ def at_sites(adapter: AdapterConfig, chosen: SiteSet) -> AdapterConfig:
     """The adapter at all sites, at the paper's one, or where its own words put it."""
     if chosen is SiteSet.adapter:
         return adapter
-    where = {"projections": "all", "layers": "all"} if chosen is SiteSet.all else {"projections": ["v_proj"], "layers": "last"}
+    where = (
+        {"projections": "all", "layers": "all"}
+        if chosen is SiteSet.all
+        else {"projections": ["v_proj"], "layers": "last"}
+    )
     return dataclasses.replace(adapter, **where)
 
 
 def usable_dims(config: Any) -> tuple[dict[SiteSet, list[int]], list[str]]:
-    """Block dimensions of each site set that divide every site, and a line for each one left out. Raises InputError with study.indivisible=stop."""
+    """Block dimensions of each site set that divide every site, and a line for each one left out.
+
+    Raises InputError with study.indivisible=stop.
+    """
     shape, study = model_shape(config.model), config.study
     kept: dict[SiteSet, list[int]] = {}
     said = []
@@ -118,7 +147,9 @@ def usable_dims(config: Any) -> tuple[dict[SiteSet, list[int]], list[str]]:
             except InputError as error:
                 if study.indivisible is Indivisible.stop:
                     raise InputError(f"{error} (study.indivisible=skip leaves such dimensions out)") from None
-                said.append(f"left out, sites={chosen.value} b={dim}: {str(error).partition(': ')[2].partition(';')[0]}")
+                said.append(
+                    f"left out, sites={chosen.value} b={dim}: {str(error).partition(': ')[2].partition(';')[0]}"
+                )
         if not kept[chosen]:
             raise InputError(f"study.dims={study.dims}: none divides every site of study.sites={chosen.value}")
     return kept, said
@@ -130,13 +161,24 @@ def control_lr(config: Any, name: str) -> float:
 
 
 def training_config(config: TrainConfig, adapter: AdapterConfig, seed: int, lr: float, **changes: Any) -> TrainConfig:
-    """The config of `qrun train` for a cell: the study's words with this adapter, seed and learning rate, scaled to b or to LoRA's rank."""
+    """The config of `qrun train` for a cell.
+
+    The study's words with this adapter, seed and learning rate, scaled to b or to LoRA's rank.
+    """
     study: StudyConfig = config.study  # type: ignore[attr-defined]
     values = {name: getattr(config, name) for name in TRAIN_KEYS} | changes
     scaled = adapter.method in (Method.cayley, Method.oft, Method.boft, Method.block)
-    lr = lr * (4 / adapter.dim) ** study.lr_exponent if scaled else lr / adapter.rank**0.5 if adapter.method is Method.lora else lr
+    lr = (
+        lr * (4 / adapter.dim) ** study.lr_exponent
+        if scaled
+        else lr / adapter.rank**0.5
+        if adapter.method is Method.lora
+        else lr
+    )
     clip = config.training.clip
-    if adapter.method is Method.oft:  # PEFT's parameter is -K/2: the same step is half as long, its gradient twice as large
+    if (
+        adapter.method is Method.oft
+    ):  # PEFT's parameter is -K/2: the same step is half as long, its gradient twice as large
         lr, clip = lr / 2, clip * 2
     training = dataclasses.replace(values["training"], lr=lr, clip=clip)
     return TrainConfig(**{**values, "adapter": adapter, "training": training, "seed": seed, "name": None})
@@ -148,7 +190,9 @@ def training_cell(cell: TrainConfig, weights: str, data: dict[str, str], label: 
     from qrun.studies.train import method_words
 
     cell.name = f"{cell.model.name}-{method_words(cell)}-s{cell.seed}-{key[:8]}"
-    weights_file = Path(cell.results).expanduser().resolve() / "runs" / cell.name / "adapter" / "adapter_model.safetensors"
+    weights_file = (
+        Path(cell.results).expanduser().resolve() / "runs" / cell.name / "adapter" / "adapter_model.safetensors"
+    )
     return Cell(label, key, TrainWork(cell), weights_file)
 
 

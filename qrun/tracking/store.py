@@ -58,7 +58,9 @@ class Run:
     def tags(self, values: dict[str, Any]) -> None:
         from mlflow.entities import RunTag
 
-        self.client.log_batch(self.run_id, tags=[RunTag(key, str(value)) for key, value in values.items() if value is not None])
+        self.client.log_batch(
+            self.run_id, tags=[RunTag(key, str(value)) for key, value in values.items() if value is not None]
+        )
 
     def note(self, markdown: str) -> None:
         """The run's description on its page."""
@@ -103,7 +105,10 @@ class Store:
         return f"sqlite:///{self.database}?timeout=60"  # seconds a process waits while another writes
 
     def check_writable(self) -> None:
-        """Raise InputError, before any work, if runs could not be recorded here. Leaves nothing behind in an existing folder."""
+        """Raise InputError, before any work, if runs could not be recorded here.
+
+        Leaves nothing behind in an existing folder.
+        """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.folder):
@@ -111,7 +116,10 @@ class Store:
             if self.database.exists() and not os.access(self.database, os.W_OK):
                 raise PermissionError(13, "the database is read-only")
         except OSError as error:
-            raise InputError(f"results={self.folder}: not writable ({error.strerror or error}); choose another folder with results=...") from error
+            raise InputError(
+                f"results={self.folder}: not writable ({error.strerror or error}); choose another folder with "
+                f"results=..."
+            ) from error
         if self.database.exists():
             _ = self.client  # a broken or foreign database is told now, not after the work
 
@@ -129,12 +137,15 @@ class Store:
                 self._client = MlflowClient(tracking_uri=self.uri)
                 found = self._client.search_experiments(max_results=1000)
             except (MlflowException, SQLAlchemyError) as error:
-                raise InputError(f"{self.database}: not a store this MLflow can open ({' '.join(str(error).split())[:200]})") from error
+                raise InputError(
+                    f"{self.database}: not a store this MLflow can open ({' '.join(str(error).split())[:200]})"
+                ) from error
             written = {e.tags.get("qrun.store_version", "1") for e in found if e.name.startswith(PREFIX)} - {VERSION}
             if written:
                 self._client = None
                 raise InputError(
-                    f"results={self.folder}: a store of another version of qrun (format {', '.join(sorted(written))}, this one writes {VERSION}); "
+                    f"results={self.folder}: a store of another version of qrun (format "
+                    f"{', '.join(sorted(written))}, this one writes {VERSION}); "
                     "choose another folder with results=..., or open it with that version"
                 )
         return self._client
@@ -145,11 +156,18 @@ class Store:
         found = self.client.get_experiment_by_name(name)
         if found is not None:
             return found.experiment_id
-        plain = {"mlflow.experimentKind": "custom_model_development", "qrun.store_version": VERSION}  # opens on runs and charts, not on the GenAI overview
-        return self.client.create_experiment(name, artifact_location=(self.folder / "artifacts" / verb).as_uri(), tags=plain)
+        plain = {
+            "mlflow.experimentKind": "custom_model_development",
+            "qrun.store_version": VERSION,
+        }  # opens on runs and charts, not on the GenAI overview
+        return self.client.create_experiment(
+            name, artifact_location=(self.folder / "artifacts" / verb).as_uri(), tags=plain
+        )
 
     @contextmanager
-    def run(self, verb: str, name: str, params: dict[str, Any], tags: dict[str, Any], resume_id: str | None = None) -> Iterator[Run]:
+    def run(
+        self, verb: str, name: str, params: dict[str, Any], tags: dict[str, Any], resume_id: str | None = None
+    ) -> Iterator[Run]:
         """A new run, or the interrupted one `resume_id` again. Its status is right on every exit that Python sees."""
         if resume_id is not None:
             self.client.update_run(resume_id, status="RUNNING")
@@ -178,7 +196,11 @@ class Store:
         experiments = [e.experiment_id for e in self.client.search_experiments() if e.name.startswith(PREFIX)]
         quoted = word.replace("'", "")
         for condition in (f"attributes.run_name = '{quoted}'", f"attributes.run_id = '{quoted}'"):
-            found = self.client.search_runs(experiments, condition, max_results=1, order_by=["attributes.start_time DESC"]) if experiments else []
+            found = (
+                self.client.search_runs(experiments, condition, max_results=1, order_by=["attributes.start_time DESC"])
+                if experiments
+                else []
+            )
             if found:
                 return found[0]
         raise InputError(f"{word}: no run of that name or id in {self.database}")
@@ -191,7 +213,13 @@ class Store:
         found: dict[str, Any] = {}
         token = None
         while True:
-            page = self.client.search_runs([self.experiment(verb)], condition, max_results=1000, page_token=token, order_by=["attributes.start_time DESC"])
+            page = self.client.search_runs(
+                [self.experiment(verb)],
+                condition,
+                max_results=1000,
+                page_token=token,
+                order_by=["attributes.start_time DESC"],
+            )
             for run in page:
                 found.setdefault(run.data.tags[tag], run)
             token = page.token

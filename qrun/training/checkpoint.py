@@ -1,7 +1,9 @@
-"""The state of a training run in one safetensors file, replaced atomically: a kill or a full disk leaves the last good one.
+"""The state of a training run in one safetensors file, replaced atomically: a kill or a full disk leaves the last good
+one.
 
-Tensors: parameters, both AdamW moments, the best parameters so far. The file's metadata holds the scalars as JSON. The order of the
-training windows is a function of (seed, epoch), so no random state needs saving and a resumed run repeats the uninterrupted one bit for bit.
+Tensors: parameters, both AdamW moments, the best parameters so far. The file's metadata holds the scalars as JSON. The
+order of the training windows is a function of (seed, epoch), so no random state needs saving and a resumed run repeats
+the uninterrupted one bit for bit.
 """
 
 import json
@@ -32,8 +34,13 @@ class Progress:
     facts: dict[str, Any] = field(default_factory=dict)  # config hash, run id: checked by the recipe on resume
 
 
-def save(path: Path, adapter: Adapter, optimizer: torch.optim.Optimizer, best: dict[str, Tensor], progress: Progress) -> None:
-    """Write beside the target, flush to disk, rename. Raises RunFailed if that fails; the file that was there is kept."""
+def save(
+    path: Path, adapter: Adapter, optimizer: torch.optim.Optimizer, best: dict[str, Tensor], progress: Progress
+) -> None:
+    """Write beside the target, flush to disk, rename.
+
+    Raises RunFailed if that fails; the file that was there is kept.
+    """
     tensors: dict[str, Tensor] = {}
     for name, parameter in adapter.tensors().items():
         state = optimizer.state[parameter]
@@ -42,7 +49,11 @@ def save(path: Path, adapter: Adapter, optimizer: torch.optim.Optimizer, best: d
     temporary = path.with_suffix(".new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, temporary, metadata={"progress": json.dumps(asdict(progress))})
+        save_file(
+            {k: v.contiguous().cpu() for k, v in tensors.items()},
+            temporary,
+            metadata={"progress": json.dumps(asdict(progress))},
+        )
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -2,8 +2,8 @@
 
     fit(model, adapter, windows, validate, config, ...) -> best parameters and the record of the run
 
-Warm-up and cosine, gradient accumulation, validation while training with the best parameters kept, checkpoints, and a stop with a clear word when
-the loss is not finite or runs away.
+Warm-up and cosine, gradient accumulation, validation while training with the best parameters kept, checkpoints, and a
+stop with a clear word when the loss is not finite or runs away.
 """
 
 import math
@@ -36,12 +36,18 @@ def training_windows(ids: Tensor, context: int) -> Tensor:
     """Disjoint windows [count, context] of a token stream [T]; a tail shorter than a window is left out of training."""
     count = len(ids) // context
     if count == 0:
-        raise InputError(f"training.context={context}: the training split has only {len(ids)} tokens, shorter than one window")
+        raise InputError(
+            f"training.context={context}: the training split has only {len(ids)} tokens, shorter than one window"
+        )
     return ids[: count * context].view(count, context)
 
 
 def batch_rows(windows: int, size: int, index: int, seed: int) -> Tensor:
-    """Rows of the `index`-th batch: a pass over all windows in an order drawn from (seed, epoch), then the next. Stateless, so a resumed run continues it."""
+    """Rows of the `index`-th batch.
+
+    A pass over all windows in an order drawn from (seed, epoch), then the next. Stateless, so a resumed run
+    continues it.
+    """
     first = index * size
     rows: list[int] = []
     while len(rows) < size:
@@ -64,10 +70,11 @@ def fit(
     on_step: Callable[[Progress], None],
     interrupt: Interrupt,
 ) -> tuple[dict[str, Tensor], Progress]:
-    """Train from `progress` on (step 0, or what a checkpoint at `path` says) and return the best parameters by validation.
+    """Train from `progress` on (step 0, or what a checkpoint at `path` says) and return the best parameters by
+    validation.
 
-    windows [count, context] int64; `validate` gives nats per token on validation text. Raises RunFailed on divergence and Interrupted, after a
-    checkpoint, on a signal.
+    windows [count, context] int64; `validate` gives nats per token on validation text. Raises RunFailed on
+    divergence and Interrupted, after a checkpoint, on a signal.
     """
     parameters = list(adapter.tensors().values())
     optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
@@ -97,33 +104,59 @@ def fit(
             if last or stop or progress.step % config.checkpoint_every == 0:
                 checkpoint.save(path, adapter, optimizer, best, progress)
             if stop and not last:
-                raise Interrupted(stop, f"interrupted at step {progress.step}; checkpoint saved, add --resume to the same command to go on")
+                raise Interrupted(
+                    stop,
+                    f"interrupted at step {progress.step}; checkpoint saved, add --resume to the same command to go on",
+                )
     return best, progress
 
 
 def optimizer_step(
-    model: Any, windows: Tensor, optimizer: torch.optim.Optimizer, parameters: list[Any], config: TrainingConfig, step: int, seed: int, teacher: Teacher | None
+    model: Any,
+    windows: Tensor,
+    optimizer: torch.optim.Optimizer,
+    parameters: list[Any],
+    config: TrainingConfig,
+    step: int,
+    seed: int,
+    teacher: Teacher | None,
 ) -> dict[str, float]:
-    """One update over `accumulation` batches; returns loss and cross-entropy in nats per token, gradient norm and learning rate."""
+    """One update over `accumulation` batches.
+
+    Returns loss and cross-entropy in nats per token, gradient norm and learning rate.
+    """
     lr = learning_rate(config, step)
     for group in optimizer.param_groups:
         group["lr"] = lr
     loss_sum = ce_sum = 0.0
     for part in range(config.accumulation):
         rows = batch_rows(len(windows), config.batch, step * config.accumulation + part, seed)
-        loss, ce = window_loss(model, windows[rows].to(model.device), teacher, config.distill_weight, config.temperature)
+        loss, ce = window_loss(
+            model, windows[rows].to(model.device), teacher, config.distill_weight, config.temperature
+        )
         (loss / config.accumulation).backward()
         loss_sum, ce_sum = loss_sum + loss.item(), ce_sum + ce
     norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip or math.inf).item()
     if math.isfinite(loss_sum) and math.isfinite(norm):
         optimizer.step()
     optimizer.zero_grad()
-    return {"loss": loss_sum / config.accumulation, "cross_entropy": ce_sum / config.accumulation, "gradient_norm": norm, "lr": lr}
+    return {
+        "loss": loss_sum / config.accumulation,
+        "cross_entropy": ce_sum / config.accumulation,
+        "gradient_norm": norm,
+        "lr": lr,
+    }
 
 
 def _check(loss: float, progress: Progress, config: TrainingConfig) -> None:
     first = progress.history[0]["loss"]
     if not math.isfinite(loss) or not math.isfinite(progress.history[-1]["gradient_norm"]):
-        raise RunFailed(f"loss or gradient became {loss} at step {progress.step}: training stopped; lower training.lr (now {config.lr:g})")
+        raise RunFailed(
+            f"loss or gradient became {loss} at step {progress.step}: training stopped; lower training.lr (now "
+            f"{config.lr:g})"
+        )
     if loss > first + config.divergence:
-        raise RunFailed(f"loss rose from {first:.2f} to {loss:.2f} at step {progress.step}: diverged; lower training.lr (now {config.lr:g})")
+        raise RunFailed(
+            f"loss rose from {first:.2f} to {loss:.2f} at step {progress.step}: diverged; lower training.lr "
+            f"(now {config.lr:g})"
+        )

@@ -17,7 +17,10 @@ from qrun.evaluation.perplexity import LOGITS
 
 @dataclass(frozen=True)
 class Teacher:
-    """Where the soft targets come from: hidden states [batch, T, d] for ids [batch, T], and the head that reads them."""
+    """Where the soft targets come from.
+
+    Hidden states [batch, T, d] for ids [batch, T], and the head that reads them.
+    """
 
     hidden: Callable[[Tensor], Tensor]
     head: Callable[[Tensor], Tensor]
@@ -44,7 +47,9 @@ def teacher_of(model: Any) -> Teacher:
     return Teacher(hidden, model.lm_head)
 
 
-def window_loss(model: Any, ids: Tensor, teacher: Teacher | None, weight: float, temperature: float) -> tuple[Tensor, float]:
+def window_loss(
+    model: Any, ids: Tensor, teacher: Teacher | None, weight: float, temperature: float
+) -> tuple[Tensor, float]:
     """Loss of windows [batch, T + 1] to differentiate, and its cross-entropy part in nats per token."""
     inputs, targets = ids[:, :-1], ids[:, 1:].flatten()
     student = model.model(input_ids=inputs, use_cache=False).last_hidden_state.flatten(0, 1)
@@ -65,7 +70,8 @@ def window_loss(model: Any, ids: Tensor, teacher: Teacher | None, weight: float,
     for start in range(0, len(targets), rows):
         part = slice(start, start + rows)
         arguments = (student[part], targets[part], soft[part] if soft is not None else None)
-        # With several pieces each one's logits are recomputed in the backward pass, so that only one table exists at a time.
+        # With several pieces each one's logits are recomputed in the backward pass, so that only one table exists at a
+        # time.
         loss, ce = checkpoint(piece, *arguments, use_reentrant=False) if len(targets) > rows else piece(*arguments)
         total, plain = total + loss, plain + ce.item()
     return total / len(targets), plain / len(targets)

@@ -37,7 +37,9 @@ def test_zero_parameters_give_the_identity_exactly():
 def test_the_map_is_the_papers_formula():
     parameters = random_skews(4, 2, 1.0, 0).double()
     k, identity = skew(parameters, 4), torch.eye(4, dtype=torch.float64)
-    torch.testing.assert_close(cayley(parameters, 4), (identity - k / 2) @ torch.linalg.inv(identity + k / 2), atol=1e-12, rtol=0)
+    torch.testing.assert_close(
+        cayley(parameters, 4), (identity - k / 2) @ torch.linalg.inv(identity + k / 2), atol=1e-12, rtol=0
+    )
 
 
 def test_two_dimensional_block_rotates_by_twice_the_arctangent_of_half_its_parameter():
@@ -62,7 +64,12 @@ def test_rotating_slices_equals_the_dense_block_diagonal_product(dim, blocks):
 def test_gram_gives_the_diagonal_blocks_of_the_full_product():
     left, right = torch.randn(50, 24), torch.randn(50, 24)
     full = left.T @ right
-    torch.testing.assert_close(gram(left, right, 6), torch.stack([full[4 * j : 4 * j + 4, 4 * j : 4 * j + 4] for j in range(6)]), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        gram(left, right, 6),
+        torch.stack([full[4 * j : 4 * j + 4, 4 * j : 4 * j + 4] for j in range(6)]),
+        atol=1e-4,
+        rtol=1e-4,
+    )
 
 
 @pytest.mark.parametrize("dim", [2, 4, 8, 32])
@@ -74,5 +81,9 @@ def test_gradient_through_the_folded_weight_equals_autograd_through_a_dense_rota
     dense = torch.nn.functional.linear(x @ torch.block_diag(*cayley(parameters, dim)).T, weight, bias)
     folded = FoldedLinear.apply(x, cayley(parameters, dim), weight, bias)
     torch.testing.assert_close(folded, dense)
-    for ours, theirs in zip(torch.autograd.grad(folded, [x, parameters], upstream), torch.autograd.grad(dense, [x, parameters], upstream), strict=True):
+    for ours, theirs in zip(
+        torch.autograd.grad(folded, [x, parameters], upstream),
+        torch.autograd.grad(dense, [x, parameters], upstream),
+        strict=True,
+    ):
         torch.testing.assert_close(ours, theirs)

@@ -30,7 +30,11 @@ def test_a_method_starts_as_the_identity_counts_what_it_trains_and_comes_off_aga
     with torch.no_grad():
         before = tiny.model(input_ids=IDS).logits
     adapter = attach_method(tiny.model, chosen, config)
-    assert adapter.count() == count_parameters(chosen, config) == sum(p.numel() for p in tiny.model.parameters() if p.requires_grad)
+    assert (
+        adapter.count()
+        == count_parameters(chosen, config)
+        == sum(p.numel() for p in tiny.model.parameters() if p.requires_grad)
+    )
     torch.testing.assert_close(tiny.model(input_ids=IDS).logits, before, atol=1e-6, rtol=1e-6)
     generator = torch.Generator().manual_seed(0)
     for parameter in adapter.tensors().values():

@@ -41,7 +41,9 @@ def test_angles_are_those_of_the_rotation():
 def test_an_identity_adapter_moves_nothing_and_a_trained_one_is_described(tiny):
     adapter = attach(tiny.model, sites(tiny.shape), AdapterConfig(dim=4))
     found = describe(adapter) | on_text(tiny.model, adapter, torch.arange(40).view(2, 20))
-    assert found["rotation_degrees"] == found["sign_flips"] == found["relative_change"] == 0 and found["effective_bond"] == pytest.approx(1)
+    assert found["rotation_degrees"] == found["sign_flips"] == found["relative_change"] == 0 and found[
+        "effective_bond"
+    ] == pytest.approx(1)
     assert 2 < found["haar_effective_bond"] < 4
     with torch.no_grad():
         for parameter in adapter.tensors().values():

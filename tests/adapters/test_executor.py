@@ -89,4 +89,6 @@ def test_nan_slices_are_refused():
 
 def test_complete_noise_returns_the_uniform_magnitude():
     run, _ = site(NoisyDevice(Noise(block=1.0), None))
-    np.testing.assert_allclose(run(BLOCKS, SLICES).abs(), SLICES.norm(dim=-1, keepdim=True).expand(-1, -1, 4) / 2, rtol=1e-4)
+    np.testing.assert_allclose(
+        run(BLOCKS, SLICES).abs(), SLICES.norm(dim=-1, keepdim=True).expand(-1, -1, 4) / 2, rtol=1e-4
+    )

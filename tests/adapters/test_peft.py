@@ -26,7 +26,9 @@ def test_layer_output_and_gradient_agree_with_oft(dim):
     ours = AdaptedLinear(torch.nn.Linear(64, 24), dim, Side.input, False)
     ours.base.load_state_dict(net.lin.state_dict())
     ours.skew.data.normal_(0, 0.5)
-    theirs = peft.get_peft_model(net, peft.OFTConfig(oft_block_size=dim, r=0, use_cayley_neumann=False, target_modules=["lin"]))
+    theirs = peft.get_peft_model(
+        net, peft.OFTConfig(oft_block_size=dim, r=0, use_cayley_neumann=False, target_modules=["lin"])
+    )
     weight = next(p for n, p in theirs.named_parameters() if "oft_R" in n)
     assert weight.shape == ours.skew.shape
     weight.data = -ours.skew.data / 2

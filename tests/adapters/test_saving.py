@@ -14,7 +14,9 @@ from qrun.errors import InputError
 
 @pytest.fixture
 def saved(tiny, tmp_path):
-    config = AdapterConfig(dim=8, projections=["v_proj", "o_proj"], layers=["last"], side=Side.output, sign_constrained=True)
+    config = AdapterConfig(
+        dim=8, projections=["v_proj", "o_proj"], layers=["last"], side=Side.output, sign_constrained=True
+    )
     adapter = attach(tiny.model, select(sites(tiny.shape), config.projections, config.layers), config)
     for parameter in adapter.tensors().values():
         parameter.data.normal_()
@@ -92,7 +94,8 @@ module.skew.data.add_(1.0)
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))  # writes beyond this fail as on a full disk
 for attempt in (lambda: save(folder / "adapter", adapter, {"name": "m", "weights": "w"}, {}),
-                lambda: checkpoint.save(folder / "c.safetensors", adapter, optimizer, adapter.snapshot(), Progress(step=2))):
+                lambda: checkpoint.save(folder / "c.safetensors", adapter, optimizer,
+                adapter.snapshot(), Progress(step=2))):
     try:
         attempt(); print("saved?")
     except RunFailed as error:

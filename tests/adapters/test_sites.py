@@ -47,7 +47,10 @@ def test_layers_are_chosen_by_word_number_and_range():
 
 def test_a_block_dimension_that_does_not_divide_names_the_site_and_the_alternatives():
     every = sites(shape("nano"))
-    with pytest.raises(InputError, match=r"adapter.dim=24: does not divide the input width 512 of layers.0.mlp.down_proj.*: 2, 4, 8, 16, 32, 64$"):
+    with pytest.raises(
+        InputError,
+        match=r"adapter.dim=24: does not divide the input width 512 of layers.0.mlp.down_proj.*: 2, 4, 8, 16, 32, 64$",
+    ):
         check_divides(every, 24, Side.input)
     check_divides(select(every, ["q_proj"], ["all"]), 24, Side.input)
 

@@ -9,13 +9,18 @@ import pytest
 def test_help_is_light_and_fast():
     code = (
         "import sys; from qrun.cli.main import app; import typer; typer.main.get_command(app)\n"
-        "print(sorted({'torch', 'transformers', 'pennylane', 'mlflow', 'qiskit', 'numpy', 'hydra', 'omegaconf', 'scipy'} & set(sys.modules)))"
+        "print(sorted({'torch', 'transformers', 'pennylane', 'mlflow', 'qiskit', 'numpy', "
+        "'hydra', 'omegaconf', 'scipy'} & set(sys.modules)))"
     )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
     costs = []
     for _ in range(3):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        shown = subprocess.run([sys.executable, "-m", "qrun", "--help"], capture_output=True, check=True, text=True).stdout
+        shown = subprocess.run(
+            [sys.executable, "-m", "qrun", "--help"], capture_output=True, check=True, text=True
+        ).stdout
         assert "Train a Cayley adapter" in shown
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         costs.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
@@ -39,7 +44,8 @@ def test_config_lists_groups_options_and_files(qrun):
 
 
 @pytest.mark.parametrize(
-    ("typed", "offered"), [("mod", "model="), ("model=sm", "model=smollm2"), ("adapter.d", "adapter.dim="), ("protocol.", "protocol.ctx=")]
+    ("typed", "offered"),
+    [("mod", "model="), ("model=sm", "model=smollm2"), ("adapter.d", "adapter.dim="), ("protocol.", "protocol.ctx=")],
 )
 def test_completion_offers_groups_options_and_keys(typed, offered):
     from qrun.cli.main import complete
@@ -49,17 +55,32 @@ def test_completion_offers_groups_options_and_keys(typed, offered):
 
 @pytest.mark.parametrize(
     ("words", "at", "offered"),
-    [("qrun train model = sm", 4, ["smollm2", "smollm2_instruct"]), ("qrun train protocol =", 3, ["fixed_window", "hf_strided", "lm_eval_wikitext"])],
+    [
+        ("qrun train model = sm", 4, ["smollm2", "smollm2_instruct"]),
+        ("qrun train protocol =", 3, ["fixed_window", "hf_strided", "lm_eval_wikitext"]),
+    ],
 )
 def test_completion_answers_bash_which_breaks_words_at_the_equals_sign(words, at, offered):
     environment = {**os.environ, "_QRUN_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(at)}
-    out = subprocess.run([os.path.join(os.path.dirname(sys.executable), "qrun")], env=environment, capture_output=True, text=True, check=False).stdout
+    out = subprocess.run(
+        [os.path.join(os.path.dirname(sys.executable), "qrun")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout
     assert out.split() == offered
 
 
 def test_completion_answers_a_shell():
     environment = {**os.environ, "_QRUN_COMPLETE": "complete_zsh", "_TYPER_COMPLETE_ARGS": "qrun train model=ll"}
-    out = subprocess.run([os.path.join(os.path.dirname(sys.executable), "qrun")], env=environment, capture_output=True, text=True, check=False).stdout
+    out = subprocess.run(
+        [os.path.join(os.path.dirname(sys.executable), "qrun")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout
     assert "model=llama_instruct" in out
 
 
@@ -72,7 +93,13 @@ def test_doctor_says_what_works_and_what_is_missing(qrun, monkeypatch, tmp_path)
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     monkeypatch.delenv("QISKIT_IBM_TOKEN", raising=False)
     code, out, _ = qrun("doctor", "--results", tmp_path / "results")
-    assert code == 0 and "set QISKIT_IBM_TOKEN" in out and "HF_TOKEN is set" in out and "hf_secret" not in out and "torch 2." in out
+    assert (
+        code == 0
+        and "set QISKIT_IBM_TOKEN" in out
+        and "HF_TOKEN is set" in out
+        and "hf_secret" not in out
+        and "torch 2." in out
+    )
     assert not (tmp_path / "results").exists()
 
 

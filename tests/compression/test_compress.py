@@ -26,7 +26,12 @@ def test_balanced_factors_multiply_to_the_size(size, parts):
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.sampled_from([(12, 8), (18, 12), (16, 48)]), st.sampled_from([SVD, MPO2, MPO3]), st.integers(1, 40), st.integers(0, 99))
+@given(
+    st.sampled_from([(12, 8), (18, 12), (16, 48)]),
+    st.sampled_from([SVD, MPO2, MPO3]),
+    st.integers(1, 40),
+    st.integers(0, 99),
+)
 def test_cores_have_the_stated_parameters_and_the_error_falls_with_the_bond(shape, form, bond, seed):
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     cores = factorise(weight, form, bond)
@@ -41,8 +46,12 @@ def test_truncated_svd_is_the_best_of_its_rank_and_whitening_the_best_for_its_in
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(20, 16, generator=generator, dtype=torch.float64)
     singular = torch.linalg.svdvals(weight)
-    assert float((contract(factorise(weight, SVD, 5)) - weight).norm()) == pytest.approx(float(singular[5:].norm()), rel=1e-9)
-    inputs = torch.randn(500, 16, generator=generator, dtype=torch.float64) * torch.logspace(0, -2, 16, dtype=torch.float64)
+    assert float((contract(factorise(weight, SVD, 5)) - weight).norm()) == pytest.approx(
+        float(singular[5:].norm()), rel=1e-9
+    )
+    inputs = torch.randn(500, 16, generator=generator, dtype=torch.float64) * torch.logspace(
+        0, -2, 16, dtype=torch.float64
+    )
     aware = contract(factorise(weight, SVD, 5, inputs.T @ inputs / 500))
     plain = contract(factorise(weight, SVD, 5))
     outputs = torch.linalg.svdvals(inputs @ weight.T)
@@ -70,7 +79,11 @@ def test_impossible_bonds_and_ratios_are_named():
 
 @pytest.mark.parametrize(
     "config",
-    [CompressionConfig(ratio=0.7), CompressionConfig(kind=CompressionKind.mpo, cores=3, ratio=0.6), CompressionConfig(ratio=0.7, activation_aware=True)],
+    [
+        CompressionConfig(ratio=0.7),
+        CompressionConfig(kind=CompressionKind.mpo, cores=3, ratio=0.6),
+        CompressionConfig(ratio=0.7, activation_aware=True),
+    ],
     ids=["svd", "mpo3", "asvd"],
 )
 def test_a_compressed_folder_is_an_ordinary_model_and_healing_starts_where_it_is(tiny, tmp_path, config):
@@ -95,9 +108,19 @@ def test_the_profile_measures_each_site_alone_and_spends_the_budget_where_it_hur
     before = {name: p.clone() for name, p in tiny.model.named_parameters()}
     everything, form = sites(tiny.shape), SVD
     layers = {site.name: tiny.model.get_submodule(f"model.{site.name}") for site in everything}
-    profile = sensitivity(tiny.model, everything, 0.6, form, lambda site, bond: factorise(layers[site.name].weight.data, form, bond), IDS, lambda _: None)
+    profile = sensitivity(
+        tiny.model,
+        everything,
+        0.6,
+        form,
+        lambda site, bond: factorise(layers[site.name].weight.data, form, bond),
+        IDS,
+        lambda _: None,
+    )
     assert all(torch.equal(p, before[name]) for name, p in tiny.model.named_parameters())
-    assert set(profile) == set(layers) and all(len(row) == 4 and len(set(row.values())) == 4 for row in profile.values())
+    assert set(profile) == set(layers) and all(
+        len(row) == 4 and len(set(row.values())) == 4 for row in profile.values()
+    )
     layer, (level, rise) = layers["layers.1.mlp.down_proj"], list(profile["layers.1.mlp.down_proj"].items())[2]
     dense = layer.weight.data
     layer.weight.data = contract(factorise(dense, form, form.bond_for(32, 48, float(level))))
@@ -117,7 +140,9 @@ def test_healing_moves_the_factored_sites_and_leaves_those_that_a_profile_left_d
     assert 0 < len(compressed.cores) < len(sites(tiny.shape))
     save(tmp_path / "small", tiny, compressed)
     adapter = attach_method(tiny.model, sites(tiny.shape), AdapterConfig(method=Method.healing), tmp_path / "small")
-    assert set(adapter.modules) == set(compressed.cores) and adapter.count() == sum(c.numel() for cores in compressed.cores.values() for c in cores)
+    assert set(adapter.modules) == set(compressed.cores) and adapter.count() == sum(
+        c.numel() for cores in compressed.cores.values() for c in cores
+    )
 
 
 def test_covariances_are_those_of_the_inputs(tiny):

@@ -12,7 +12,9 @@ OPTIONS = [(group, option) for group, found in options().items() for option in f
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_composes_and_has_a_headline(group, option):
     words = [f"{group}={option}", *{"text": ["data.path=x.txt"], "local": ["model.path=x"]}.get(option, [])]
-    verbs = {"compression": "compress", "launcher": "recover", "questions": "questions"} | dict.fromkeys(("adapter", "training"), "train")
+    verbs = {"compression": "compress", "launcher": "recover", "questions": "questions"} | dict.fromkeys(
+        ("adapter", "training"), "train"
+    )
     verb = verbs.get(group, "perplexity")
     words += ["device=noisy"] if group == "noise" else []
     assert to_yaml(compose(verb, words))
@@ -20,7 +22,16 @@ def test_every_option_composes_and_has_a_headline(group, option):
 
 
 def test_words_set_values_with_their_types():
-    config = compose("train", ["model=smollm2", "adapter.dim=8", "adapter.projections=[v_proj,q_proj]", "adapter.layers=[0,3-5]", "training.lr=1e-3"])
+    config = compose(
+        "train",
+        [
+            "model=smollm2",
+            "adapter.dim=8",
+            "adapter.projections=[v_proj,q_proj]",
+            "adapter.layers=[0,3-5]",
+            "training.lr=1e-3",
+        ],
+    )
     assert config.model.hub_id == "HuggingFaceTB/SmolLM2-135M" and config.adapter.dim == 8
     assert config.adapter.projections == ["q_proj", "v_proj"] and config.adapter.layers == ["0", "3-5"]
     assert config.training.lr == 0.001

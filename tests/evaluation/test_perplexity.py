@@ -13,7 +13,11 @@ from qrun.evaluation.perplexity import Measurement, difference, measure
 from qrun.evaluation.protocols import build
 from qrun.language.corpus import Corpus, load
 
-TEXT = [f"Return element {i} of the array. Parameters: x, an array of shape (n, {i}). Returns the sum of squares, or None. " * (1 + i % 3) for i in range(9)]
+TEXT = [
+    f"Return element {i} of the array. Parameters: x, an array of shape (n, {i}). Returns the sum of squares, or None. "
+    * (1 + i % 3)
+    for i in range(9)
+]
 STRIDED = ProtocolConfig(ProtocolKind.hf_strided, 96, 40)
 
 
@@ -43,7 +47,9 @@ def test_strided_perplexity_equals_a_token_by_token_reference(nano):
     assert sum(result.tokens) == tokens == len(ids) - 1
     assert result.perplexity == pytest.approx(math.exp(nats / tokens), rel=1e-6)
     first = len(nano.tokenizer.decode(ids[:1]).encode())
-    assert result.bits_per_byte == pytest.approx(nats / math.log(2) / (len("\n\n".join(TEXT).encode()) - first), rel=1e-6)
+    assert result.bits_per_byte == pytest.approx(
+        nats / math.log(2) / (len("\n\n".join(TEXT).encode()) - first), rel=1e-6
+    )
 
 
 @pytest.mark.parametrize("batch", [1, 3, 64])
@@ -92,7 +98,9 @@ def test_word_perplexity_agrees_with_the_harness_on_wikitext(shared):
 
     stories = load_model(ModelConfig(name="stories", path=str(shared / "models" / "stories260K" / "hf")))
     text = load(DataConfig(name="wikitext2", source="wikitext2", path=str(shared / "wikitext-2-raw")))
-    measured = build(ProtocolConfig(ProtocolKind.lm_eval_wikitext), EvaluationConfig(max_tokens=60_000), text, stories.tokenizer, 512)
+    measured = build(
+        ProtocolConfig(ProtocolKind.lm_eval_wikitext), EvaluationConfig(max_tokens=60_000), text, stories.tokenizer, 512
+    )
     found = measure(stories.model, measured, batch=16)
     pages = text.splits["test"][: len(found.nats)]
     reference = lm_eval_word_perplexity(stories, [(page, wikitext_detokenizer({"page": page})) for page in pages], 512)
@@ -101,7 +109,10 @@ def test_word_perplexity_agrees_with_the_harness_on_wikitext(shared):
 
 
 def test_different_protocols_refuse_to_be_compared(nano):
-    a, b = measure(nano.model, task(nano), 4), measure(nano.model, task(nano, ProtocolConfig(ProtocolKind.hf_strided, 96, 41)), 4)
+    a, b = (
+        measure(nano.model, task(nano), 4),
+        measure(nano.model, task(nano, ProtocolConfig(ProtocolKind.hf_strided, 96, 41)), 4),
+    )
     with pytest.raises(InputError, match="different protocols and are not compared: stride 40 / 41"):
         difference(a, b, 99, 0)
     assert Measurement.from_json(a.to_json()) == a

@@ -27,7 +27,8 @@ def test_strided_windows_score_every_token_but_the_first_exactly_once(tokens, ct
     for window in strided(tokens, ctx, stride):
         assert 0 <= window.start < window.first <= window.end <= tokens and window.end - window.start <= ctx
         scored[window.first : window.end] += 1
-    # at stride = ctx windows do not overlap and the first token of each has no context: it stays unscored, as in fixed_window
+    # at stride = ctx windows do not overlap and the first token of each has no context: it stays unscored, as in
+    # fixed_window
     unscored = {0} if stride < ctx else set(range(0, tokens, ctx))
     assert set(np.flatnonzero(scored == 0)) == unscored and scored.max() == 1
 
@@ -68,7 +69,10 @@ def test_a_window_beyond_the_models_positions_or_the_text_is_refused(nano):
 
 def test_max_tokens_cuts_a_stream_anywhere_and_pages_only_between_documents(nano):
     evaluation = EvaluationConfig(max_tokens=100)
-    assert sum(w.end - w.first for w in build(KINDS[1], evaluation, corpus(), nano.tokenizer, 1024).passages[0].windows) == 99
+    assert (
+        sum(w.end - w.first for w in build(KINDS[1], evaluation, corpus(), nano.tokenizer, 1024).passages[0].windows)
+        == 99
+    )
     pages = build(KINDS[2], evaluation, corpus(), nano.tokenizer, 1024)
     whole = build(KINDS[2], EvaluationConfig(), corpus(), nano.tokenizer, 1024)
     assert 0 < len(pages.passages) < len(whole.passages) and pages.scored >= 100
@@ -78,7 +82,10 @@ def test_max_tokens_cuts_a_stream_anywhere_and_pages_only_between_documents(nano
 def test_detokenizing_follows_the_harness():
     from lm_eval.tasks.wikitext.preprocess_wikitext import wikitext_detokenizer
 
-    page = " = Title = \n \n It 's 1 @,@ 000 @.@ 5 well @-@ known ( so called ) \" words \" ; the boys ' N ° [ 2 ] = = = Sub = = = \n end ! a ? b : c . d\n"
+    page = (
+        " = Title = \n \n It 's 1 @,@ 000 @.@ 5 well @-@ known ( so called ) \" words \" ; the boys ' N ° [ "
+        "2 ] = = = Sub = = = \n end ! a ? b : c . d\n"
+    )
     assert detokenize(page) == wikitext_detokenizer({"page": page}) != page
 
 

@@ -41,8 +41,14 @@ def test_continuation_is_built_by_seed_from_held_out_text_and_nano_is_far_above_
 
 def test_examples_go_before_each_question_and_letters_are_answers(tmp_path):
     question = load(mmlu(tmp_path, examples=1), 0).questions[0]
-    assert "about sums" in question.prompt and question.prompt.index("Zero and one?") < question.prompt.index("One and one?")
-    assert "Answer: A\n\n" in question.prompt and question.prompt.endswith("Answer:") and question.choices == (" A", " B", " C", " D")
+    assert "about sums" in question.prompt and question.prompt.index("Zero and one?") < question.prompt.index(
+        "One and one?"
+    )
+    assert (
+        "Answer: A\n\n" in question.prompt
+        and question.prompt.endswith("Answer:")
+        and question.choices == (" A", " B", " C", " D")
+    )
 
 
 @pytest.mark.parametrize(
@@ -79,14 +85,21 @@ def test_the_papers_two_questions_stand_where_the_config_says(shared):
     config = compose("questions", ["questions=paper", f"questions.path={shared / 'mmlu'}"]).questions
     first, second = load(config, 0).questions
     assert first.text == "Which of the jovian planets have rings?" and first.shown[first.answer] == "all of the above"
-    assert second.text.startswith("Gene flow between populations results in") and "genetic homogeneity" in second.shown[second.answer]
+    assert (
+        second.text.startswith("Gene flow between populations results in")
+        and "genetic homogeneity" in second.shown[second.answer]
+    )
 
 
 def test_sampling_goes_to_the_likeliest_as_the_temperature_falls_and_to_chance_as_it_rises():
     found = Answers(np.tile([0.0, -1.0, -2.0, -3.0], (500, 1)), np.ones((500, 4), int), np.zeros(500, int))
     cold, even = (found.sampled(t, 20, 0).mean() / 20 for t in (0.05, 1000.0))
     p = np.exp([0.0, -1, -2, -3]) / np.exp([0.0, -1, -2, -3]).sum()
-    assert cold == 1.0 and even == pytest.approx(0.25, abs=0.02) and found.sampled(1.0, 20, 0).mean() / 20 == pytest.approx(p[0], abs=0.02)
+    assert (
+        cold == 1.0
+        and even == pytest.approx(0.25, abs=0.02)
+        and found.sampled(1.0, 20, 0).mean() / 20 == pytest.approx(p[0], abs=0.02)
+    )
 
 
 def test_mcnemar_counts_changed_answers_only():
@@ -101,7 +114,9 @@ def test_what_both_fail_is_compared_with_random_changes():
     likelihood = {k: np.eye(4)[np.full(30, k)] for k in range(4)}
     right, ones = np.zeros(30, int), np.ones((30, 4), int)
     arms = [Answers(likelihood[1], ones, right), Answers(likelihood[2], ones, right)]
-    mixed = np.where(np.arange(30)[:, None] < 5, likelihood[0], np.where(np.arange(30)[:, None] < 15, likelihood[3], likelihood[2]))
+    mixed = np.where(
+        np.arange(30)[:, None] < 5, likelihood[0], np.where(np.arange(30)[:, None] < 15, likelihood[3], likelihood[2])
+    )
     found = both_fail(*arms, Answers(mixed, ones, right))
     assert found["both_fail"] == 30 and found["answered"] == [0, 1, 2, 3, 4] and found["flips"] == 5.0
     assert found["p"] == pytest.approx(stats.binom.sf(4, 15, 1 / 3))

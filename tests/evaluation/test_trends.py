@@ -34,8 +34,13 @@ def test_crossing_is_log_linear_between_the_neighbours():
 
 def test_no_crossing_is_said_and_not_made_up():
     rates = [1e-4, 1e-3]
-    assert zero_crossing(rates, np.array([[1.0, 0.5]]))["side"] == "above" and zero_crossing(rates, np.array([[1.0, 0.5]]))["bound"] == 1e-3
-    assert zero_crossing(rates, np.array([[-1.0, -2.0]]))["side"] == "below" and math.isnan(zero_crossing(rates, np.array([[-1.0, -2.0]]))["rate"])
+    assert (
+        zero_crossing(rates, np.array([[1.0, 0.5]]))["side"] == "above"
+        and zero_crossing(rates, np.array([[1.0, 0.5]]))["bound"] == 1e-3
+    )
+    assert zero_crossing(rates, np.array([[-1.0, -2.0]]))["side"] == "below" and math.isnan(
+        zero_crossing(rates, np.array([[-1.0, -2.0]]))["rate"]
+    )
 
 
 def test_sharpness_recovers_the_power_of_the_penalty():

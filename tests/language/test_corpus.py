@@ -22,7 +22,11 @@ def test_hash_split_is_a_partition_that_ignores_order_and_other_documents(docume
 
 def test_order_split_keeps_neighbours_together():
     splits = split_in_order([str(i) for i in range(20)], 0.1, 0.2)
-    assert splits == {"train": [str(i) for i in range(14)], "validation": ["14", "15"], "test": ["16", "17", "18", "19"]}
+    assert splits == {
+        "train": [str(i) for i in range(14)],
+        "validation": ["14", "15"],
+        "test": ["16", "17", "18", "19"],
+    }
 
 
 def test_digest_sees_text_order_and_borders():

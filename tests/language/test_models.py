@@ -14,7 +14,12 @@ from qrun.language.models import load, model_shape, weights_digest
 
 
 def test_the_embedded_model_is_llama_in_smollm2s_proportions_and_knows_english(nano):
-    assert (nano.shape.hidden_size, nano.shape.head_dim, nano.shape.num_key_value_heads, nano.shape.intermediate_size) == (192, 64, 1, 512)
+    assert (
+        nano.shape.hidden_size,
+        nano.shape.head_dim,
+        nano.shape.num_key_value_heads,
+        nano.shape.intermediate_size,
+    ) == (192, 64, 1, 512)
     assert sum(p.numel() for p in nano.model.parameters()) == 3_148_224
     corpus = load_corpus(DataConfig(name="pydoc", source="pydoc"))
     task = build(ProtocolConfig(ctx=512), EvaluationConfig(max_tokens=16_384), corpus, nano.tokenizer, 1024)
@@ -73,7 +78,12 @@ def test_decoders_with_the_same_projections_take_adapters(name, tmp_path, nano):
     from qrun.config.schema import AdapterConfig
 
     config = getattr(transformers, f"{name}Config")(
-        vocab_size=len(nano.tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1
+        vocab_size=len(nano.tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
     )
     getattr(transformers, f"{name}ForCausalLM")(config).save_pretrained(tmp_path)
     nano.tokenizer.save_pretrained(tmp_path)

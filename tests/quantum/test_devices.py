@@ -24,7 +24,9 @@ SLOW = ("default.mixed", "lightning.qubit", "aer", "default.qubit")
 
 
 def run(device, blocks, units, key=1, first=0, mask=None):
-    return device.run(device.prepare(blocks), units, np.ones(units.shape[:2], bool) if mask is None else mask, key, first)
+    return device.run(
+        device.prepare(blocks), units, np.ones(units.shape[:2], bool) if mask is None else mask, key, first
+    )
 
 
 @pytest.mark.parametrize("name", MAKERS)
@@ -33,8 +35,12 @@ def test_noiseless_probabilities_are_the_squares_of_the_rotated_slice(name, n):
     if n > 4 and name in SLOW:
         n = 4 if name != "default.mixed" else 3
     blocks, units = rotations(n, 2), unit_slices(n, 3, 2)
-    tolerance = 2e-6 if name == "noisy-float32" else 1e-9 if n < 6 else 1e-6  # two thousand synthesised gates, each rounded
-    np.testing.assert_allclose(run(MAKERS[name](None), blocks, units), np.einsum("jab,njb->nja", blocks, units) ** 2, atol=tolerance)
+    tolerance = (
+        2e-6 if name == "noisy-float32" else 1e-9 if n < 6 else 1e-6
+    )  # two thousand synthesised gates, each rounded
+    np.testing.assert_allclose(
+        run(MAKERS[name](None), blocks, units), np.einsum("jab,njb->nja", blocks, units) ** 2, atol=tolerance
+    )
 
 
 @pytest.mark.parametrize("name", MAKERS)
@@ -99,25 +105,35 @@ def test_the_torch_form_of_the_simulator_agrees_with_the_kernel(n, monkeypatch):
     units[3] = -np.eye(2**n)[0]
     kernel = run(NoisyDevice(FULL, None, np.float64), blocks, units)
     monkeypatch.setattr(accelerated, "STATE", 4**n * 3 * 2)  # two tokens at a time
-    np.testing.assert_allclose(run(NoisyDevice(FULL, None, np.float64, accelerator="cpu"), blocks, units), kernel, atol=1e-9)
+    np.testing.assert_allclose(
+        run(NoisyDevice(FULL, None, np.float64, accelerator="cpu"), blocks, units), kernel, atol=1e-9
+    )
     np.testing.assert_allclose(run(NoisyDevice(FULL, None, accelerator="cpu"), blocks, units), kernel, atol=2e-6)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_the_fast_simulator_agrees_with_pennylanes_density_matrix(n):
     blocks, units = rotations(n, 1, seed=n), unit_slices(n, 2, 1, seed=n)
-    np.testing.assert_allclose(run(NoisyDevice(FULL, None, np.float64), blocks, units), run(PennyLaneDevice(FULL, None), blocks, units), atol=1e-9)
+    np.testing.assert_allclose(
+        run(NoisyDevice(FULL, None, np.float64), blocks, units),
+        run(PennyLaneDevice(FULL, None), blocks, units),
+        atol=1e-9,
+    )
 
 
 def test_complete_depolarisation_gives_the_uniform_distribution():
     for noise in (Noise(block=1.0), Noise(sx=0.5, cz=0.75)):
-        np.testing.assert_allclose(run(NoisyDevice(noise, None), rotations(3, 1), unit_slices(3, 4, 1)), 1 / 8, atol=1e-6)
+        np.testing.assert_allclose(
+            run(NoisyDevice(noise, None), rotations(3, 1), unit_slices(3, 4, 1)), 1 / 8, atol=1e-6
+        )
 
 
 def test_one_block_channel_mixes_in_the_uniform_distribution():
     blocks, units = rotations(2, 1), unit_slices(2, 4, 1)
     clean = run(NoisyDevice(Noise(), None, np.float64), blocks, units)
-    np.testing.assert_allclose(run(NoisyDevice(Noise(block=0.2), None, np.float64), blocks, units), 0.8 * clean + 0.2 / 4, atol=1e-12)
+    np.testing.assert_allclose(
+        run(NoisyDevice(Noise(block=0.2), None, np.float64), blocks, units), 0.8 * clean + 0.2 / 4, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("split", [1, 3, 10])
@@ -197,4 +213,8 @@ def test_unphysical_noise_is_refused(values, said):
 def test_scaling_multiplies_rates_and_shortens_times():
     ten = FULL.scaled(10)
     assert (ten.sx, ten.cz, ten.t1_us, ten.read_0_given_1) == (pytest.approx(0.03), pytest.approx(0.1), 2.0, 0.5)
-    assert FULL.scaled(0).digest == Noise(sx_ns=36, cz_ns=68).digest and FULL.scaled(1) == FULL and FULL.scaled(1e9).cz == 0.75
+    assert (
+        FULL.scaled(0).digest == Noise(sx_ns=36, cz_ns=68).digest
+        and FULL.scaled(1) == FULL
+        and FULL.scaled(1e9).cz == 0.75
+    )

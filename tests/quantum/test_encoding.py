@@ -15,7 +15,11 @@ from qrun.quantum.encoding import estimate, normalise, preparation_angles, qubit
 @settings(deadline=None, max_examples=40)
 @given(n=st.integers(1, 4), data=st.data())
 def test_preparation_prepares_any_real_vector_with_its_signs(n, data):
-    x = data.draw(arrays(np.float64, 2**n, elements=st.sampled_from([-2.0, -1.0, -1e-6, 0.0, 0.0, 0.5, 1.0, 3.0])).filter(lambda v: np.linalg.norm(v) > 1e-9))
+    x = data.draw(
+        arrays(np.float64, 2**n, elements=st.sampled_from([-2.0, -1.0, -1e-6, 0.0, 0.0, 0.5, 1.0, 3.0])).filter(
+            lambda v: np.linalg.norm(v) > 1e-9
+        )
+    )
     unit = x / np.linalg.norm(x)
     circuit = QuantumCircuit(n)
     append_preparation(circuit, preparation_angles(unit), list(range(n)))
@@ -33,7 +37,11 @@ def test_a_block_circuit_measures_the_squares_of_the_rotated_slice(n):
 
 
 def test_gate_counts_of_random_blocks():
-    """Two qubits: 2 CZ for Q, 3 with preparation (the paper's circuit). Larger ones stay below the Shannon decomposition, 23/48 4^n - 3/2 2^n + 4/3."""
+    """Two qubits.
+
+    2 CZ for Q, 3 with preparation (the paper's circuit). Larger ones stay below the Shannon decomposition, 23/48
+    4^n - 3/2 2^n + 4/3.
+    """
     counts = {n: synthesise(rotations(n, 1, seed=n)[0]).counts()["cz"] for n in (1, 2, 3, 4, 5)}
     print(f"CZ of Q alone {counts}, with preparation { {n: c + 2**n - n - 1 for n, c in counts.items()} }")
     assert counts[1] == 0 and counts[2] == 2

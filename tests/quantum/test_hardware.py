@@ -1,4 +1,7 @@
-"""The hardware path up to the network call: packing, parametric circuits, jobs, budget, fetching, on recorded backends."""
+"""The hardware path up to the network call.
+
+Packing, parametric circuits, jobs, budget, fetching, on recorded backends.
+"""
 
 import json
 
@@ -9,7 +12,16 @@ from quantum_support import rotations, unit_slices
 
 from qrun.errors import InputError, RunFailed
 from qrun.quantum import hardware
-from qrun.quantum.hardware import FakeService, ProcessorDevice, fake_backend, frequencies, ibm_service, open_processor, packed_circuit, read_jobs
+from qrun.quantum.hardware import (
+    FakeService,
+    ProcessorDevice,
+    fake_backend,
+    frequencies,
+    ibm_service,
+    open_processor,
+    packed_circuit,
+    read_jobs,
+)
 from qrun.quantum.layout import Chip, read_chip
 from qrun.quantum.plan import path_circuit
 
@@ -41,12 +53,18 @@ class ExactService:
         for row, angles in enumerate(values):
             bound = circuit.assign_parameters(angles)
             for register in circuit.cregs:
-                wires = {circuit.find_bit(i.clbits[0]).index: circuit.find_bit(i.qubits[0]).index for i in circuit.data if i.operation.name == "measure"}
+                wires = {
+                    circuit.find_bit(i.clbits[0]).index: circuit.find_bit(i.qubits[0]).index
+                    for i in circuit.data
+                    if i.operation.name == "measure"
+                }
                 qubits = [wires[circuit.find_bit(c).index] for c in register]
                 p = Statevector(bound.remove_final_measurements(inplace=False)).probabilities(qubits)
                 counts = np.round(p * shots).astype(int)
                 counts[counts.argmax()] += shots - counts.sum()
-                registers[register.name][row] = {format(k, f"0{len(qubits)}b"): int(v) for k, v in enumerate(counts) if v}
+                registers[register.name][row] = {
+                    format(k, f"0{len(qubits)}b"): int(v) for k, v in enumerate(counts) if v
+                }
         bits = {name: BitArray.from_counts(rows, num_bits=len(next(iter(rows[0])))) for name, rows in registers.items()}
         return SamplerPubResult(DataBin(**bits, shape=(len(values),)))
 
@@ -70,8 +88,12 @@ def test_packed_circuits_measure_every_block_of_every_token(tmp_path, n):
 def test_three_qubit_blocks_are_routed_on_a_path(tmp_path):
     block, unit = rotations(3, 1)[0], unit_slices(3, 1, 1)
     small = path_circuit(block)
-    assert {tuple(sorted(small.find_bit(q).index for q in i.qubits)) for i in small.data if i.operation.name == "cz"} <= {(0, 1), (1, 2)}
-    np.testing.assert_allclose(run(device(tmp_path, shots=1_000_000), block[None], unit)[0, 0], (block @ unit[0, 0]) ** 2, atol=1e-4)
+    assert {
+        tuple(sorted(small.find_bit(q).index for q in i.qubits)) for i in small.data if i.operation.name == "cz"
+    } <= {(0, 1), (1, 2)}
+    np.testing.assert_allclose(
+        run(device(tmp_path, shots=1_000_000), block[None], unit)[0, 0], (block @ unit[0, 0]) ** 2, atol=1e-4
+    )
 
 
 def test_packed_circuits_are_in_the_processors_instruction_set():
@@ -104,7 +126,9 @@ def test_a_budget_stops_a_job_before_it_is_sent(tmp_path):
     service = ExactService()
     d = device(tmp_path, service, budget=5)
     run(d, rotations(2, 2), unit_slices(2, 2, 2))  # 2 s + 2 x 1000 x 0.00035 s
-    with pytest.raises(InputError, match=r"device.budget_s=5: this job needs about 4 QPU seconds after 3 s so far; it was not sent"):
+    with pytest.raises(
+        InputError, match=r"device.budget_s=5: this job needs about 4 QPU seconds after 3 s so far; it was not sent"
+    ):
         run(d, rotations(2, 2), unit_slices(2, 6, 2))
     assert list(service.jobs) == ["job-0"]
 
@@ -113,7 +137,9 @@ def test_jobs_are_cut_at_the_executions_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(hardware, "EXECUTIONS_PER_JOB", 3000)
     service = ExactService()
     blocks, units = rotations(2, 4), unit_slices(2, 4, 4)
-    np.testing.assert_allclose(run(device(tmp_path, service), blocks, units), np.einsum("jab,njb->nja", blocks, units) ** 2, atol=2e-3)
+    np.testing.assert_allclose(
+        run(device(tmp_path, service), blocks, units), np.einsum("jab,njb->nja", blocks, units) ** 2, atol=2e-3
+    )
     sizes = [sum(r.data.c000.shape[0] for r in results) for results in service.jobs.values()]
     assert sizes == [3, 3, 2]  # 4 tokens x 2 packed circuits
 

@@ -63,7 +63,9 @@ def test_sites_follow_one_another_and_round_up_alone():
 def test_a_two_qubit_block_circuit_costs_three_cz_on_the_chip():
     cost = block_cost(2, heavy_hex(), 2.45e-4)
     assert cost.counts["cz"] == 3 and 12 <= cost.counts["sx"] + cost.counts["x"] <= 14 and 15 <= cost.depth <= 20
-    assert cost.gate_survival == pytest.approx((1 - 1.78e-3) ** 3 * (1 - 2.45e-4) ** (cost.counts["sx"] + cost.counts["x"]), rel=1e-6)
+    assert cost.gate_survival == pytest.approx(
+        (1 - 1.78e-3) ** 3 * (1 - 2.45e-4) ** (cost.counts["sx"] + cost.counts["x"]), rel=1e-6
+    )
     assert 30 <= block_cost(3, heavy_hex(), 2.45e-4).counts["cz"] <= 40
 
 
@@ -82,4 +84,6 @@ def test_thermal_infidelity_is_that_of_the_channel():
 
     error = thermal_relaxation_error(100e3, 80e3, 500)
     assert average_infidelity(500, 100, 80, 1) == pytest.approx(1 - average_gate_fidelity(error), rel=1e-6)
-    assert average_infidelity(500, 100, 80, 2) == pytest.approx(1 - average_gate_fidelity(error.tensor(error)), rel=1e-6)
+    assert average_infidelity(500, 100, 80, 2) == pytest.approx(
+        1 - average_gate_fidelity(error.tensor(error)), rel=1e-6
+    )

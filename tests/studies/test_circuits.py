@@ -17,7 +17,9 @@ def adapter(tiny_folder, story_file, tmp_path_factory):
     model = ["model=local", f"model.path={tiny_folder}"]
     words = [*model, "data=text", f"data.path={story_file}", f"results={results}", "protocol.ctx=64"]
     steps = ["training.context=64", "training.batch=2", "training.steps=8", "training.lr=0.05", "training.warmup=1"]
-    folder = train(compose("train", [*words, *steps, "adapter.projections=[v_proj]", "adapter.layers=last", "name=source"]))
+    folder = train(
+        compose("train", [*words, *steps, "adapter.projections=[v_proj]", "adapter.layers=last", "name=source"])
+    )
     return folder, model, [*words, f"adapter.path={folder}", "evaluation.max_tokens=640"], Store(results)
 
 
@@ -39,19 +41,38 @@ def test_the_sign_rule_is_exact_for_sign_constrained_adapters(qrun, adapter, tmp
     from qrun.studies.train import train
 
     words = [w for w in adapter[2] if not w.startswith(("adapter.path", "results"))] + [f"results={tmp_path}"]
-    steps = ["training.context=64", "training.batch=2", "training.steps=6", "training.lr=0.1", "training.warmup=0", "adapter.sign_constrained=true"]
+    steps = [
+        "training.context=64",
+        "training.batch=2",
+        "training.steps=6",
+        "training.lr=0.1",
+        "training.warmup=0",
+        "adapter.sign_constrained=true",
+    ]
     folder = train(compose("train", [*words, *steps, "adapter.layers=last"]))
-    code, _, err = qrun("eval", "perplexity", *words, f"adapter.path={folder}", "device=shots", "device.shots=null", "name=constrained")
+    code, _, err = qrun(
+        "eval", "perplexity", *words, f"adapter.path={folder}", "device=shots", "device.shots=null", "name=constrained"
+    )
     assert code == 0, err
     metrics = Store(tmp_path).find("constrained").data.metrics
     assert metrics["shots/perplexity"] == pytest.approx(metrics["adapted/perplexity"], rel=1e-5)
-    assert metrics["circuit/sign_flips"] > 0  # the rotation does change signs; the forward pass restores them as the readout does
+    assert (
+        metrics["circuit/sign_flips"] > 0
+    )  # the rotation does change signs; the forward pass restores them as the readout does
 
 
 def test_devices_that_share_a_noise_model_agree(qrun, adapter):
     found = {}
     for device in ("noisy", "aer"):
-        data, out = measure(qrun, adapter, f"heron-{device}", f"device={device}", "noise=heron_r2", "device.shots=null", "evaluation.max_tokens=64")
+        data, out = measure(
+            qrun,
+            adapter,
+            f"heron-{device}",
+            f"device={device}",
+            "noise=heron_r2",
+            "device.shots=null",
+            "evaluation.max_tokens=64",
+        )
         found[device] = data.metrics[f"{device}/perplexity"]
         assert data.tags["noise"] == "heron_r2" and data.tags["noise_date"] == "2025-02-26" and "sign flips" in out
     assert found["noisy"] == pytest.approx(found["aer"], rel=1e-5)
@@ -64,7 +85,9 @@ def test_noise_costs_more_when_it_is_scaled_and_the_same_seed_repeats(qrun, adap
     ten, _ = measure(qrun, adapter, "paper-10", *words, "noise.factor=10")
     assert again.metrics["noisy/perplexity"] == pytest.approx(one.metrics["noisy/perplexity"], rel=1e-5)
     assert ten.metrics["circuit/relative_error"] > 2 * one.metrics["circuit/relative_error"] > 0
-    assert one.metrics["penalty"] == pytest.approx(one.metrics["noisy/perplexity"] - one.metrics["adapted/perplexity"], rel=1e-6)
+    assert one.metrics["penalty"] == pytest.approx(
+        one.metrics["noisy/perplexity"] - one.metrics["adapted/perplexity"], rel=1e-6
+    )
 
 
 def test_a_recorded_processor_measures_and_resumes_from_its_counts(qrun, adapter):
@@ -104,7 +127,16 @@ def test_bad_devices_end_in_one_line_and_leave_the_store_alone(qrun, adapter, mo
 
 
 def test_a_budget_too_small_sends_nothing(qrun, adapter):
-    code, _, err = qrun("eval", "perplexity", *adapter[2], "device=fake", "device.budget_s=1", "protocol.ctx=9", "evaluation.max_tokens=9", "name=poor")
+    code, _, err = qrun(
+        "eval",
+        "perplexity",
+        *adapter[2],
+        "device=fake",
+        "device.budget_s=1",
+        "protocol.ctx=9",
+        "evaluation.max_tokens=9",
+        "name=poor",
+    )
     assert code == 2 and "it was not sent" in err and adapter[3].find("poor").info.status == "FAILED"
 
 
@@ -113,7 +145,13 @@ def test_an_adapter_that_is_no_circuit_names_the_nearest_dimension(qrun, adapter
     from qrun.studies.train import train
 
     words = [w for w in adapter[2] if not w.startswith(("adapter.path", "results"))] + [f"results={tmp_path}"]
-    steps = ["training.context=64", "training.batch=1", "training.steps=1", "training.warmup=0", "adapter.projections=[down_proj]"]
+    steps = [
+        "training.context=64",
+        "training.batch=1",
+        "training.steps=1",
+        "training.warmup=0",
+        "adapter.projections=[down_proj]",
+    ]
     folder = train(compose("train", [*words, *steps, "adapter.dim=6"]))
     code, _, err = qrun("eval", "perplexity", *words, f"adapter.path={folder}", "device=noisy")
     assert code == 2 and "nearest that do are 4 and 8" in err
@@ -134,7 +172,9 @@ def test_text_is_generated_the_same_on_exact_and_on_noiseless_circuits(qrun, ada
     words = [*adapter[1], f"adapter.path={adapter[0]}", "tokens=6", "temperature=0"]
     code, exact, err = qrun("generate", "the model reads", *words)
     assert code == 0, err
-    code, circuits, err = qrun("generate", "the model reads", *words, "device=shots", "device.shots=null", "readout=exact")
+    code, circuits, err = qrun(
+        "generate", "the model reads", *words, "device=shots", "device.shots=null", "readout=exact"
+    )
     assert code == 0, err
     assert circuits.splitlines()[0] == exact.splitlines()[0] and exact.startswith("the model reads")
     assert "6 tokens in" in circuits and "circuits " in circuits
@@ -167,8 +207,14 @@ def test_a_preset_is_refreshed_from_a_calibration(qrun, tmp_path):
 
     code, _, err = qrun("qpu", "noise", "FakeTorino", "--out", tmp_path / "heron_r1.yaml")
     assert code == 0, err
-    written = [line for line in (tmp_path / "heron_r1.yaml").read_text().splitlines() if not line.startswith(("#", "source"))]
-    shipped = [line for line in (files("qrun.configs") / "noise" / "heron_r1.yaml").read_text().splitlines() if not line.startswith(("#", "source"))]
+    written = [
+        line for line in (tmp_path / "heron_r1.yaml").read_text().splitlines() if not line.startswith(("#", "source"))
+    ]
+    shipped = [
+        line
+        for line in (files("qrun.configs") / "noise" / "heron_r1.yaml").read_text().splitlines()
+        if not line.startswith(("#", "source"))
+    ]
     assert written == shipped
     assert qrun("qpu", "noise", "FakeNowhere", "--out", tmp_path / "x.yaml")[0] == 2
     assert qrun("qpu", "noise", "FakeTorino", "--out", tmp_path / "no" / "x.yaml")[0] == 2

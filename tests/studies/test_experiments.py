@@ -1,4 +1,7 @@
-"""Experiment files: each is composed by the command in its own header, and listed at its model's true shape without weights."""
+"""Experiment files.
+
+Each is composed by the command in its own header, and listed at its model's true shape without weights.
+"""
 
 import re
 import shlex
@@ -18,7 +21,11 @@ def header(name):
 def command(name):
     """The words of the header's command, without what a reader has to fill in."""
     line = re.search(r"^# command\s+(qrun .*?)(?:\s{2,}.*)?$", header(name), re.MULTILINE).group(1)
-    return [word for word in shlex.split(line)[1:] if "<" not in word and word not in ("model=local", "model@original=smollm2_instruct")]
+    return [
+        word
+        for word in shlex.split(line)[1:]
+        if "<" not in word and word not in ("model=local", "model@original=smollm2_instruct")
+    ]
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -32,10 +39,27 @@ def test_the_header_says_command_machine_and_expectation_and_the_command_compose
 @pytest.mark.parametrize(
     ("name", "shown"),
     [
-        ("smollm2_dim", ["sites=all b=4 seed=0: 224,640 parameters", "sites=all b=64 seed=4: 4,717,440", "sites=one b=4 seed=0: 864 parameters", "72 cells"]),
-        ("smollm2_controls", ["oft b=4 seed=0: 224,640", "sites=one dense b=4 seed=0: 331,776", "sites=one diagonal b=4 seed=2: 576"]),
+        (
+            "smollm2_dim",
+            [
+                "sites=all b=4 seed=0: 224,640 parameters",
+                "sites=all b=64 seed=4: 4,717,440",
+                "sites=one b=4 seed=0: 864 parameters",
+                "72 cells",
+            ],
+        ),
+        (
+            "smollm2_controls",
+            ["oft b=4 seed=0: 224,640", "sites=one dense b=4 seed=0: 331,776", "sites=one diagonal b=4 seed=2: 576"],
+        ),
         ("smollm2_noise", ["sites=all b=8 seed=0: 524,160 parameters"]),
-        ("smollm2_recover", ["shifted compressed 0.75, sign-constrained, distilled b=4 seed=0: 224,640", "home compressed 0.6, healing"]),
+        (
+            "smollm2_recover",
+            [
+                "shifted compressed 0.75, sign-constrained, distilled b=4 seed=0: 224,640",
+                "home compressed 0.6, healing",
+            ],
+        ),
         ("llama_noise", ["sites=one b=4 seed=0: 6,144 parameters", "sites=one b=8 seed=0: 14,336"]),
     ],
 )

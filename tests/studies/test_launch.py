@@ -13,7 +13,14 @@ from qrun.config.schema import LauncherConfig, LauncherKind
 from qrun.studies.launch import Cell, launch, workers
 from qrun.tracking.store import Store
 
-STEPS = ["training.context=64", "training.batch=2", "training.steps=3", "training.eval_every=3", "training.warmup=1", "training.lr=0.05"]
+STEPS = [
+    "training.context=64",
+    "training.batch=2",
+    "training.steps=3",
+    "training.eval_every=3",
+    "training.warmup=1",
+    "training.lr=0.05",
+]
 AXES = ["study.dims=[2,4]", "study.seeds=[0]", "study.sites=[adapter]", "study.controls=[]"]
 
 
@@ -31,7 +38,11 @@ def table(folder):
 @pytest.fixture(scope="module")
 def alone(words, tmp_path_factory):
     folder = tmp_path_factory.mktemp("alone")
-    subprocess.run([sys.executable, "-m", "qrun", *words, "launcher.workers=1", f"results={folder}"], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "qrun", *words, "launcher.workers=1", f"results={folder}"],
+        check=True,
+        capture_output=True,
+    )
     return table(folder)
 
 
@@ -65,20 +76,36 @@ class Breaks:
 
 
 def test_a_bug_in_a_cell_is_its_own_failure(capsys):
-    outcomes = list(launch([Cell("bad", "k", Breaks()), Cell("worse", "l", Breaks())], {}, LauncherConfig(workers=1), "cpu", None))
+    outcomes = list(
+        launch([Cell("bad", "k", Breaks()), Cell("worse", "l", Breaks())], {}, LauncherConfig(workers=1), "cpu", None)
+    )
     assert [o.error for o in outcomes] == ["ZeroDivisionError: a bug"] * 2 and "Traceback" in capsys.readouterr().err
 
 
 def test_workers_share_the_cores_and_an_accelerator_has_one():
     cores = len(os.sched_getaffinity(0))
     assert workers(LauncherConfig(), "cpu") == cores and workers(LauncherConfig(threads=cores), "cpu") == 1
-    assert workers(LauncherConfig(), "cuda") == 1 and workers(LauncherConfig(kind=LauncherKind.ray, workers=7), "cuda") == 7
+    assert (
+        workers(LauncherConfig(), "cuda") == 1
+        and workers(LauncherConfig(kind=LauncherKind.ray, workers=7), "cuda") == 7
+    )
 
 
 def test_interrupting_a_study_stops_its_processes_and_leaves_a_state_to_go_on_from(words, alone, tmp_path):
     long = [w for w in words if not w.startswith("training.steps")]
-    command = [sys.executable, "-m", "qrun", *long, "training.steps=400", "training.checkpoint_every=5", "launcher.workers=2", f"results={tmp_path}"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    command = [
+        sys.executable,
+        "-m",
+        "qrun",
+        *long,
+        "training.steps=400",
+        "training.checkpoint_every=5",
+        "launcher.workers=2",
+        f"results={tmp_path}",
+    ]
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     for _ in range(600):
         if list(tmp_path.glob("runs/*/checkpoint.safetensors")):
             break
@@ -88,7 +115,9 @@ def test_interrupting_a_study_stops_its_processes_and_leaves_a_state_to_go_on_fr
     assert process.returncode == 143, err
     assert list((tmp_path / "runs").glob("*/checkpoint.safetensors"))
     for _ in range(100):
-        left = subprocess.run(["ps", "-o", "pid=,stat=", "-s", str(process.pid)], capture_output=True, text=True).stdout.split("\n")
+        left = subprocess.run(
+            ["ps", "-o", "pid=,stat=", "-s", str(process.pid)], capture_output=True, text=True
+        ).stdout.split("\n")
         left = [row for row in left if row.strip() and "Z" not in row]
         if not left:
             break

@@ -11,7 +11,14 @@ import pytest
 
 from qrun.tracking.store import Store
 
-STEPS = ["training.context=64", "training.batch=2", "training.steps=4", "training.eval_every=4", "training.warmup=1", "training.lr=0.05"]
+STEPS = [
+    "training.context=64",
+    "training.batch=2",
+    "training.steps=4",
+    "training.eval_every=4",
+    "training.warmup=1",
+    "training.lr=0.05",
+]
 AXES = ["study.dims=[2,4]", "study.seeds=[0,1]", "study.sites=[adapter]", "study.controls=[]", "launcher.workers=1"]
 
 
@@ -19,7 +26,15 @@ AXES = ["study.dims=[2,4]", "study.seeds=[0,1]", "study.sites=[adapter]", "study
 def words(tiny_folder, story_file, tmp_path_factory):
     results = tmp_path_factory.mktemp("sweeps") / "results"
     model = ["model=local", f"model.path={tiny_folder}", "model.name=tiny"]
-    return [*model, "data=text", f"data.path={story_file}", "protocol.ctx=64", "evaluation.max_tokens=640", *STEPS, *AXES], results
+    return [
+        *model,
+        "data=text",
+        f"data.path={story_file}",
+        "protocol.ctx=64",
+        "evaluation.max_tokens=640",
+        *STEPS,
+        *AXES,
+    ], results
 
 
 def children(store, tag="cell_key"):
@@ -35,7 +50,10 @@ def test_the_dim_sweep_is_a_parent_with_cells_and_a_second_start_computes_nothin
     assert parent.info.status == "FINISHED" and len(cells) == 4
     assert {run.data.tags["mlflow.parentRunId"] for run in cells.values()} == {parent.info.run_id}
     first = json.loads(store.artifact_text(parent.info.run_id, "result.json"))
-    assert first["values"]["adapter"]["dims"]["4"]["parameters"] == 3 * first["values"]["adapter"]["dims"]["2"]["parameters"]
+    assert (
+        first["values"]["adapter"]["dims"]["4"]["parameters"]
+        == 3 * first["values"]["adapter"]["dims"]["2"]["parameters"]
+    )
     code, out, _ = qrun("sweep", "dim", *words[0], f"results={words[1]}", "name=dims")
     assert code == 0 and "4 finished before, 0 to compute" in out
     assert store.find("dims").info.run_id == parent.info.run_id
@@ -59,14 +77,18 @@ def test_the_noise_sweep_uses_the_adapters_of_the_dim_sweep(qrun, words):
     qrun("sweep", "dim", *words[0], f"results={words[1]}", "name=dims")
     code, out, err = qrun("sweep", "noise", *words[0], *NOISE, f"results={words[1]}", "name=noises")
     assert code == 0, err
-    assert "4 cells: 4 finished before, 0 to compute" in out and "16 cells: 0 finished before, 16 to compute" in out  # the preset is one of the rates
+    assert (
+        "4 cells: 4 finished before, 0 to compute" in out and "16 cells: 0 finished before, 16 to compute" in out
+    )  # the preset is one of the rates
     store = Store(words[1])
     result = json.loads(store.artifact_text(store.find("noises").info.run_id, "result.json"))
     series = result["values"]["adapter-exact-8192-scaled"]
     for dim in ("2", "4"):
         values = series["dims"][dim]
         assert list(values["relative"]) == ["quiet", "0.001", "0.1", "preset", "uniform"]
-        assert values["relative"]["quiet"] == pytest.approx(1 - values["exact_gain"] / series["base"], abs=5e-3)  # shots alone
+        assert values["relative"]["quiet"] == pytest.approx(
+            1 - values["exact_gain"] / series["base"], abs=5e-3
+        )  # shots alone
         assert values["relative"]["preset"] == pytest.approx(values["relative"]["0.001"], abs=2e-3)
     assert 0 < series["dims"]["2"]["total_error"][0] < series["dims"]["4"]["total_error"][0] < 0.1
     noisy = [r for r in children(store).values() if r.data.tags["cell"].endswith("cz=uniform")]
@@ -97,7 +119,11 @@ def test_a_failed_cell_is_named_and_does_not_stop_the_others(qrun, words, tmp_pa
 
 def test_a_study_killed_in_the_middle_goes_on_and_ends_with_the_same_table(qrun, words, tmp_path):
     qrun("sweep", "dim", *words[0], f"results={words[1]}", "name=dims")
-    process = subprocess.Popen([sys.executable, "-m", "qrun", "sweep", "dim", *words[0], f"results={tmp_path}", "name=dims"], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "qrun", "sweep", "dim", *words[0], f"results={tmp_path}", "name=dims"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     for line in process.stdout:
         if line.startswith("[2/4]"):
             break
@@ -110,7 +136,10 @@ def test_a_study_killed_in_the_middle_goes_on_and_ends_with_the_same_table(qrun,
     assert code == 0 and f"{len(before)} finished before" in out, err
     after = {key: run.info.run_id for key, run in children(store).items()}
     assert len(after) == 4 and all(after[key] == run for key, run in before.items())
-    results = [json.loads(Store(folder).artifact_text(Store(folder).find("dims").info.run_id, "result.json")) for folder in (words[1], tmp_path)]
+    results = [
+        json.loads(Store(folder).artifact_text(Store(folder).find("dims").info.run_id, "result.json"))
+        for folder in (words[1], tmp_path)
+    ]
     assert results[0]["tables"] == results[1]["tables"] and results[0]["values"] == results[1]["values"]
     assert not store.tagged("study", "cell_key", "RUNNING")
 

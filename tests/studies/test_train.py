@@ -13,14 +13,28 @@ from safetensors.torch import load_file
 
 from qrun.tracking.store import Store
 
-SMALL = ["protocol.ctx=64", "training.context=64", "training.batch=2", "training.eval_every=2", "training.checkpoint_every=1", "training.warmup=1"]
+SMALL = [
+    "protocol.ctx=64",
+    "training.context=64",
+    "training.batch=2",
+    "training.eval_every=2",
+    "training.checkpoint_every=1",
+    "training.warmup=1",
+]
 
 
 @pytest.fixture(scope="module")
 def words(tiny_folder, story_file, tmp_path_factory):
     """Words of a small training run, and its store."""
     results = tmp_path_factory.mktemp("runs") / "results"
-    return ["model=local", f"model.path={tiny_folder}", "data=text", f"data.path={story_file}", f"results={results}", *SMALL], results
+    return [
+        "model=local",
+        f"model.path={tiny_folder}",
+        "data=text",
+        f"data.path={story_file}",
+        f"results={results}",
+        *SMALL,
+    ], results
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +59,27 @@ def test_a_run_leaves_everything_that_design_and_reader_ask_for(trained):
     assert metrics["gain"] == pytest.approx(metrics["base/perplexity"] - metrics["adapted/perplexity"], rel=1e-6)
     assert metrics["gain_low"] <= metrics["gain"] <= metrics["gain_high"] and metrics["gain_low"] > 0
     assert params["adapter.dim"] == "4" and params["sites"] == "14" and params["parameters"] == "720"
-    assert {"git_sha", "git_dirty", "config_hash", "protocol_fingerprint", "model_weights", "data_digest", "compute", "seed"} <= set(tags)
+    assert {
+        "git_sha",
+        "git_dirty",
+        "config_hash",
+        "protocol_fingerprint",
+        "model_weights",
+        "data_digest",
+        "compute",
+        "seed",
+    } <= set(tags)
     artifacts = {a.path for a in store.client.list_artifacts(run.info.run_id)}
-    assert {"config.yaml", "env.json", "protocol.json", "perplexity_base.json", "perplexity_adapted.json", "adapter", "figures", "result.json"} <= artifacts
+    assert {
+        "config.yaml",
+        "env.json",
+        "protocol.json",
+        "perplexity_base.json",
+        "perplexity_adapted.json",
+        "adapter",
+        "figures",
+        "result.json",
+    } <= artifacts
     assert len(store.client.get_metric_history(run.info.run_id, "train/loss")) == 12
     assert len(run.inputs.dataset_inputs) == 3
     assert sorted(p.name for p in folder.parent.iterdir()) == ["adapter"]  # no checkpoint is left behind
@@ -81,17 +113,28 @@ def test_exports_give_the_adapted_perplexity(qrun, words, trained, tmp_path, kin
     assert code == 0, err
     adapted = store.find("done").data.metrics["adapted/perplexity"]
     if kind == "merged":
-        measured = [w if not w.startswith("model.path") else f"model.path={tmp_path / 'out'}" for w in perplexity_words(words[0])]
+        measured = [
+            w if not w.startswith("model.path") else f"model.path={tmp_path / 'out'}"
+            for w in perplexity_words(words[0])
+        ]
         assert qrun("eval", "perplexity", *measured, "name=merged")[0] == 0
         assert store.find("merged").data.metrics["base/perplexity"] == pytest.approx(adapted, rel=1e-5)
     else:
-        assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+        assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+            "adapter_config.json",
+            "adapter_model.safetensors",
+        ]
     code, _, err = qrun("export", folder, "--to", kind, "--out", tmp_path / "out", *model)
     assert code == 2 and "exists already" in err
 
 
 def start(words, *more):
-    return subprocess.Popen([sys.executable, "-m", "qrun", "train", *words, *more], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-m", "qrun", "train", *words, *more],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def wait_for(path: Path, process):
@@ -106,7 +149,10 @@ def wait_for(path: Path, process):
 LONG = ["training.steps=60", "training.lr=0.02"]
 
 
-@pytest.mark.parametrize(("signum", "code", "status"), [(signal.SIGTERM, 143, "KILLED"), (signal.SIGINT, 130, "KILLED"), (signal.SIGKILL, -9, "RUNNING")])
+@pytest.mark.parametrize(
+    ("signum", "code", "status"),
+    [(signal.SIGTERM, 143, "KILLED"), (signal.SIGINT, 130, "KILLED"), (signal.SIGKILL, -9, "RUNNING")],
+)
 def test_a_run_that_is_stopped_resumes_to_the_very_same_adapter(words, qrun, signum, code, status):
     results = words[1].parent / f"results{signum}"
     typed = [w if not w.startswith("results") else f"results={results}" for w in words[0]] + LONG
@@ -126,7 +172,9 @@ def test_a_run_that_is_stopped_resumes_to_the_very_same_adapter(words, qrun, sig
     if signum == signal.SIGTERM:
         assert qrun("train", *typed, "name=whole")[0] == 0
     reference = Store(words[1].parent / f"results{signal.SIGTERM.value}").folder / "runs" / "whole" / "adapter"
-    ours, whole = (load_file(f / "adapter_model.safetensors") for f in (results / "runs" / "stopped" / "adapter", reference))
+    ours, whole = (
+        load_file(f / "adapter_model.safetensors") for f in (results / "runs" / "stopped" / "adapter", reference)
+    )
     assert all(torch.equal(ours[name], whole[name]) for name in whole)
 
 
@@ -143,9 +191,22 @@ def test_resuming_under_changed_circumstances_is_refused(words, qrun, tmp_path):
 
 
 def test_a_diverging_run_is_failed_in_the_store_and_ends_with_code_1(words, qrun):
-    code, _, err = qrun("train", *words[0], "training.steps=30", "training.lr=50", "training.clip=0", "training.divergence=0.00001", "name=diverged")
+    code, _, err = qrun(
+        "train",
+        *words[0],
+        "training.steps=30",
+        "training.lr=50",
+        "training.clip=0",
+        "training.divergence=0.00001",
+        "name=diverged",
+    )
     run = Store(words[1]).find("diverged")
-    assert code == 1 and "lower training.lr" in err and run.info.status == "FAILED" and "diverged" in run.data.tags["error"]
+    assert (
+        code == 1
+        and "lower training.lr" in err
+        and run.info.status == "FAILED"
+        and "diverged" in run.data.tags["error"]
+    )
 
 
 BAD = {
@@ -170,8 +231,16 @@ def test_bad_input_is_one_line_code_2_and_nothing_in_the_store(words, qrun, tmp_
 
 
 def test_an_adapter_of_another_model_is_refused(qrun, trained, tmp_path):
-    code, _, err = qrun("eval", "perplexity", "evaluation.max_tokens=600", f"adapter.path={trained[0]}", f"results={tmp_path / 'results'}")
-    assert code == 2 and "trained in local" in err and "not in model=nano" in err and not (tmp_path / "results").exists()
+    code, _, err = qrun(
+        "eval",
+        "perplexity",
+        "evaluation.max_tokens=600",
+        f"adapter.path={trained[0]}",
+        f"results={tmp_path / 'results'}",
+    )
+    assert (
+        code == 2 and "trained in local" in err and "not in model=nano" in err and not (tmp_path / "results").exists()
+    )
     code, _, err = qrun("eval", "perplexity", f"adapter.path={tmp_path}", f"results={tmp_path / 'results'}")
     assert code == 2 and "no adapter_config.json" in err
 
@@ -208,8 +277,19 @@ def test_one_training_step_at_smollm2s_true_shape_with_its_real_tokenizer(shared
     LlamaForCausalLM(AutoConfig.from_pretrained(folder)).to(torch.bfloat16).save_pretrained(tmp_path / "weights")
     shutil.copy(tmp_path / "weights" / "model.safetensors", folder / "model.safetensors")
     measured = ["protocol.ctx=128", "evaluation.max_tokens=512"]
-    step = ["training.steps=1", "training.batch=1", "training.context=128", "training.eval_tokens=256", "training.warmup=0"]
-    source = [f"model.path={folder}", "model.dtype=bfloat16", "data=wikitext2", f"data.path={shared / 'wikitext-2-raw'}"]
+    step = [
+        "training.steps=1",
+        "training.batch=1",
+        "training.context=128",
+        "training.eval_tokens=256",
+        "training.warmup=0",
+    ]
+    source = [
+        f"model.path={folder}",
+        "model.dtype=bfloat16",
+        "data=wikitext2",
+        f"data.path={shared / 'wikitext-2-raw'}",
+    ]
     code, out, err = qrun("train", "model=smollm2", *source, *measured, *step, f"results={tmp_path / 'r'}")
     assert code == 0, err
     assert "134,515,008 parameters" in out and "210 sites, 224,640 parameters" in out

@@ -18,7 +18,13 @@ def status(store, run):
 
 @pytest.mark.parametrize(
     ("error", "expected"),
-    [(None, "FINISHED"), (RunFailed("no"), "FAILED"), (ValueError("bug"), "FAILED"), (Interrupted(15), "KILLED"), (KeyboardInterrupt(), "KILLED")],
+    [
+        (None, "FINISHED"),
+        (RunFailed("no"), "FAILED"),
+        (ValueError("bug"), "FAILED"),
+        (Interrupted(15), "KILLED"),
+        (KeyboardInterrupt(), "KILLED"),
+    ],
 )
 def test_status_is_right_on_every_exit(store, error, expected):
     try:
@@ -59,7 +65,10 @@ def test_everything_logged_comes_back(store, tmp_path):
 
 
 def test_a_parameter_too_long_for_mlflow_is_refused_not_cut(store):
-    with pytest.raises(InputError, match=r"data.path: longer than the 6000"), store.run("train", "long", {"data.path": "x" * 6001}, {}):
+    with (
+        pytest.raises(InputError, match=r"data.path: longer than the 6000"),
+        store.run("train", "long", {"data.path": "x" * 6001}, {}),
+    ):
         pass
 
 

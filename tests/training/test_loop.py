@@ -19,14 +19,20 @@ WINDOWS = torch.randint(0, 300, (12, 33), generator=torch.Generator().manual_see
 
 
 def config(**changes):
-    return TrainingConfig(**{"steps": 6, "batch": 2, "context": 33, "warmup": 2, "eval_every": 2, "checkpoint_every": 2, "lr": 0.05} | changes)
+    return TrainingConfig(
+        **{"steps": 6, "batch": 2, "context": 33, "warmup": 2, "eval_every": 2, "checkpoint_every": 2, "lr": 0.05}
+        | changes
+    )
 
 
-def fit(language, path, config, progress=None, on_step=lambda p: None, interrupt=None, validate=None, teacher=None, seed=3):
+def fit(
+    language, path, config, progress=None, on_step=lambda p: None, interrupt=None, validate=None, teacher=None, seed=3
+):
     adapter = attach(language.model, sites(language.shape), AdapterConfig(dim=4))
     validate = validate or (lambda: window_loss(language.model, WINDOWS[:2], None, 0, 1)[1])
     best, progress = loop.fit(
-        language.model, adapter, WINDOWS, validate, config, seed, teacher, path, progress or Progress(), on_step, interrupt or Interrupt()
+        language.model, adapter, WINDOWS, validate, config, seed, teacher, path,
+        progress or Progress(), on_step, interrupt or Interrupt()
     )  # fmt: skip
     return adapter, best, progress
 
@@ -55,7 +61,9 @@ def test_training_lowers_the_loss_and_leaves_the_frozen_weights(tiny, tmp_path):
     frozen = {n: p.clone() for n, p in tiny.model.named_parameters()}
     adapter, best, progress = fit(tiny, tmp_path / "c.safetensors", config(steps=20))
     assert progress.best_nats < progress.evaluations[0]["validation_nats"] - 0.005
-    assert all(torch.equal(module.base.weight, frozen[f"model.{name}.weight"]) for name, module in adapter.modules.items())
+    assert all(
+        torch.equal(module.base.weight, frozen[f"model.{name}.weight"]) for name, module in adapter.modules.items()
+    )
     assert set(best) == set(adapter.modules) and progress.best_step > 0
 
 
@@ -153,7 +161,10 @@ def test_distillation_from_itself_is_zero_and_its_formula_is_hintons(tiny):
 
 
 def test_losses_of_a_fixed_run_stay_what_they_were(nano, tmp_path):
-    """Golden values: six steps on nano with fixed ids. A change here is a change of the mathematics, the defaults or the weights."""
+    """Golden values.
+
+    Six steps on nano with fixed ids. A change here is a change of the mathematics, the defaults or the weights.
+    """
     import copy
 
     from qrun.language.models import LanguageModel
