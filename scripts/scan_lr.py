@@ -19,8 +19,8 @@ from qrun.config.schema import EvaluationConfig, Split
 from qrun.errors import RunFailed
 from qrun.evaluation.perplexity import measure
 from qrun.evaluation.protocols import build
+from qrun.recipes.record import Shelf
 from qrun.report.screen import silenced
-from qrun.studies.record import Shelf
 from qrun.training.checkpoint import Progress
 from qrun.training.interrupt import Interrupt
 from qrun.training.loop import fit

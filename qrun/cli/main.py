@@ -104,7 +104,7 @@ def train(
 ) -> None:
     """Train a Cayley adapter in a frozen model; perplexity before and after, with an interval."""
     if (config := _composed("train", words, cfg)) is not None:
-        from qrun.studies.train import train as run
+        from qrun.recipes.train import train as run
 
         run(config, resume=resume)
 
@@ -115,7 +115,7 @@ def train(
 def perplexity(words: Words = None, cfg: Cfg = None) -> None:
     """Perplexity and bits per byte under a stated protocol, alone and with a saved adapter."""
     if (config := _composed("perplexity", words, cfg)) is not None:
-        from qrun.studies.perplexity import measure as run
+        from qrun.recipes.perplexity import measure as run
 
         run(config)
 
@@ -127,7 +127,7 @@ def perplexity(words: Words = None, cfg: Cfg = None) -> None:
 def questions(words: Words = None, cfg: Cfg = None) -> None:
     """Multiple choice by likelihood and by sampled answers: original, model, model with adapter on any device."""
     if (config := _composed("questions", words, cfg)) is not None:
-        from qrun.studies.questions import ask
+        from qrun.recipes.questions import ask
 
         ask(config)
 
@@ -139,7 +139,7 @@ def compare(
     results: Annotated[str, typer.Option(help="Folder of the store.")] = "results",
 ) -> None:
     """Paired difference of two recorded perplexities; refused if their protocols differ."""
-    from qrun.studies.perplexity import compare as run
+    from qrun.recipes.perplexity import compare as run
 
     run(first, second, results)
 
@@ -187,7 +187,7 @@ def compress(
 ) -> None:
     """Write a model whose projections are truncated SVDs or matrix-product operators."""
     if (config := _composed("compress", words, cfg)) is not None:
-        from qrun.studies.compress import compress as run
+        from qrun.recipes.compress import compress as run
 
         run(config, out)
 
@@ -200,7 +200,7 @@ def report(
     ] = "results",
 ) -> None:
     """Tables, figures, the claims table and the log of negative results, from the store alone."""
-    from qrun.studies.report import report as run
+    from qrun.report.report import report as run
 
     run(results, out)
 
@@ -209,7 +209,7 @@ def report(
 def plan(words: Words = None, cfg: Cfg = None) -> None:
     """What a run would cost on a QPU: packing, circuits, shots, jobs, seconds, errors. Sends nothing."""
     if (config := _composed("plan", words, cfg)) is not None:
-        from qrun.studies.plan import plan as run
+        from qrun.recipes.plan import plan as run
 
         run(config)
 
@@ -220,7 +220,7 @@ def generate(
 ) -> None:
     """Continue a text with the adapter on any device; prints tokens as they come."""
     if (config := _composed("generate", words, cfg)) is not None:
-        from qrun.studies.generate import generate as run
+        from qrun.recipes.generate import generate as run
 
         run(config, prompt)
 
@@ -233,7 +233,7 @@ def circuit(
 ) -> None:
     """Draw one block circuit with its gate counts, depth and estimated fidelity."""
     if (config := _composed("circuit", words, cfg)) is not None:
-        from qrun.studies.circuit import circuit as run
+        from qrun.recipes.circuit import circuit as run
 
         run(config, qasm)
 
@@ -244,7 +244,7 @@ def fetch(results: Annotated[str, typer.Option(help="Folder of the store.")] = "
 
     The counts of finished ones are stored, so that the run's command goes on from there.
     """
-    from qrun.studies.qpu import fetch as run
+    from qrun.cli.qpu import fetch as run
 
     run(results)
 
@@ -257,7 +257,7 @@ def noise(
     out: Annotated[str, typer.Option(help="YAML file to write, for example configs/noise/heron_r2.yaml.")],
 ) -> None:
     """Write a noise preset, medians and date, from a backend's calibration."""
-    from qrun.studies.qpu import refresh as run
+    from qrun.cli.qpu import refresh as run
 
     run(backend, out)
 
@@ -273,7 +273,7 @@ def export(
 ) -> None:
     """Write a saved adapter as a PEFT OFT adapter, or merged into its model (model=... says which)."""
     from qrun.config.compose import compose
-    from qrun.studies.export import export as run
+    from qrun.recipes.export import export as run
 
     run(compose("perplexity", [*(words or []), f"adapter.path={_quoted(adapter)}"]), to.value, out)
 
@@ -281,7 +281,7 @@ def export(
 @app.command()
 def doctor(results: Annotated[str, typer.Option(help="Folder of the store.")] = "results") -> None:
     """Versions, devices and access: what works here, and what is missing for the rest."""
-    from qrun.studies.doctor import doctor as run
+    from qrun.cli.doctor import doctor as run
 
     run(results)
 
@@ -289,7 +289,7 @@ def doctor(results: Annotated[str, typer.Option(help="Folder of the store.")] = 
 @app.command(name="config")
 def config_command(group: Annotated[str | None, typer.Argument(help="Show the files of one group.")] = None) -> None:
     """List config groups and their options; every option is a commented YAML file."""
-    from qrun.report.configs import show
+    from qrun.cli.configs import show
 
     show(group)
 

@@ -8,12 +8,11 @@ Only Hydra and OmegaConf are imported, so that a wrong word is answered before a
 import hashlib
 import json
 import re
-from importlib.resources import files
-from importlib.resources.abc import Traversable
+from pathlib import Path
 from typing import Any
 
 from hydra import compose as hydra_compose
-from hydra import initialize_config_module
+from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
@@ -22,7 +21,9 @@ from omegaconf.errors import OmegaConfBaseException
 from qrun.config.verbs import VERBS, RunConfig
 from qrun.errors import InputError
 
-TREE = "qrun.configs"
+_PACKAGE = Path(__file__).resolve().parents[1]
+_CHECKOUT = (_PACKAGE.parent / "pyproject.toml").is_file()
+TREE = _PACKAGE.parent / "configs" if _CHECKOUT else _PACKAGE / "configs"  # always of the tree this very code is in
 
 
 def compose_tree(verb: str, words: list[str]) -> DictConfig:
@@ -36,7 +37,7 @@ def compose_tree(verb: str, words: list[str]) -> DictConfig:
     for name, schema in VERBS.items():
         store.store(name=f"{name}_schema", node=schema)
     try:
-        with initialize_config_module(TREE, version_base="1.3"):
+        with initialize_config_dir(str(TREE), version_base="1.3"):
             return hydra_compose(config_name=verb, overrides=words)
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(_one_line(error, verb)) from error
@@ -84,7 +85,7 @@ def config_hash(config: Any) -> str:
 def options() -> dict[str, dict[str, str]]:
     """Group -> option -> first comment line of its file, read from the installed config tree."""
     groups: dict[str, dict[str, str]] = {}
-    for folder in sorted(files(TREE).iterdir(), key=lambda f: f.name):
+    for folder in sorted(TREE.iterdir()):
         if folder.is_dir() and not folder.name.startswith(("_", ".")):
             found = {
                 f.name[:-5]: _headline(f)
@@ -96,7 +97,7 @@ def options() -> dict[str, dict[str, str]]:
     return groups
 
 
-def _headline(file: Traversable) -> str:
+def _headline(file: Path) -> str:
     first = next(
         (
             line

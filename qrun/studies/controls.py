@@ -10,12 +10,9 @@ from typing import Any
 import numpy as np
 
 from qrun.adapters.sites import count_parameters, matched_rank, select, sites
-from qrun.config.schema import AdapterConfig, DeviceConfig, Method, NoiseConfig
-from qrun.config.verbs import ControlsConfig, SiteSet
-from qrun.evaluation.trends import mean_interval
-from qrun.studies.cells import Scene, open_study
-from qrun.studies.launch import Cell
-from qrun.studies.works import (
+from qrun.cells.pool import Cell
+from qrun.cells.schedule import Scene, open_study
+from qrun.cells.works import (
     TRAIN_KEYS,
     NoisyConfig,
     NoisyWork,
@@ -26,6 +23,9 @@ from qrun.studies.works import (
     training_config,
     usable_dims,
 )
+from qrun.config.schema import AdapterConfig, DeviceConfig, Method, NoiseConfig
+from qrun.config.verbs import ControlsConfig, SiteSet
+from qrun.evaluation.trends import mean_interval
 
 NULLS = ("K = 0 on the device", "adapter on the device", "shuffled K, exact")
 

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from qrun.adapters.sites import count_parameters, matched_rank, select, sites
+from qrun.cells.pool import Cell
+from qrun.cells.schedule import Scene, open_study
+from qrun.cells.works import at_sites, training_cell, training_config, usable_dims
 from qrun.config.schema import Method
 from qrun.config.verbs import DimSweepConfig, SiteSet
 from qrun.evaluation.trends import mean_interval, monotone_trend
-from qrun.studies.cells import Scene, open_study
-from qrun.studies.launch import Cell
-from qrun.studies.works import at_sites, training_cell, training_config, usable_dims
 
 
 def dim_cells(

@@ -4,9 +4,9 @@ from collections import Counter
 from typing import Any
 
 from qrun.adapters.sites import count_parameters, select, sites
+from qrun.cells.pool import Cell
 from qrun.language.models import model_shape
 from qrun.report.screen import say
-from qrun.studies.launch import Cell
 
 
 def show(verb: str, cells: list[Cell], said: list[str]) -> dict[str, Any]:

@@ -13,12 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from qrun.config.schema import NoiseConfig, Sign
-from qrun.config.verbs import NoiseSweepConfig, ReadoutError, SiteSet
-from qrun.evaluation.trends import mean_interval, sharpness, zero_crossing
-from qrun.studies.cells import Scene, open_study
-from qrun.studies.launch import Cell
-from qrun.studies.works import (
+from qrun.cells.pool import Cell
+from qrun.cells.schedule import Scene, open_study
+from qrun.cells.works import (
     TRAIN_KEYS,
     NoisyConfig,
     NoisyWork,
@@ -28,6 +25,9 @@ from qrun.studies.works import (
     training_config,
     usable_dims,
 )
+from qrun.config.schema import NoiseConfig, Sign
+from qrun.config.verbs import NoiseSweepConfig, ReadoutError, SiteSet
+from qrun.evaluation.trends import mean_interval, sharpness, zero_crossing
 
 QUIET, PRESET, UNIFORM = (
     "quiet",

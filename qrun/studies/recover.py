@@ -19,13 +19,13 @@ from typing import Any
 
 import numpy as np
 
+from qrun.cells.pool import Cell
+from qrun.cells.schedule import cell_key, open_study
+from qrun.cells.works import at_sites, control_lr, training_cell, training_config, usable_dims
 from qrun.config.compose import flatten, plain
 from qrun.config.schema import AdapterConfig, Method, ModelConfig
 from qrun.config.verbs import CompressConfig, RecoverConfig, TrainConfig
-from qrun.studies.cells import cell_key, open_study
 from qrun.studies.controls import method_config
-from qrun.studies.launch import Cell
-from qrun.studies.works import at_sites, control_lr, training_cell, training_config, usable_dims
 
 SHIFTED, HOME = "shifted", "home"
 
@@ -41,8 +41,8 @@ class CompressWork:
     def run(self, shelf: Any, tags: dict[str, str]) -> None:
         """A private copy of the model is loaded: its weights are replaced."""
         from qrun.compression.compress import kind_words
-        from qrun.studies.compress import compress_into
-        from qrun.studies.record import tags as run_tags
+        from qrun.recipes.compress import compress_into
+        from qrun.recipes.record import tags as run_tags
         from qrun.tracking.store import Store
 
         opened, store = shelf.open(self.study), Store(self.study.results)

@@ -100,7 +100,7 @@ def test_a_list_value_is_not_a_grid():
 def test_wrong_words_are_answered_before_torch_is_imported():
     code = (
         "import sys; from qrun.config.compose import compose\n"
-        "from qrun.studies.train import train\n"
+        "from qrun.recipes.train import train\n"
         "try: train(compose('train', ['adapter.dim=7']))\n"
         "except Exception as e: print(e)\n"
         "print(sorted({'torch', 'transformers', 'mlflow', 'numpy'} & set(sys.modules)))"
@@ -108,3 +108,23 @@ def test_wrong_words_are_answered_before_torch_is_imported():
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
     assert "does not divide the input width 192 of layers.0.self_attn.q_proj" in out[0]
     assert out[1] == "[]"
+
+
+def test_code_and_configs_come_from_one_tree(tmp_path):
+    """A second checkout first on the path runs its own code with its own configs, whatever is installed beside it."""
+    import shutil
+    import subprocess
+    import sys
+    from pathlib import Path
+
+    import qrun
+
+    root = Path(qrun.__file__).parents[1]
+    for name in ("qrun", "configs"):
+        shutil.copytree(root / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "nano"))
+    shutil.copy(root / "pyproject.toml", tmp_path)
+    preset = tmp_path / "configs" / "noise" / "paper.yaml"
+    preset.write_text(preset.read_text().replace("cz: 1.78e-3", "cz: 4.2e-3"))
+    code = "from qrun.config.compose import compose; print(compose('perplexity', ['device=noisy', 'noise=paper']).noise.cz)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "0.0042"

@@ -11,7 +11,7 @@ SMALL = ["protocol.ctx=64", "evaluation.max_tokens=640"]
 def adapter(tiny_folder, story_file, tmp_path_factory):
     """A trained adapter on the tiny model, and the words that measure it."""
     from qrun.config.compose import compose
-    from qrun.studies.train import train
+    from qrun.recipes.train import train
 
     results = tmp_path_factory.mktemp("circuits") / "results"
     model = ["model=local", f"model.path={tiny_folder}"]
@@ -38,7 +38,7 @@ def test_circuits_without_shots_noise_or_sign_rule_give_the_exact_perplexity(qru
 
 def test_the_sign_rule_is_exact_for_sign_constrained_adapters(qrun, adapter, tmp_path):
     from qrun.config.compose import compose
-    from qrun.studies.train import train
+    from qrun.recipes.train import train
 
     words = [w for w in adapter[2] if not w.startswith(("adapter.path", "results"))] + [f"results={tmp_path}"]
     steps = [
@@ -142,7 +142,7 @@ def test_a_budget_too_small_sends_nothing(qrun, adapter):
 
 def test_an_adapter_that_is_no_circuit_names_the_nearest_dimension(qrun, adapter, tmp_path):
     from qrun.config.compose import compose
-    from qrun.studies.train import train
+    from qrun.recipes.train import train
 
     words = [w for w in adapter[2] if not w.startswith(("adapter.path", "results"))] + [f"results={tmp_path}"]
     steps = [
@@ -203,7 +203,7 @@ def test_a_block_circuit_is_drawn_counted_and_exported(qrun, adapter, tmp_path):
 
 
 def test_a_preset_is_refreshed_from_a_calibration(qrun, tmp_path):
-    from importlib.resources import files
+    from qrun.config.compose import TREE
 
     code, _, err = qrun("qpu", "noise", "FakeTorino", "--out", tmp_path / "heron_r1.yaml")
     assert code == 0, err
@@ -212,7 +212,7 @@ def test_a_preset_is_refreshed_from_a_calibration(qrun, tmp_path):
     ]
     shipped = [
         line
-        for line in (files("qrun.configs") / "noise" / "heron_r1.yaml").read_text().splitlines()
+        for line in (TREE / "noise" / "heron_r1.yaml").read_text().splitlines()
         if not line.startswith(("#", "source"))
     ]
     assert written == shipped

@@ -5,17 +5,16 @@ Each is composed by the command in its own header, and listed at its model's tru
 
 import re
 import shlex
-from importlib.resources import files
 
 import pytest
 
-from qrun.config.compose import options
+from qrun.config.compose import TREE, options
 
 FILES = sorted(options()["experiment"])
 
 
 def header(name):
-    return (files("qrun.configs") / "experiment" / f"{name}.yaml").read_text().split("defaults:")[0]
+    return (TREE / "experiment" / f"{name}.yaml").read_text().split("defaults:")[0]
 
 
 def command(name):

@@ -9,8 +9,8 @@ import time
 
 import pytest
 
+from qrun.cells.pool import Cell, launch, workers
 from qrun.config.schema import LauncherConfig, LauncherKind
-from qrun.studies.launch import Cell, launch, workers
 from qrun.tracking.store import Store
 
 STEPS = [
@@ -129,7 +129,7 @@ def test_interrupting_a_study_stops_its_processes_and_leaves_a_state_to_go_on_fr
 
 def test_a_shelf_keeps_the_models_asked_for_last(tiny_folder):
     from qrun.config.schema import ModelConfig
-    from qrun.studies.record import MODELS, Shelf
+    from qrun.recipes.record import MODELS, Shelf
 
     shelf = Shelf()
     configs = [ModelConfig(name=f"m{k}", path=str(tiny_folder)) for k in range(MODELS + 1)]

@@ -41,7 +41,7 @@ def words(tiny_folder, story_file, tmp_path_factory):
 def trained(words):
     """A finished run: folder of its adapter, and the store."""
     from qrun.config.compose import compose
-    from qrun.studies.train import train
+    from qrun.recipes.train import train
 
     folder = train(compose("train", [*words[0], "training.steps=12", "training.lr=0.05", "name=done"]))
     return folder, Store(words[1])

@@ -40,9 +40,9 @@ def train(config: TrainConfig, resume: bool = False, shelf: Any = None, cell: di
     from qrun.adapters.saving import save
     from qrun.evaluation.perplexity import Measurement, difference, measure
     from qrun.evaluation.protocols import build
+    from qrun.recipes.record import Shelf, flat_params, measured, open_record, record_measurements, result_table, tags
     from qrun.report.figures import loss_curve
     from qrun.report.screen import bar, say
-    from qrun.studies.record import Shelf, flat_params, measured, open_record, record_measurements, result_table, tags
     from qrun.tracking.store import Store
     from qrun.training.checkpoint import Progress, read_progress
     from qrun.training.interrupt import Interrupt

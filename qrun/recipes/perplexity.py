@@ -22,9 +22,8 @@ def measure(config: PerplexityConfig) -> dict[str, Any]:
         )
     from qrun.adapters.saving import read
     from qrun.evaluation.perplexity import difference
-    from qrun.report.screen import say
-    from qrun.studies.device import circuit_line, open_executor
-    from qrun.studies.record import (
+    from qrun.recipes.device import circuit_line, open_executor
+    from qrun.recipes.record import (
         Shelf,
         attach_saved,
         flat_params,
@@ -34,6 +33,7 @@ def measure(config: PerplexityConfig) -> dict[str, Any]:
         result_table,
         tags,
     )
+    from qrun.report.screen import say
     from qrun.tracking.store import Store
     from qrun.training.interrupt import Interrupt
 

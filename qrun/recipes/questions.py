@@ -33,9 +33,9 @@ def ask(config: QuestionsRunConfig) -> dict[str, Any]:
     from qrun.adapters.saving import read
     from qrun.evaluation.questions import answer
     from qrun.language.questions import load
+    from qrun.recipes.device import circuit_line, open_executor
+    from qrun.recipes.record import Shelf, attach_saved, device_tags
     from qrun.report.screen import bar, say
-    from qrun.studies.device import circuit_line, open_executor
-    from qrun.studies.record import Shelf, attach_saved, device_tags
     from qrun.studies.result import conclude
     from qrun.tracking.provenance import environment, git_state
     from qrun.tracking.store import Store

@@ -17,10 +17,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from qrun.cells.pool import Cell, launch
 from qrun.config.schema import LauncherConfig
 from qrun.errors import InputError, RunFailed
 from qrun.report.screen import bar, console, say
-from qrun.studies.launch import Cell, launch
 from qrun.tracking.store import Run, Store
 from qrun.training.interrupt import Interrupt
 
@@ -130,7 +130,7 @@ class Scene:
 
     def documents_interval(self, first: list[Any], second: list[Any], which: tuple[str, str]) -> tuple[float, float]:
         """record.documents_interval of two lists of runs, one per seed."""
-        from qrun.studies.record import documents_interval
+        from qrun.recipes.record import documents_interval
 
         a, b = ([run.info.run_id for run in runs] for runs in (first, second))
         return documents_interval(self.store, a, b, which, self.config.evaluation.resamples, self.config.seed)
@@ -142,7 +142,7 @@ def open_study(config: Any, verb: str, said: list[str], **more: Any) -> Iterator
 
     `said`: lines about what is left out.
     """
-    from qrun.studies.record import Shelf, flat_params, open_record, tags
+    from qrun.recipes.record import Shelf, flat_params, open_record, tags
 
     shelf, store = Shelf(), Store(config.results)
     opened = shelf.open(config)

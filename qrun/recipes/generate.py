@@ -28,9 +28,9 @@ def generate(config: GenerateConfig, prompt: str) -> str:
 
     from qrun.adapters.saving import read
     from qrun.language import models
+    from qrun.recipes.device import circuit_line, open_executor
+    from qrun.recipes.record import attach_saved
     from qrun.report.screen import say
-    from qrun.studies.device import circuit_line, open_executor
-    from qrun.studies.record import attach_saved
 
     saved = read(Path(config.adapter.path).expanduser()) if config.adapter.path else None
     executor = (

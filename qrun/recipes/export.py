@@ -20,8 +20,8 @@ def export(config: PerplexityConfig, kind: str, out: str) -> None:
     from qrun.adapters.linear import detach
     from qrun.adapters.saving import read, replace_folder, to_peft
     from qrun.language import models
+    from qrun.recipes.record import attach_saved
     from qrun.report.screen import say
-    from qrun.studies.record import attach_saved
 
     saved = read(Path(str(config.adapter.path)).expanduser())
     language = models.load(config.model)

@@ -1,7 +1,5 @@
 """`qrun config`: the groups, or the commented files of one group."""
 
-from importlib.resources import files
-
 from qrun.config.compose import TREE, options
 from qrun.errors import InputError
 from qrun.report.screen import listing, say
@@ -25,4 +23,4 @@ def show(group: str | None) -> None:
     if group not in groups:
         raise InputError(f"config {group}: no such group; groups are {', '.join(groups)}")
     for option in groups[group]:
-        say(f"--- {group}={option}\n{(files(TREE) / group / f'{option}.yaml').read_text(encoding='utf-8').rstrip()}\n")
+        say(f"--- {group}={option}\n{(TREE / group / f'{option}.yaml').read_text(encoding='utf-8').rstrip()}\n")

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from qrun.adapters.sites import check_divides, select, sites
+from qrun.cells.pool import Cell
+from qrun.cells.schedule import cell_key
 from qrun.config.schema import AdapterConfig, DeviceConfig, Method, NoiseConfig, Sign
 from qrun.config.verbs import Indivisible, SiteSet, StudyConfig, TrainConfig
 from qrun.errors import InputError
 from qrun.language.models import model_shape
-from qrun.studies.cells import cell_key
-from qrun.studies.launch import Cell
 
 TRAIN_KEYS = [f.name for f in dataclasses.fields(TrainConfig)]
 
@@ -27,7 +27,7 @@ class TrainWork:
 
     def run(self, shelf: Any, tags: dict[str, str]) -> None:
         """Train, measure, save; an unfinished checkpoint of the cell is continued."""
-        from qrun.studies.train import train
+        from qrun.recipes.train import train
 
         train(self.config, resume=True, shelf=shelf, cell=tags)
 
@@ -61,9 +61,9 @@ class NoisyWork:
         from qrun.adapters.linear import detach
         from qrun.adapters.saving import read
         from qrun.evaluation.perplexity import Measurement, difference
-        from qrun.studies.device import open_executor
-        from qrun.studies.record import attach_saved, flat_params, measured, record_measurements
-        from qrun.studies.record import tags as run_tags
+        from qrun.recipes.device import open_executor
+        from qrun.recipes.record import attach_saved, flat_params, measured, record_measurements
+        from qrun.recipes.record import tags as run_tags
         from qrun.tracking.store import Store
 
         config, opened, store = self.config, shelf.open(self.config), Store(self.config.results)
@@ -187,7 +187,7 @@ def training_config(config: TrainConfig, adapter: AdapterConfig, seed: int, lr: 
 def training_cell(cell: TrainConfig, weights: str, data: dict[str, str], label: str, **more: Any) -> Cell:
     """The cell that trains this config; studies that describe the same training share it."""
     key = cell_key(cell, weights, data, **more)
-    from qrun.studies.train import method_words
+    from qrun.recipes.train import method_words
 
     cell.name = f"{cell.model.name}-{method_words(cell)}-s{cell.seed}-{key[:8]}"
     weights_file = (

@@ -28,8 +28,8 @@ def plan(config: PlanConfig) -> None:
     from qrun.quantum.layout import heavy_hex, read_chip
     from qrun.quantum.plan import JOBS_PER_MINUTE, OPEN_PLAN_S, block_cost
     from qrun.quantum.plan import plan as cost
+    from qrun.recipes.device import dead_couplers
     from qrun.report.screen import say, table
-    from qrun.studies.device import dead_couplers
 
     nominal = config.device.kind == "ibm" and config.device.backend is None
     chip = heavy_hex() if nominal else read_chip(open_backend(config.device.kind, config.device.backend)[0])

@@ -101,7 +101,7 @@ _shelf: Any = None  # of a worker process: what its cells have opened so far
 
 def _in_worker(cell: Cell, tags: dict[str, str], threads: int) -> tuple[str | None, float]:
     global _shelf
-    from qrun.studies.record import Shelf
+    from qrun.recipes.record import Shelf
 
     console.quiet = True
     _threads(threads)

@@ -1,0 +1,1 @@
+"""One run from config to record: each module is one verb, readable from top to bottom."""
