@@ -125,6 +125,7 @@ def test_code_and_configs_come_from_one_tree(tmp_path):
     shutil.copy(root / "pyproject.toml", tmp_path)
     preset = tmp_path / "configs" / "noise" / "paper.yaml"
     preset.write_text(preset.read_text().replace("cz: 1.78e-3", "cz: 4.2e-3"))
-    code = "from qrun.config.compose import compose; print(compose('perplexity', ['device=noisy', 'noise=paper']).noise.cz)"
+    ask = "compose('perplexity', ['device=noisy', 'noise=paper']).noise.cz"
+    code = f"from qrun.config.compose import compose; print({ask})"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "0.0042"
