@@ -19,6 +19,9 @@ run: .venv/core ## install, then train an adapter in the embedded model and meas
 test: .venv/dev ## the test suite
 	$(BIN)/python -m pytest
 
+check: .venv/dev ## lint and the tests that take a minute
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/python -m pytest -m "not slow and not data"
+
 lint: .venv/dev ## ruff and mypy
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
@@ -33,4 +36,4 @@ ui: .venv/core ## the MLflow UI on results/
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 8
 
-.PHONY: run test lint bench ui help
+.PHONY: run test check lint bench ui help

@@ -17,8 +17,10 @@ import numpy as np
 import torch
 from scipy.stats import special_ortho_group
 
-from qrun.config.noise import Noise
-from qrun.quantum.devices import AerDevice, NoisyDevice, PennyLaneDevice
+from qrun.quantum.devices.aer import AerDevice
+from qrun.quantum.devices.noisy import NoisyDevice
+from qrun.quantum.devices.pennylane import PennyLaneDevice
+from qrun.quantum.noise import Noise
 
 NOISE = Noise("bench", sx=1.5e-4, cz=2.25e-3, read_1_given_0=0.01, read_0_given_1=0.01)
 

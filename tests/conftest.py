@@ -3,7 +3,11 @@
 The embedded model, a smaller random one, the shared data where it is at hand, and the command line in this process.
 """
 
+import contextlib
 import os
+import shutil
+import signal
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -92,13 +96,13 @@ WORDS = [
 
 @pytest.fixture(scope="session")
 def story_file(tmp_path_factory):
-    """Sixty short made-up documents, enough for all three splits."""
+    """300 short made-up documents: about 30 of them are the test split, enough for intervals over documents."""
     import json
     import random
 
     rng = random.Random(0)
     path = tmp_path_factory.mktemp("text") / "stories.json"
-    path.write_text(json.dumps([" ".join(rng.choices(WORDS, k=60)) + f" {i}." for i in range(60)]))
+    path.write_text(json.dumps([" ".join(rng.choices(WORDS, k=40)) + f" {i}." for i in range(300)]))
     return path
 
 
@@ -120,3 +124,77 @@ def qrun(monkeypatch, capsys):
         return code, out, err
 
     return run
+
+
+@pytest.fixture(scope="session", autouse=True)
+def copied_stores(tmp_path_factory):
+    """New stores in this process are copies of one: MLflow takes seconds of migrations to make each.
+
+    Tests of how a store is made ask for `making_stores` and get the real thing.
+    """
+    from qrun.tracking.store import Store
+
+    make, template = Store._create, Store(tmp_path_factory.mktemp("store"))
+
+    def copy(self):
+        if self._missing() and not REAL and self.folder != template.folder:
+            template.client._tracking_client.store.engine.dispose()
+            self.folder.mkdir(parents=True, exist_ok=True)
+            shutil.copy(template.database, self.folder / ".new.db")
+            os.replace(self.folder / ".new.db", self.database)
+        make(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Store, "_create", copy)
+        yield
+
+
+REAL = []  # not empty while a test wants its stores made
+
+
+@pytest.fixture
+def making_stores():
+    REAL.append(True)
+    yield
+    REAL.clear()
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    """A study sets the threads of this process; the next test must not see it."""
+    import numba
+    import torch
+
+    before = torch.get_num_threads(), numba.get_num_threads()
+    yield
+    torch.set_num_threads(before[0])
+    numba.set_num_threads(before[1])
+
+
+class Started(subprocess.Popen):
+    """A command line in a session of its own that writes to a file, so that it never waits for a reader."""
+
+    def __init__(self, words, log):
+        self.log = log
+        with log.open("w") as out:
+            command = [sys.executable, "-m", "qrun", *map(str, words)]
+            super().__init__(command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
+
+    def told(self):
+        return self.log.read_text()
+
+
+@pytest.fixture
+def start(tmp_path_factory):
+    """Start a command line in a process of its own; whatever is left of it ends with the test."""
+    folder, started = tmp_path_factory.mktemp("started"), []
+
+    def begin(*words):
+        started.append(Started(words, folder / f"{len(started)}.log"))
+        return started[-1]
+
+    yield begin
+    for process in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

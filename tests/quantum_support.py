@@ -3,7 +3,7 @@
 import numpy as np
 from scipy.stats import special_ortho_group
 
-from qrun.config.noise import Noise
+from qrun.quantum.noise import Noise
 
 # every kind of noise at once, strong enough to see
 FULL = Noise(

@@ -1,13 +1,88 @@
-"""lm-evaluation-harness as an oracle.
+"""lm-evaluation-harness as an oracle, studies in this process, and what tests of processes and of models share."""
 
-Its own model class, rolling windows and aggregation, on pages given here instead of fetched.
-"""
+import json
+import os
+import time
+
+PATIENCE = 600  # seconds until a wait gives up: far beyond what the slowest machine needs
+CLOCK = ("seconds", "memory", "run_id", "git_")  # columns that differ from one computation to the next
+
+
+def study(kind, words, **more):
+    """Results of a study run in this process, as `qrun` would run it."""
+    from qrun.cells.study import run_study
+    from qrun.studies import configure, module
+
+    words = [*map(str, words), *(f"{key}={value}" for key, value in more.items())]
+    return run_study(kind, module(kind), configure(kind, words), dry_run=False)
+
+
+def columns(table):
+    """A table of cells without what the clock, the machine's memory, the store and a commit put into it."""
+    return table[[name for name in table if not any(word in name for word in CLOCK)]]
+
+
+def saved(folder, name):
+    """Results of a study as the store's folder has them."""
+    from qrun.evaluation.results import read
+
+    return read(folder / "studies" / name)
+
+
+def finished(store):
+    """Run ids of the finished cells by key."""
+    return {key: run.run_id for key, run in store.tagged("study", "cell_key", "FINISHED").items()}
+
+
+def until(condition, process):
+    """Wait for a condition on what a process does; the process must not end before."""
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert process.poll() is None, f"ended with {process.returncode}: {process.told()}"
+        assert time.monotonic() < end, f"nothing in {PATIENCE} s: {process.told()}"
+        time.sleep(0.05)
+
+
+class Dies:
+    """A cell whose process is lost; picklable, because this module is importable everywhere."""
+
+    def run(self, workspace, place):
+        os._exit(9)
+
+
+class Breaks:
+    """A cell with a bug."""
+
+    def run(self, workspace, place):
+        raise ZeroDivisionError("a bug")
+
+
+class Says:
+    """A cell that is done at once."""
+
+    def run(self, workspace, place):
+        return f"run of {place.name}"
+
+
+def rope_base(folder):
+    """Another model with the same weights and tokenizer."""
+    values = json.loads((folder / "config.json").read_text())
+    values["rope_parameters"]["rope_theta"] = 20_000.0
+    (folder / "config.json").write_text(json.dumps(values))
+
+
+def swapped_entries(folder):
+    """Another tokenizer beside the same weights."""
+    values = json.loads((folder / "tokenizer.json").read_text())
+    vocab = values["model"]["vocab"]
+    vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
+    (folder / "tokenizer.json").write_text(json.dumps(values))
 
 
 def lm_eval_word_perplexity(language, pages, max_length):
-    """pages.
+    """word_perplexity and bits_per_byte as the harness's task `wikitext` aggregates them.
 
-    (original, text to score). Returns word_perplexity and bits_per_byte as the task `wikitext` aggregates them.
+    Its own model class, rolling windows and aggregation, on pages (original, text to score) instead of fetched ones.
     """
     from lm_eval.api.instance import Instance
     from lm_eval.api.metrics import bits_per_byte, weighted_perplexity

@@ -25,22 +25,17 @@ def skew(parameters: Tensor, dim: int) -> Tensor:
 
 
 def cayley(parameters: Tensor, dim: int) -> Tensor:
-    """Q [blocks, b, b] of the parameters' dtype. Solved in float64: rounding of the result is then all that
-    separates Q^T Q from I.
-
-    I + K/2 is always invertible (the eigenvalues of K are imaginary). Its factors commute, so solve(I + K/2, I -
-    K/2) is Q.
-    """
+    """Q [blocks, b, b] of the parameters' dtype. Solved in float64: rounding of the result is then all that separates
+    Q^T Q from I. I + K/2 is always invertible (the eigenvalues of K are imaginary). Its factors commute, so solve(I +
+    K/2, I - K/2) is Q."""
     half = skew(parameters.double(), dim) / 2
     identity = torch.eye(dim, dtype=half.dtype, device=half.device)
     return torch.linalg.solve(identity + half, identity - half).to(parameters.dtype)
 
 
 def tile(blocks: Tensor, width: int = TILE) -> Tensor:
-    """Gather blocks [B, b, b] into diagonal tiles [B/r, rb, rb], r the largest divisor of B with rb <= width.
-
-    Shape unchanged for large b.
-    """
+    """Gather blocks [B, b, b] into diagonal tiles [B/r, rb, rb], r the largest divisor of B with rb <= width. Shape
+    unchanged for large b."""
     count, dim, _ = blocks.shape
     r = max(r for r in range(1, max(width // dim, 1) + 1) if count % r == 0)
     if r == 1:
@@ -70,10 +65,8 @@ def fold_output(weight: Tensor, blocks: Tensor) -> Tensor:
 
 
 def gram(left: Tensor, right: Tensor, count: int) -> Tensor:
-    """Diagonal blocks of left^T right.
-
-    Sum over tokens of left_j right_j^T, [count, b, b], for left, right [N, count b].
-    """
+    """Diagonal blocks of left^T right. Sum over tokens of left_j right_j^T, [count, b, b], for left, right [N, count
+    b]."""
     n, width = left.shape
     dim = width // count
     r = max(r for r in range(1, max(TILE // dim, 1) + 1) if count % r == 0)

@@ -51,21 +51,15 @@ def describe(adapter: Adapter) -> dict[str, float]:
         "norm_k": float(skew(parameters, dim).flatten(1).norm(dim=1).mean()),
     }  # fmt: skip
     if dim >= 4 and dim & (dim - 1) == 0:
-        haar = torch.from_numpy(
-            np.asarray(special_ortho_group.rvs(dim, size=HAAR, random_state=np.random.default_rng(0)))
-        )
+        random = special_ortho_group.rvs(dim, size=HAAR, random_state=np.random.default_rng(0))
+        haar = torch.from_numpy(np.asarray(random))
         for name, blocks in (("", cayley(parameters.double(), dim)), ("haar_", haar)):
             p = schmidt(blocks)
             s = entropy(p)
-            found |= {
-                f"{name}entropy_bits": float(s.mean()),
-                f"{name}effective_bond": float((2**s).mean()),
-                f"{name}second_schmidt": float(p[:, 1].mean()),
-            }
-        found |= {
-            "entropy_ratio": found["entropy_bits"] / found["haar_entropy_bits"],
-            "entropy_most_bits": 2.0 * ((dim.bit_length() - 1) // 2),
-        }
+            found |= {f"{name}entropy_bits": float(s.mean()), f"{name}effective_bond": float((2**s).mean())}
+            found[f"{name}second_schmidt"] = float(p[:, 1].mean())
+        found["entropy_ratio"] = found["entropy_bits"] / found["haar_entropy_bits"]
+        found["entropy_most_bits"] = 2.0 * ((dim.bit_length() - 1) // 2)
     return found
 
 

@@ -1,4 +1,4 @@
-"""The seam between adapters and devices: who computes Q x.
+"""Circuits behind the seam of adapters (linear.Executor): a device computes Q x.
 
 An executor takes blocks Q [B, b, b] and slices x [N, B, b] and returns estimates of Q_j x_nj, same shape as the slices.
 In training and on the exact device that is a batched matrix product; any other device gets the same call.
@@ -6,7 +6,7 @@ In training and on the exact device that is a batched matrix product; any other 
 
 import time
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,17 +14,9 @@ from torch import Tensor
 
 from qrun.adapters.cayley import rotate
 from qrun.config.schema import Sign
-from qrun.quantum.devices import Device
+from qrun.quantum.devices.base import Device
 from qrun.quantum.encoding import estimate, normalise
 from qrun.quantum.sampling import stream_key
-
-
-class Executor(Protocol):
-    """Runs many (token, block) circuits on one device."""
-
-    def __call__(self, blocks: Tensor, slices: Tensor) -> Tensor:
-        """blocks [B, b, b], slices [N, B, b] -> estimates [N, B, b]."""
-        ...
 
 
 def exact(blocks: Tensor, slices: Tensor) -> Tensor:
@@ -57,10 +49,8 @@ class Statistics:
 
 
 class CircuitExecutor:
-    """Estimates from a device, one stream of shots per site.
-
-    The same seed gives the same bits on any split into batches that keeps the order of tokens.
-    """
+    """Estimates from a device, one stream of shots per site. The same seed gives the same bits on any split into
+    batches that keeps the order of tokens."""
 
     def __init__(self, device: Device, sign: Sign, seed: int) -> None:
         self.device, self.sign, self.seed = device, sign, seed

@@ -7,24 +7,37 @@ adapter.merge(); adapter.unmerge()                       Q folded into the weigh
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from qrun.adapters.cayley import FoldedLinear, cayley, fold_input, fold_output, rotate
-from qrun.adapters.executor import CircuitExecutor, Executor
 from qrun.adapters.sites import Site
 from qrun.config.schema import AdapterConfig, Side
 from qrun.errors import InputError
 
 
-class AdaptedLinear(nn.Module):
-    """y = W Q x (side input) or y = Q W x (side output), W frozen, Q = Cayley(K) of trainable K.
+class Executor(Protocol):
+    """Runs many (token, block) circuits on one device: the seam between adapters and devices."""
 
-    Sign-constrained, z = Q x is replaced by z = sign(x) * |Q x| with sign(0) = +1: what the paper's readout returns
-    without noise. With an executor set, z is whatever that device estimates.
-    """
+    def __call__(self, blocks: Tensor, slices: Tensor) -> Tensor:
+        """Blocks [B, b, b], slices [N, B, b] -> estimates [N, B, b]."""
+        ...
+
+
+class SiteExecutors(Protocol):
+    """A device that gives each site an executor of its own, with its own stream of shots."""
+
+    def site(self, name: str) -> Executor:
+        """The executor of a site."""
+        ...
+
+
+class AdaptedLinear(nn.Module):
+    """y = W Q x (side input) or y = Q W x (side output), W frozen, Q = Cayley(K) of trainable K. Sign-constrained, z =
+    Q x is replaced by z = sign(x) * |Q x| with sign(0) = +1: what the paper's readout returns without noise. With an
+    executor set, z is whatever that device estimates."""
 
     def __init__(self, base: nn.Linear, dim: int, side: Side, sign_constrained: bool) -> None:
         super().__init__()
@@ -88,6 +101,8 @@ class AdaptedLinear(nn.Module):
 class Adapter:
     """The adapted sites of one model, in the order of the forward pass."""
 
+    SWITCH, OFF = "enabled", False  # attribute of the site modules, and its value for the frozen model
+
     def __init__(self, config: AdapterConfig, modules: Mapping[str, Any]) -> None:
         self.config, self.modules = config, modules
 
@@ -101,20 +116,25 @@ class Adapter:
 
     @torch.no_grad()
     def load(self, values: dict[str, Tensor]) -> None:
-        """Copy parameters in; names and shapes must be those of this adapter."""
+        """Copy parameters in. Raises InputError where names or shapes are not those of this adapter."""
+        given = {name: list(value.shape) for name, value in values.items()}
+        own = {name: list(parameter.shape) for name, parameter in self.tensors().items()}
+        for name in sorted(given.keys() | own.keys()):
+            if given.get(name) != own.get(name):
+                has = f"adapter.method={self.config.method} has {own.get(name, 'none')} here"
+                raise InputError(f"{name}: tensor of shape {given.get(name, 'missing')}, but {has}")
         for name, parameter in self.tensors().items():
             parameter.copy_(values[name])
 
     def snapshot(self) -> dict[str, Tensor]:
         return {name: p.detach().clone() for name, p in self.tensors().items()}
 
-    def set_executor(self, executor: Executor | CircuitExecutor | None) -> None:
-        """Let a device compute every Q x.
-
-        A plain executor is shared, a CircuitExecutor gives each site its own stream of shots. None is exact.
-        """
+    def set_executor(self, executor: Executor | SiteExecutors | None) -> None:
+        """Let a device compute every Q x. A plain executor is shared, one with sites gives each site its own stream of
+        shots. None is exact."""
         for name, module in self.modules.items():
-            module.executor = executor.site(name) if isinstance(executor, CircuitExecutor) else executor
+            of_site = getattr(executor, "site", None)
+            module.executor = executor if of_site is None else of_site(name)
 
     def bases(self) -> dict[str, nn.Module]:
         """The frozen linear layers."""
@@ -123,14 +143,14 @@ class Adapter:
     @contextmanager
     def disabled(self) -> Iterator[None]:
         """The frozen model as it was before the adapter came."""
-        before = [m.enabled for m in self.modules.values()]
+        before = {name: getattr(module, self.SWITCH) for name, module in self.modules.items()}
         for module in self.modules.values():
-            module.enabled = False
+            setattr(module, self.SWITCH, self.OFF)
         try:
             yield
         finally:
-            for module, enabled in zip(self.modules.values(), before, strict=True):
-                module.enabled = enabled
+            for name, value in before.items():
+                setattr(self.modules[name], self.SWITCH, value)
 
     def merge(self) -> None:
         for module in self.modules.values():
@@ -143,16 +163,17 @@ class Adapter:
 
 def attach(model: nn.Module, selected: Sequence[Site], config: AdapterConfig) -> Adapter:
     """Freeze `model` (a *ForCausalLM) and put an identity adapter on each selected projection, in place."""
-    return Adapter(
-        config,
-        replace_linears(
-            model, selected, lambda base: AdaptedLinear(base, config.dim, config.side, config.sign_constrained)
-        ),
-    )
+
+    def wrap(_: Site, base: nn.Linear) -> AdaptedLinear:
+        return AdaptedLinear(base, config.dim, config.side, config.sign_constrained)
+
+    return Adapter(config, replace_linears(model, selected, wrap))
 
 
-def replace_linears(model: nn.Module, selected: Sequence[Site], wrap: Callable[[nn.Linear], Any]) -> dict[str, Any]:
-    """Freeze the model and put wrap(linear) in the place of each selected linear layer; site name -> new module."""
+def replace_linears(
+    model: nn.Module, selected: Sequence[Site], wrap: Callable[[Site, nn.Linear], nn.Module]
+) -> dict[str, Any]:
+    """Freeze the model, wrap(site, linear) in the place of each selected linear layer; site name -> new module."""
     model.requires_grad_(False)
     modules: dict[str, Any] = {}
     for site in selected:
@@ -161,7 +182,7 @@ def replace_linears(model: nn.Module, selected: Sequence[Site], wrap: Callable[[
         base = getattr(parent, child)
         if not isinstance(base, nn.Linear):
             raise InputError(f"{site.name}: expected a plain linear layer, found {type(base).__name__}")
-        modules[site.name] = wrap(base)
+        modules[site.name] = wrap(site, base)
         setattr(parent, child, modules[site.name])
     return modules
 

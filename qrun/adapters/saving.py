@@ -14,21 +14,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from qrun.adapters.linear import Adapter
-from qrun.config.schema import AdapterConfig, Method, Side
+from qrun.adapters.methods import spec
+from qrun.config.compose import plain
+from qrun.config.schema import AdapterConfig, Side
 from qrun.errors import InputError, RunFailed
 
-FORMAT, FORMAT_VERSION = "qrun-cayley", 1
+FORMAT, FORMAT_VERSION = "qrun-cayley", 2  # 1 spelled the adapter's fields out, and lost those it did not know
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+KEYS = {"base_model": dict, "adapter": dict, "sites": list, "parameters": int, "facts": dict}
 
 
 @dataclass
 class SavedAdapter:
-    """A folder read back: `tensors` maps site names to [B, b(b-1)/2], or a control's tensor names to theirs."""
+    """A folder read back: `tensors` maps names to values, site by site."""
 
     config: AdapterConfig
     base: dict[str, Any]  # identity of the model it was trained in
@@ -38,10 +43,8 @@ class SavedAdapter:
 
 
 def replace_folder(target: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a new folder, then swap it in.
-
-    If writing fails, the old folder is untouched and RunFailed says why.
-    """
+    """Let `write` fill a new folder, then swap it in. If writing fails, the old folder is untouched and RunFailed says
+    why."""
     temporary, old = target.with_name(target.name + ".new"), target.with_name(target.name + ".old")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -62,67 +65,74 @@ def replace_folder(target: Path, write: Callable[[Path], None]) -> None:
 
 def save(folder: Path, adapter: Adapter, base: dict[str, Any], facts: dict[str, Any]) -> None:
     """`base` identifies the frozen model, `facts` is what the card tells: data, training, results."""
-    c = adapter.config
     config = {
-        "format": FORMAT, "format_version": FORMAT_VERSION, "base_model": base, "method": c.method.value, "dim": c.dim,
-        "rank": c.rank, "factors": c.factors, "projections": list(c.projections), "layers": list(c.layers),
-        "side": c.side.value,
-        "sign_constrained": c.sign_constrained, "sites": list(adapter.modules), "parameters": adapter.count(),
-        "facts": facts,
+        "format": FORMAT, "format_version": FORMAT_VERSION, "base_model": base, "adapter": plain(adapter.config),
+        "sites": list(adapter.modules), "parameters": adapter.count(), "facts": facts,
     }  # fmt: skip
 
     def write(target: Path) -> None:
         (target / CONFIG).write_text(json.dumps(config, indent=1) + "\n")
         save_file({k: v.contiguous().cpu() for k, v in adapter.snapshot().items()}, target / WEIGHTS)
-        (target / "README.md").write_text(_card(config))
+        (target / "README.md").write_text(_card(config, adapter.config))
 
     replace_folder(folder, write)
 
 
 def read(folder: Path) -> SavedAdapter:
-    """Read and check an adapter folder.
-
-    Raises InputError in one line for anything that is missing, broken or too new.
-    """
-    if not (folder / CONFIG).is_file():
+    """Read and check an adapter folder. Raises InputError in one line for anything missing, broken, too old or new."""
+    file = folder / CONFIG
+    if not file.is_file():
         raise InputError(f"adapter.path={folder}: no {CONFIG} there; give a folder written by `qrun train`")
     try:
-        config = json.loads((folder / CONFIG).read_text())
+        values = json.loads(file.read_text())
     except (ValueError, OSError) as error:
-        raise InputError(f"{folder / CONFIG}: not readable as JSON ({error})") from error
-    if config.get("format") != FORMAT:
-        raise InputError(
-            f"{folder / CONFIG}: not an adapter of qrun (format "
-            f"{config.get('format', config.get('peft_type'))!r}, expected {FORMAT!r})"
-        )
-    if config["format_version"] > FORMAT_VERSION:
-        raise InputError(
-            f"{folder}: format version {config['format_version']} is newer than this qrun reads "
-            f"({FORMAT_VERSION}); update qrun"
-        )
-    tensors, sites, dim = read_tensors(folder / WEIGHTS), config["sites"], config["dim"]
-    adapter = AdapterConfig(
-        method=Method(config.get("method", "cayley")), dim=dim, rank=config.get("rank", 1),
-        factors=config.get("factors", 2),
-        projections=config["projections"], layers=config["layers"], side=Side(config["side"]),
-        sign_constrained=config["sign_constrained"],
-    )  # fmt: skip
-    cayley = adapter.method is Method.cayley
-    owners = set(tensors) if cayley else {site for name in tensors for site in sites if name.startswith(f"{site}.")}
-    if owners != set(sites):
+        raise InputError(f"{file}: not readable as JSON ({error})") from error
+    found = values.get("format", values.get("peft_type")) if isinstance(values, dict) else None
+    if found != FORMAT:
+        raise InputError(f"{file}: not an adapter of qrun (format {found!r}, expected {FORMAT!r})")
+    version = values.get("format_version")
+    if version != FORMAT_VERSION:
+        newer = isinstance(version, int) and version > FORMAT_VERSION
+        advice = "a newer qrun; update this one" if newer else "an older qrun; train it again"
+        raise InputError(f"{file}: written by {advice} (format {version}, this qrun reads {FORMAT_VERSION})")
+    for key, kind in KEYS.items():
+        if type(values.get(key)) is not kind:
+            raise InputError(f"{file}: {key}={values.get(key)!r} is not a {kind.__name__}")
+    for key in ("name", "weights"):
+        if not isinstance(values["base_model"].get(key), str):
+            raise InputError(f"{file}: base_model.{key}={values['base_model'].get(key)!r} is not a str")
+    if not all(isinstance(site, str) for site in values["sites"]):
+        raise InputError(f"{file}: sites={values['sites']} are not names")
+    config = _adapter_config(values["adapter"], file)
+    read = read_tensors(folder / WEIGHTS)
+    owned = {site: [n for n in sorted(read) if n == site or n.startswith(f"{site}.")] for site in values["sites"]}
+    tensors = {name: read[name] for site in owned for name in owned[site]}
+    if not all(owned.values()) or len(tensors) != len(read):
         raise InputError(f"{folder / WEIGHTS}: its sites are not those of {CONFIG}")
     for name, value in tensors.items():
-        wrong = cayley and (value.ndim != 2 or value.shape[1] != dim * (dim - 1) // 2)
-        if wrong or not torch.isfinite(value).all():
-            table = f"[blocks, {dim * (dim - 1) // 2}] table" if cayley else "tensor"
-            raise InputError(f"{folder / WEIGHTS}: {name} is not a finite {table}")
-    return SavedAdapter(
-        adapter,
-        config["base_model"],
-        {name: tensors[name] for name in (sites if cayley else sorted(tensors))},
-        config["facts"],
-        sites,
-    )
+        if not value.is_floating_point() or not torch.isfinite(value).all():
+            raise InputError(f"{folder / WEIGHTS}: {name} is not a finite table of numbers")
+    count = sum(value.numel() for value in tensors.values())
+    if count != values["parameters"]:
+        raise InputError(f"{folder / WEIGHTS}: {count} values, but parameters={values['parameters']} in {CONFIG}")
+    return SavedAdapter(config, values["base_model"], tensors, values["facts"], values["sites"])
+
+
+def _adapter_config(values: dict[str, Any], file: Path) -> AdapterConfig:
+    """The config that was saved, every field of it, or InputError naming the first that this qrun reads otherwise."""
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(AdapterConfig), values)
+        config: AdapterConfig = OmegaConf.to_object(merged)  # type: ignore[assignment]
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from error
+    except OmegaConfBaseException as error:
+        given = values.get(str(error.full_key))
+        raise InputError(f"{file}: adapter.{error.full_key}={given!r}: {str(error.msg).splitlines()[0]}") from error
+    for key, value in plain(config).items():
+        given = values.get(key, "(missing)")
+        if json.dumps(given, sort_keys=True) != json.dumps(value, sort_keys=True):
+            raise InputError(f"{file}: adapter.{key}={given!r} cannot be kept; this qrun reads it as {value!r}")
+    return config
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -136,54 +146,39 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def to_peft(folder: Path, adapter: Adapter, base: dict[str, Any]) -> None:
-    """Write the rotation as a PEFT OFT adapter (exact Cayley).
-
-    PEFT computes x R with R = (I - S)(I + S)^-1 for skew S on row vectors, so that R = Q^T and S = -K/2 (its
-    `oft_R.weight` is S's upper triangle).
-    """
+    """Write the rotation as a PEFT OFT adapter (exact Cayley). PEFT computes x R with R = (I - S)(I + S)^-1 for skew S
+    on row vectors, so that R = Q^T and S = -K/2 (its `oft_R.weight` is S's upper triangle)."""
     c = adapter.config
-    if c.side is not Side.input or c.sign_constrained or c.method is not Method.cayley:
-        raise InputError(
-            "PEFT's OFT acts on the input and without sign constraint; this adapter cannot be written as one"
-        )
+    if c.side is not Side.input or c.sign_constrained or c.method != "cayley":
+        why = "PEFT's OFT acts on the input and without sign constraint"
+        raise InputError(f"{why}; this adapter cannot be written as one")
     config = {
         "peft_type": "OFT", "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base.get("hub_id") or base.get("path") or base["name"],
         "revision": base.get("revision"), "r": 0, "oft_block_size": c.dim, "use_cayley_neumann": False,
-        "block_share": False, "coft": False,
-        "module_dropout": 0.0, "bias": "none", "fan_in_fan_out": False, "init_weights": True, "inference_mode": True,
-        "target_modules": [f"model.{name}" for name in adapter.modules],
+        "block_share": False, "coft": False, "module_dropout": 0.0, "bias": "none", "fan_in_fan_out": False,
+        "init_weights": True, "inference_mode": True, "target_modules": [f"model.{name}" for name in adapter.modules],
     }  # fmt: skip
 
     def write(target: Path) -> None:
         (target / CONFIG).write_text(json.dumps(config, indent=1) + "\n")
-        tensors = {
-            f"base_model.model.model.{name}.oft_R.weight": (-value / 2).contiguous().cpu()
-            for name, value in adapter.snapshot().items()
-        }
+        halves = {name: (-value / 2).contiguous().cpu() for name, value in adapter.snapshot().items()}
+        tensors = {f"base_model.model.model.{name}.oft_R.weight": half for name, half in halves.items()}
         save_file(tensors, target / WEIGHTS, metadata={"format": "pt"})
 
     replace_folder(folder, write)
 
 
-def _card(config: dict[str, Any]) -> str:
-    base, facts = config["base_model"], config["facts"]
-    rows = "\n".join(f"| {key} | {value} |" for key, value in facts.items() if not isinstance(value, dict | list))
-    header = (
-        f"---\nlibrary_name: qrun\nbase_model: {base['hub_id']}\n---\n"
-        if base.get("hub_id")
-        else "---\nlibrary_name: qrun\n---\n"
-    )
-    blocks = f"Block-diagonal Cayley adapter (arXiv:2605.05914), b = {config['dim']}"
-    what = {"cayley": blocks, "lora": f"LoRA of rank {config['rank']}"}.get(
-        config["method"], f"Control `{config['method']}`, b = {config['dim']}"
-    )
-    signed = ", sign-constrained" if config["sign_constrained"] else ""
+def _card(values: dict[str, Any], config: AdapterConfig) -> str:
+    """The model card (Markdown with the hub's header) of what `save` writes."""
+    base, method = values["base_model"], spec(config.method)
+    rows = "\n".join(f"| {k} | {v} |" for k, v in values["facts"].items() if not isinstance(v, dict | list))
+    hub = f"base_model: {base['hub_id']}\n" if base.get("hub_id") else ""
     return (
-        f"{header}# Adapter ({config['method']}) for {base['name']}\n\n"
-        f"{what}, {config['side']} side{signed}, {len(config['sites'])} sites, {config['parameters']:,} parameters, "
-        f"on the frozen model {base['name']} (revision {base.get('revision')}, weights {base.get('weights')}).\n\n"
-        f"| fact | value |\n| --- | --- |\n{rows}\n\n"
+        f"---\nlibrary_name: qrun\n{hub}---\n# Adapter ({config.method}) for {base['name']}\n\n"
+        f"{method.title}, {method.label(config)}: {config.side.value} side, {len(values['sites'])} sites, "
+        f"{values['parameters']:,} parameters, on the frozen model {base['name']} (revision {base.get('revision')}, "
+        f"weights {base.get('weights')}).\n\n| fact | value |\n| --- | --- |\n{rows}\n\n"
         "Load: `qrun eval perplexity adapter.path=<this folder>`; for PEFT: `qrun export <this folder> --to "
         "peft --out <new folder>`.\n"
     )

@@ -8,7 +8,7 @@ parameters(selected, dim, side)     sum over sites of (width / b) * b(b-1)/2
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qrun.config.schema import PROJECTIONS, AdapterConfig, Method, ShapeConfig, Side
+from qrun.config.schema import PROJECTIONS, ShapeConfig, Side
 from qrun.errors import InputError
 
 
@@ -36,16 +36,9 @@ def sites(shape: ShapeConfig) -> list[Site]:
     """All projections of a Llama-type decoder: 7 per layer, in the order of the forward pass."""
     d, ffn = shape.hidden_size, shape.intermediate_size
     q, kv = shape.num_attention_heads * shape.head_dim, shape.num_key_value_heads * shape.head_dim
-    widths = {
-        "q_proj": (d, q),
-        "k_proj": (d, kv),
-        "v_proj": (d, kv),
-        "o_proj": (q, d),
-        "gate_proj": (d, ffn),
-        "up_proj": (d, ffn),
-        "down_proj": (ffn, d),
-    }
-    return [Site(layer, name, *widths[name]) for layer in range(shape.num_hidden_layers) for name in PROJECTIONS]
+    widths = [(d, q), (d, kv), (d, kv), (q, d), (d, ffn), (d, ffn), (ffn, d)]
+    named = list(zip(PROJECTIONS, widths, strict=True))
+    return [Site(layer, name, *width) for layer in range(shape.num_hidden_layers) for name, width in named]
 
 
 def select(available: Sequence[Site], projections: Sequence[str], layers: Sequence[str]) -> list[Site]:
@@ -62,10 +55,8 @@ def select(available: Sequence[Site], projections: Sequence[str], layers: Sequen
             chosen |= set(range(int(first), int(last or first) + 1))
     selected = [site for site in available if site.layer in chosen and site.projection in projections]
     if not selected:
-        raise InputError(
-            f"adapter.projections={list(projections)}, adapter.layers={list(layers)}: no projection of the "
-            f"model matches"
-        )
+        given = f"adapter.projections={list(projections)}, adapter.layers={list(layers)}"
+        raise InputError(f"{given}: no projection of the model matches")
     return selected
 
 
@@ -75,35 +66,13 @@ def check_divides(selected: Sequence[Site], dim: int, side: Side) -> None:
     for site in selected:
         width = site.width(side)
         if width % dim:
-            common = [b for b in range(2, 129) if all(s.width(side) % b == 0 for s in selected)]
-            raise InputError(
-                f"adapter.dim={dim}: does not divide the {side.value} width {width} of {site.name}; block "
-                f"dimensions that divide every chosen site: "
-                + (", ".join(map(str, common)) or "none, choose fewer projections")
-            )
+            common = [str(b) for b in range(2, 129) if all(s.width(side) % b == 0 for s in selected)]
+            possible = f"block dimensions that divide every chosen site: {', '.join(common)}"
+            possible += "" if common else "none, choose fewer projections"
+            where = f"the {side.value} width {width} of {site.name}"
+            raise InputError(f"adapter.dim={dim}: does not divide {where}; {possible}")
 
 
 def parameters(selected: Sequence[Site], dim: int, side: Side) -> int:
     """Trainable parameters of Cayley blocks: (width / b) blocks of b(b-1)/2 each; 6,144 for Llama's v_proj at b = 4."""
     return sum(site.width(side) // dim * dim * (dim - 1) // 2 for site in selected)
-
-
-def count_parameters(selected: Sequence[Site], config: AdapterConfig) -> int | None:
-    """Trained parameters of any method; None for healing, whose factors only the compressed model knows."""
-    widths = [site.in_features for site in selected]
-    if config.method in (Method.cayley, Method.oft):
-        return parameters(selected, config.dim, config.side)
-    if config.method is Method.boft:
-        return config.factors * parameters(selected, config.dim, config.side)
-    if config.method is Method.lora:
-        return config.rank * sum(site.in_features + site.out_features for site in selected)
-    if config.method is Method.diagonal:
-        return sum(widths)
-    if config.method is Method.block:
-        return config.dim * sum(widths)
-    return sum(w * w for w in widths) if config.method is Method.dense else None
-
-
-def matched_rank(selected: Sequence[Site], budget: int) -> int:
-    """Rank of a LoRA on the same sites whose parameters come closest to `budget`, at least 1."""
-    return max(1, round(budget / sum(site.in_features + site.out_features for site in selected)))

@@ -1,9 +1,12 @@
-"""Who computes the cells of a study: this process, a few processes beside it, or a Ray cluster. The results are the
-same.
+"""Who computes cells: this process, a few processes beside it, or a Ray cluster. The results are the same.
 
-A cell's work is a small picklable description; the process that runs it opens models and text itself and keeps them for
+    with open_pool(config, device, workspace) as pool:
+        pool.submit(key, task, place)       at most pool.capacity at once
+        outcome = pool.next()               waits for one to end
+
+A cell's task is a small picklable description; the process that runs it opens models and text itself and keeps them for
 its next cell. Every process computes with `launcher.threads` threads of torch, because sums in another order differ in
-their last bits.
+their last bits. Nothing is queued behind a running cell, so that an interruption ends after the steps that run.
 """
 
 import logging
@@ -16,120 +19,176 @@ import time
 import traceback
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
+import numba
+import torch
+
+from qrun.cells.cell import Place, Task
+from qrun.cells.workspace import Workspace
 from qrun.config.schema import LauncherConfig, LauncherKind
-from qrun.errors import InputError, Interrupted, RunFailed
+from qrun.errors import InputError, Interrupted, RunFailed, interruption
 from qrun.report.screen import console, silenced
-
-
-class Work(Protocol):
-    """What a cell computes; leaves a FINISHED run with the given tags."""
-
-    def run(self, shelf: Any, tags: dict[str, str]) -> None:
-        """`shelf` (record.Shelf) opens models and texts."""
-        ...
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One point of a study."""
-
-    label: str
-    key: str
-    work: Work
-    leaves: Path | None = None  # a file without which a finished cell counts as missing
+from qrun.training.interrupt import Interrupt
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a cell ended: error is None, or one line."""
+    """How a cell ended: its run, or an error of one line."""
 
-    cell: Cell
+    key: str
+    run_id: str
     error: str | None
     seconds: float
 
 
-def launch(
-    cells: list[Cell], tags: dict[str, str], config: LauncherConfig, device: str, shelf: Any
-) -> Iterator[Outcome]:
-    """Outcomes as they come. Interrupted stops the other processes at their next checkpoint first."""
-    count = min(workers(config, device), max(len(cells), 1))
+class Pool(Protocol):
+    """Computes up to `capacity` cells at once."""
+
+    capacity: int
+
+    def submit(self, key: str, task: Task, place: Place) -> None:
+        """Start one."""
+        ...
+
+    def next(self) -> Outcome:
+        """Wait until one has ended."""
+        ...
+
+
+@contextmanager
+def open_pool(config: LauncherConfig, device: str, workspace: Workspace, cells: int) -> Iterator[Pool]:
+    """The pool that `launcher` asks for, for so many cells at the most."""
+    count = max(1, min(workers(config, device), cells))
     if config.kind is LauncherKind.ray:
-        yield from _ray(cells, tags, config, count)
+        with _ray(config, count) as pool:
+            yield pool
     elif count == 1:
         _threads(config.threads)
-        for cell in cells:
-            with silenced():
-                error, seconds = attempt(cell, tags, shelf)
-            yield Outcome(cell, error, seconds)
+        yield Here(workspace)
     else:
-        yield from _processes(cells, tags, config, count)
+        processes = Processes(count, config.threads)
+        try:
+            yield processes
+        except (Interrupted, KeyboardInterrupt) as stop:
+            processes.interrupt(getattr(stop, "signum", signal.SIGINT))
+            raise
+        finally:
+            processes.pool.shutdown(wait=True, cancel_futures=True)
 
 
 def workers(config: LauncherConfig, device: str) -> int:
     """Processes: as asked, one where the model is on an accelerator, else the cores shared out."""
     if config.workers is not None:
         return config.workers
-    return (
-        1
-        if device not in ("cpu", "auto") or (device == "auto" and _accelerator())
-        else max(1, len(os.sched_getaffinity(0)) // config.threads)
-    )
+    accelerated = device not in ("cpu", "auto") or (device == "auto" and torch.cuda.is_available())
+    return 1 if accelerated else max(1, len(os.sched_getaffinity(0)) // config.threads)
 
 
-def attempt(cell: Cell, tags: dict[str, str], shelf: Any) -> tuple[str | None, float]:
+def attempt(key: str, task: Task, place: Place, workspace: Workspace) -> Outcome:
     """Run one cell. A failure of any kind is a line for the table; only an interruption goes on upwards."""
     started = time.monotonic()
+    run_id, error = "", None
     try:
-        cell.work.run(shelf, {**tags, "cell_key": cell.key, "cell": cell.label})
-        error = None
-    except Interrupted:
-        raise
+        run_id = task.run(workspace, place)
     except (RunFailed, InputError) as failure:
         error = str(failure)
     except Exception as failure:  # a bug in one cell must not cost the others
+        if stop := interruption(failure):
+            raise stop from None
         traceback.print_exc()
         error = f"{type(failure).__name__}: {failure}"
-    return error, time.monotonic() - started
+    return Outcome(key, run_id, error, time.monotonic() - started)
 
 
-_shelf: Any = None  # of a worker process: what its cells have opened so far
+class Here:
+    """This process."""
+
+    capacity = 1
+
+    def __init__(self, workspace: Workspace) -> None:
+        self.workspace = workspace
+        self.waiting: list[tuple[str, Task, Place]] = []
+
+    def submit(self, key: str, task: Task, place: Place) -> None:
+        """Remember it; `next` computes."""
+        self.waiting.append((key, task, place))
+
+    def next(self) -> Outcome:
+        """Compute the cell that was submitted first."""
+        with silenced():
+            return attempt(*self.waiting.pop(0), self.workspace)
 
 
-def _in_worker(cell: Cell, tags: dict[str, str], threads: int) -> tuple[str | None, float]:
-    global _shelf
-    from qrun.recipes.record import Shelf
+class Processes:
+    """Processes beside this one."""
 
+    def __init__(self, count: int, threads: int) -> None:
+        self.capacity, self.threads = count, threads
+        self.pool = self._open()
+        self.pending: dict[Future[Outcome], str] = {}
+
+    def _open(self) -> ProcessPoolExecutor:
+        context = multiprocessing.get_context("spawn")
+        return ProcessPoolExecutor(self.capacity, context, _start, (os.getpid(),))
+
+    def submit(self, key: str, task: Task, place: Place) -> None:
+        """Hand it to a free process; to a new one where a process was lost and took its neighbours with it."""
+        words = (key, task, place, self.threads)
+        try:
+            future = self.pool.submit(_in_worker, *words)
+        except BrokenProcessPool:
+            self.pool.shutdown(wait=True)
+            self.pool = self._open()
+            future = self.pool.submit(_in_worker, *words)
+        self.pending[future] = key
+
+    def next(self) -> Outcome:
+        """The next that ends."""
+        done, _ = wait(self.pending, return_when=FIRST_COMPLETED)
+        future = done.pop()
+        key, failure = self.pending.pop(future), future.exception()
+        return Outcome(key, "", f"its process ended ({failure})", 0.0) if failure else future.result()
+
+    def interrupt(self, signum: int) -> None:
+        """Stop the running cells at their next checkpoint."""
+        for process in list((self.pool._processes or {}).values()):
+            with suppress(ProcessLookupError):
+                os.kill(process.pid or 0, signum)
+
+
+_workspace: Workspace | None = None  # of a worker process: what its cells have opened so far
+_told: list[int] = []  # signals that came to a worker process between two cells
+
+
+def _in_worker(key: str, task: Task, place: Place, threads: int) -> Outcome:
+    global _workspace
     console.quiet = True
     _threads(threads)
-    _shelf = _shelf or Shelf()
+    _workspace = _workspace or Workspace()
     try:
-        return attempt(cell, tags, _shelf)
+        with Interrupt().installed():  # also while the cell opens its model
+            if _told:
+                raise Interrupted(_told[0])
+            return attempt(key, task, place, _workspace)
     except Interrupted:
-        return "interrupted", 0.0
+        return Outcome(key, "", "interrupted", 0.0)
 
 
 def _threads(count: int) -> None:
-    import numba
-    import torch
-
     torch.set_num_threads(count)
     numba.set_num_threads(min(count, os.cpu_count() or 1))
 
 
-def _accelerator() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
-
-
 def _start(parent: int) -> None:
-    """A worker ends with its parent, also when that is killed, and leaves signals to the run inside it."""
+    """A worker ends with its parent, also when that is killed, and hears of a Ctrl-C once, from its parent; after a
+    signal it computes nothing more."""
+    os.setpgrp()
     for name in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(name, signal.SIG_IGN)
+        signal.signal(name, lambda signum, _frame: _told.append(signum))
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -139,65 +198,51 @@ def _start(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _processes(cells: list[Cell], tags: dict[str, str], config: LauncherConfig, count: int) -> Iterator[Outcome]:
-    pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _start, (os.getpid(),))
-    pending: dict[Future[tuple[str | None, float]], Cell] = {
-        pool.submit(_in_worker, cell, tags, config.threads): cell for cell in cells
-    }
-    try:
-        while pending:
-            done, _ = wait(pending, return_when=FIRST_COMPLETED)
-            for future in done:
-                cell = pending.pop(future)
-                failure = future.exception()
-                error, seconds = (f"its process ended ({failure})", 0.0) if failure else future.result()
-                yield Outcome(cell, error, seconds)
-    except (Interrupted, KeyboardInterrupt) as stop:
-        for process in list((pool._processes or {}).values()):
-            os.kill(process.pid or 0, getattr(stop, "signum", signal.SIGINT))
-        raise
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+class RayPool:
+    """A Ray cluster, one cell a task. The store's folder must be visible to every machine of it."""
+
+    def __init__(
+        self, ray: Any, config: LauncherConfig, count: int
+    ) -> None:  # ray is an extra, imported when asked for
+        self.ray, self.capacity, self.threads = ray, count, config.threads
+        self.task = ray.remote(num_cpus=config.threads, num_gpus=config.gpus, max_retries=0)(_in_worker)
+        self.pending: dict[Any, str] = {}
+
+    def submit(self, key: str, task: Task, place: Place) -> None:
+        """Send it to the cluster."""
+        self.pending[self.task.remote(key, task, place, self.threads)] = key
+
+    def next(self) -> Outcome:
+        """The next that ends, or was lost with its machine."""
+        reference = self.ray.wait(list(self.pending))[0][0]
+        key = self.pending.pop(reference)
+        try:
+            outcome: Outcome = self.ray.get(reference)
+            return outcome
+        except self.ray.exceptions.RayError as error:
+            return Outcome(key, "", f"its Ray task was lost ({type(error).__name__})", 0.0)
 
 
-def _ray(cells: list[Cell], tags: dict[str, str], config: LauncherConfig, count: int) -> Iterator[Outcome]:
-    """One task per cell, at most `count` at once.
-
-    The store's folder must be visible to every machine of the cluster.
-    """
+@contextmanager
+def _ray(config: LauncherConfig, count: int) -> Iterator[RayPool]:
     try:
         import ray
     except ImportError as error:
-        raise InputError(
-            "launcher=ray: Ray is not installed; pip install 'qrun-adapters[ray]', or use launcher=local"
-        ) from error
+        how = "pip install 'qrun-adapters[ray]', or use launcher=local"
+        raise InputError(f"launcher=ray: Ray is not installed; {how}") from error
     try:
         host, colon, port = (config.address or "").removeprefix("ray://").rpartition(":")
         if colon:
             socket.create_connection((host, int(port)), timeout=5).close()  # Ray itself would try for many minutes
         ray.init(
             address=config.address, num_cpus=None if config.address else count * config.threads,
-            include_dashboard=None if config.address else False,
-            log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True,
+            include_dashboard=None if config.address else False, log_to_driver=False, logging_level=logging.ERROR,
+            ignore_reinit_error=True,
         )  # fmt: skip
     except (OSError, RuntimeError, ValueError) as error:
-        raise InputError(
-            f"launcher.address={config.address}: no Ray cluster answers there ({' '.join(str(error).split())[:160]})"
-        ) from error
-    task = ray.remote(num_cpus=config.threads, num_gpus=config.gpus, max_retries=0)(_in_worker)
-    waiting = list(cells)
-    running: dict[Any, Cell] = {}
+        why = " ".join(str(error).split())[:160]
+        raise InputError(f"launcher.address={config.address}: no Ray cluster answers there ({why})") from error
     try:
-        while waiting or running:
-            while waiting and len(running) < count:
-                cell = waiting.pop(0)
-                running[task.remote(cell, tags, config.threads)] = cell
-            done, _ = ray.wait(list(running))
-            for reference in done:
-                cell = running.pop(reference)
-                try:
-                    yield Outcome(cell, *ray.get(reference))
-                except ray.exceptions.RayError as error:
-                    yield Outcome(cell, f"its Ray task was lost ({type(error).__name__})", 0.0)
+        yield RayPool(ray, config, count)
     finally:
         ray.shutdown()

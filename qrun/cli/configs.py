@@ -9,16 +9,11 @@ def show(group: str | None) -> None:
     """Print all groups and options, or the files of `group`."""
     groups = options()
     if group is None:
-        rows = [
-            [name if line == 0 else "", *pair]
-            for name, found in groups.items()
-            for line, pair in enumerate(found.items())
-        ]
+        numbered = ((name, *pair) for name, found in groups.items() for pair in enumerate(found.items()))
+        rows = [["" if line else name, *option] for name, line, option in numbered]
         listing(["group", "option", "what it is"], rows)
-        say(
-            "\nPick with group=option, change one value with group.key=value; `qrun config GROUP` prints the "
-            "files, `--cfg job` the result."
-        )
+        say("\nPick with group=option, change one value with group.key=value; "
+            "`qrun config GROUP` prints the files, `--cfg job` the result.")  # fmt: skip
         return
     if group not in groups:
         raise InputError(f"config {group}: no such group; groups are {', '.join(groups)}")

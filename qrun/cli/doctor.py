@@ -18,49 +18,27 @@ def doctor(results: str) -> None:
     from numba import get_num_threads
 
     found = packages()
-    gpu = (
-        torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none; models and circuits run on the processor"
-    )
-    rows = [
-        [
-            "qrun",
-            f"{found.get('qrun-adapters', 'not installed')}, commit {git_state()['git_sha'][:12]}, Python "
-            f"{platform.python_version()}",
-        ],
-        ["packages", ", ".join(f"{name} {number}" for name, number in found.items() if name != "qrun-adapters")],
-        [
-            "processor",
-            f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads, the simulator {get_num_threads()}",
-        ],
-        ["GPU", gpu],
-        ["store", _store(results)],
-        [
-            "model=nano, data=pydoc",
-            "ready"
-            if (standard_library() / "pydoc_data").is_dir()
-            else "this Python has no pydoc_data; install the full standard library",
-        ],
-        ["hub models", _hub()],
-        [
-            "llama (gated)",
-            "HF_TOKEN is set"
-            if os.environ.get("HF_TOKEN")
-            else "set HF_TOKEN after accepting the licence on the hub, or give model.path=",
-        ],
-        [
-            "device=ibm",
-            "QISKIT_IBM_TOKEN is set"
-            if os.environ.get("QISKIT_IBM_TOKEN")
-            else "set QISKIT_IBM_TOKEN (and QISKIT_IBM_INSTANCE); device=fake needs none",
-        ],
-        [
-            "launcher=ray",
-            "ray is installed"
-            if find_spec("ray")
-            else "pip install 'qrun-adapters[ray]'; launcher=local needs nothing",
-        ],
-    ]
-    listing(["what", "state"], rows)
+    own, commit = found.pop("qrun-adapters", "not installed"), git_state()["git_sha"][:12]
+    threads = f"torch uses {torch.get_num_threads()} threads, the simulator {get_num_threads()}"
+    gpu, topics = torch.cuda.is_available(), (standard_library() / "pydoc_data").is_dir()
+    hub, ibm, ray = os.environ.get("HF_TOKEN"), os.environ.get("QISKIT_IBM_TOKEN"), find_spec("ray")
+    no_topics = "this Python has no pydoc_data; install the full standard library"
+    no_hub = "set HF_TOKEN after accepting the licence on the hub, or give model.path="
+    no_ibm = "set QISKIT_IBM_TOKEN (and QISKIT_IBM_INSTANCE); device=fake needs none"
+    no_ray = "pip install 'qrun-adapters[ray]'; launcher=local needs nothing"
+    states = {
+        "qrun": f"{own}, commit {commit}, Python {platform.python_version()}",
+        "packages": ", ".join(f"{name} {number}" for name, number in found.items()),
+        "processor": f"{os.cpu_count()} cores, {threads}",
+        "GPU": torch.cuda.get_device_name(0) if gpu else "none; models and circuits run on the processor",
+        "store": _store(results),
+        "model=nano, data=pydoc": "ready" if topics else no_topics,
+        "hub models": _hub(),
+        "llama (gated)": "HF_TOKEN is set" if hub else no_hub,
+        "device=ibm": "QISKIT_IBM_TOKEN is set" if ibm else no_ibm,
+        "launcher=ray": "ray is installed" if ray else no_ray,
+    }
+    listing(["what", "state"], [[what, state] for what, state in states.items()])
 
 
 def _store(results: str) -> str:
@@ -78,6 +56,5 @@ def _hub() -> str:
     cache = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface")) / "hub"
     models = sorted(p.name.removeprefix("models--").replace("--", "/") for p in cache.glob("models--*"))
     offline = "offline mode is set; " if os.environ.get("HF_HUB_OFFLINE") else ""
-    return offline + (
-        f"cached: {', '.join(models)}" if models else "none cached; fetched on first use, or model.path=<local folder>"
-    )
+    none = "none cached; fetched on first use, or model.path=<local folder>"
+    return offline + (f"cached: {', '.join(models)}" if models else none)

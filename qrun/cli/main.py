@@ -6,13 +6,17 @@ resumable).
 """
 
 import os
+import signal
 import sys
 from enum import StrEnum
+from importlib import import_module
 from typing import Annotated
 
 import typer
 
+from qrun import studies
 from qrun.errors import InputError, Interrupted, RunFailed
+from qrun.studies import STUDIES, configure
 
 app = typer.Typer(
     name="qrun",
@@ -50,9 +54,8 @@ def complete(incomplete: str) -> list[str]:
 
     groups, typed = options(), _bash_word() or incomplete
     key, equals, _ = typed.partition("=")
-    words = (
-        [f"{key}={option}" for option in groups.get(key, {})] if equals else [f"{k}=" for k in [*groups, *leaf_keys()]]
-    )
+    options_of = [f"{key}={option}" for option in groups.get(key, {})]
+    words = options_of if equals else [f"{k}=" for k in [*groups, *leaf_keys()]]
     cut = len(key) + 1 if equals and typed != incomplete else 0  # bash replaces only what follows the `=`
     return sorted({w[cut:] for w in words if w.startswith(typed)})
 
@@ -77,36 +80,36 @@ Words = Annotated[
     ),
 ]
 Cfg = Annotated[Shown | None, typer.Option("--cfg", help="Print the resolved config (job) or its hash, and stop.")]
+DRY = "List the cells with their parameters, and stop; needs no weights."
+RESUME = "Continue the unfinished run of this very config, if there is one."
+Results = Annotated[str, typer.Option(help="Folder of the store.")]
 
-Dry = Annotated[
-    bool, typer.Option("--dry-run", help="List the cells with their parameters, and stop; needs no weights.")
-]
 
-
-def _composed(verb: str, words: list[str] | None, cfg: Shown | None):  # type: ignore[no-untyped-def]
-    """The checked config of a verb, or None after printing it."""
+def _composed(verb: str, words: list[str] | None, cfg: Shown | None):  # type: ignore[no-untyped-def]  # the verb's class
+    """The checked config of a verb or study, or None after printing it."""
     from qrun.config.compose import compose, config_hash, to_yaml
 
-    config = compose(verb, list(words or []))
+    config = (configure if verb in STUDIES else compose)(verb, list(words or []))
     if cfg is None:
         return config
     typer.echo(config_hash(config) if cfg is Shown.hash else to_yaml(config), nl=cfg is Shown.hash)
     return None
 
 
+def _recipe(name: str, *arguments: object) -> None:
+    """Call `module.function` of qrun.recipes, which is imported only now."""
+    module, function = name.split(".")
+    getattr(import_module(f"qrun.recipes.{module}"), function)(*arguments)
+
+
 @app.command(epilog="Example: qrun train model=smollm2 adapter.dim=8")
 def train(
-    words: Words = None,
-    cfg: Cfg = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the unfinished run of this very config, if there is one.")
-    ] = False,
+    words: Words = None, cfg: Cfg = None, resume: Annotated[bool, typer.Option("--resume", help=RESUME)] = False
 ) -> None:
     """Train a Cayley adapter in a frozen model; perplexity before and after, with an interval."""
     if (config := _composed("train", words, cfg)) is not None:
-        from qrun.recipes.train import train as run
-
-        run(config, resume=resume)
+        _recipe("checks.check_sites", config.model, config.adapter)
+        _recipe("train.train", config, resume)
 
 
 @measure.command(
@@ -115,70 +118,37 @@ def train(
 def perplexity(words: Words = None, cfg: Cfg = None) -> None:
     """Perplexity and bits per byte under a stated protocol, alone and with a saved adapter."""
     if (config := _composed("perplexity", words, cfg)) is not None:
-        from qrun.recipes.perplexity import measure as run
-
-        run(config)
-
-
-@measure.command(
-    epilog="Example: qrun eval questions model=local model.path=small model@original=nano "
-    "adapter.path=results/runs/<run>/adapter"
-)
-def questions(words: Words = None, cfg: Cfg = None) -> None:
-    """Multiple choice by likelihood and by sampled answers: original, model, model with adapter on any device."""
-    if (config := _composed("questions", words, cfg)) is not None:
-        from qrun.recipes.questions import ask
-
-        ask(config)
+        _recipe("checks.check_device", config.model, config.device, config.adapter.path)
+        _recipe("perplexity.measure", config)
 
 
 @measure.command()
 def compare(
     first: Annotated[str, typer.Argument(help="Run name or id in the store, or a perplexity.json file.")],
     second: Annotated[str, typer.Argument(help="What to compare it with.")],
-    results: Annotated[str, typer.Option(help="Folder of the store.")] = "results",
+    results: Results = "results",
 ) -> None:
     """Paired difference of two recorded perplexities; refused if their protocols differ."""
-    from qrun.recipes.perplexity import compare as run
-
-    run(first, second, results)
+    _recipe("perplexity.compare", first, second, results)
 
 
-@sweep.command(epilog="Example: qrun sweep dim study.dims=[2,4,8] study.seeds=[0,1,2]")
-def dim(words: Words = None, cfg: Cfg = None, dry_run: Dry = False) -> None:
-    """Perplexity over block dimension, seeds and sites, noiseless, with LoRA of equal parameters and the test of
-    monotonicity."""
-    if (config := _composed("sweep_dim", words, cfg)) is not None:
-        from qrun.studies.dim import sweep_dim
+def _study_command(name: str) -> None:
+    """`qrun sweep NAME`, or the study's own verb."""
+    before, says, example = STUDIES[name]
+    group = {"sweep": sweep, "eval": measure}.get(before, app)
 
-        sweep_dim(config, dry_run)
+    @group.command(name=name, help=says, epilog=f"Example: {example}")
+    def command(
+        words: Words = None, cfg: Cfg = None, dry_run: Annotated[bool, typer.Option("--dry-run", help=DRY)] = False
+    ) -> None:
+        if (config := _composed(name, words, cfg)) is not None:
+            from qrun.cells.study import run_study
 
-
-@sweep.command(epilog="Example: qrun sweep controls study.dims=[4,8]")
-def controls(words: Words = None, cfg: Cfg = None, dry_run: Dry = False) -> None:
-    """OFT, BOFT, LoRA, diagonal, free and dense matrices at the adapter's sites; untrained nulls."""
-    if (config := _composed("sweep_controls", words, cfg)) is not None:
-        from qrun.studies.controls import sweep_controls
-
-        sweep_controls(config, dry_run)
+            run_study(name, studies.module(name), config, dry_run)
 
 
-@sweep.command(name="noise", epilog="Example: qrun sweep noise noise=heron_r2 study.sites=[one]")
-def noise_sweep(words: Words = None, cfg: Cfg = None, dry_run: Dry = False) -> None:
-    """Perplexity over block dimension and two-qubit error rate; where does the gain end, and how sharply?"""
-    if (config := _composed("sweep_noise", words, cfg)) is not None:
-        from qrun.studies.noise import sweep_noise
-
-        sweep_noise(config, dry_run)
-
-
-@app.command(epilog="Example: qrun recover compression=mpo study.ratios=[0.7]")
-def recover(words: Words = None, cfg: Cfg = None, dry_run: Dry = False) -> None:
-    """What an adapter, its controls and healing bring back of what compression costs; three recoveries side by side."""
-    if (config := _composed("recover", words, cfg)) is not None:
-        from qrun.studies.recover import recover as run
-
-        run(config, dry_run)
+for _name in STUDIES:
+    _study_command(_name)
 
 
 @app.command(epilog="Example: qrun compress compression=mpo compression.ratio=0.6 --out small")
@@ -187,31 +157,28 @@ def compress(
 ) -> None:
     """Write a model whose projections are truncated SVDs or matrix-product operators."""
     if (config := _composed("compress", words, cfg)) is not None:
-        from qrun.recipes.compress import compress as run
-
-        run(config, out)
+        _recipe("compress.compress", config, out)
 
 
 @app.command()
 def report(
-    results: Annotated[str, typer.Option(help="Folder of the store.")] = "results",
-    out: Annotated[
-        str, typer.Option(help="Folder to write tables, figures, claims and negative results into.")
-    ] = "results",
+    results: Results = "results",
+    out: Annotated[str | None, typer.Option(help="Folder to write; in the project's own checkout results/.")] = None,
+    source: Annotated[
+        str | None, typer.Option("--from", help="Grade again what a report wrote, not the store.")
+    ] = None,
 ) -> None:
-    """Tables, figures, the claims table and the log of negative results, from the store alone."""
+    """Tables, figures, the claims table and the log of negative results, from finished studies."""
     from qrun.report.report import report as run
 
-    run(results, out)
+    run(results, out, source, studies)
 
 
 @app.command(epilog="Example: qrun plan model=llama")
 def plan(words: Words = None, cfg: Cfg = None) -> None:
     """What a run would cost on a QPU: packing, circuits, shots, jobs, seconds, errors. Sends nothing."""
     if (config := _composed("plan", words, cfg)) is not None:
-        from qrun.recipes.plan import plan as run
-
-        run(config)
+        _recipe("plan.plan", config)
 
 
 @app.command(epilog='Example: qrun generate "Return the sum of" adapter.path=<folder> device=noisy noise=heron_r2')
@@ -220,9 +187,7 @@ def generate(
 ) -> None:
     """Continue a text with the adapter on any device; prints tokens as they come."""
     if (config := _composed("generate", words, cfg)) is not None:
-        from qrun.recipes.generate import generate as run
-
-        run(config, prompt)
+        _recipe("generate.generate", config, prompt)
 
 
 @app.command(epilog="Example: qrun circuit dim=8 noise=heron_r2 --qasm block.qasm")
@@ -233,17 +198,13 @@ def circuit(
 ) -> None:
     """Draw one block circuit with its gate counts, depth and estimated fidelity."""
     if (config := _composed("circuit", words, cfg)) is not None:
-        from qrun.recipes.circuit import circuit as run
-
-        run(config, qasm)
+        _recipe("circuit.circuit", config, qasm)
 
 
 @qpu.command()
-def fetch(results: Annotated[str, typer.Option(help="Folder of the store.")] = "results") -> None:
-    """Status of the jobs that runs have sent.
-
-    The counts of finished ones are stored, so that the run's command goes on from there.
-    """
+def fetch(results: Results = "results") -> None:
+    """Status of the jobs that runs have sent. The counts of finished ones are stored, so that the run's command goes on
+    from there."""
     from qrun.cli.qpu import fetch as run
 
     run(results)
@@ -273,13 +234,13 @@ def export(
 ) -> None:
     """Write a saved adapter as a PEFT OFT adapter, or merged into its model (model=... says which)."""
     from qrun.config.compose import compose
-    from qrun.recipes.export import export as run
 
-    run(compose("perplexity", [*(words or []), f"adapter.path={_quoted(adapter)}"]), to.value, out)
+    config = compose("perplexity", [*(words or []), f"adapter.path={_quoted(adapter)}"])
+    _recipe("export.export", config, to.value, out)
 
 
 @app.command()
-def doctor(results: Annotated[str, typer.Option(help="Folder of the store.")] = "results") -> None:
+def doctor(results: Results = "results") -> None:
     """Versions, devices and access: what works here, and what is missing for the rest."""
     from qrun.cli.doctor import doctor as run
 
@@ -295,10 +256,7 @@ def config_command(group: Annotated[str | None, typer.Argument(help="Show the fi
 
 
 @app.command()
-def ui(
-    results: Annotated[str, typer.Option(help="Folder of the store.")] = "results",
-    port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5000,
-) -> None:
+def ui(results: Results = "results", port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5000) -> None:
     """Start the MLflow UI on the store and print the link to the run table."""
     from qrun.tracking.ui import serve
 
@@ -315,21 +273,11 @@ def main() -> None:
     """Entry point of the `qrun` command: known failures end in one line, bugs keep their traceback."""
     try:
         app()
-    except InputError as error:
-        _say(error)
-        sys.exit(2)
-    except RunFailed as error:
-        _say(error)
-        sys.exit(1)
-    except Interrupted as error:
-        _say(error)
-        sys.exit(128 + error.signum)
-    except KeyboardInterrupt:
-        _say("interrupted")
-        sys.exit(130)
+    except (InputError, RunFailed) as error:
+        print(f"qrun: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, InputError) else 1)
+    except (Interrupted, KeyboardInterrupt) as stop:
+        print(f"qrun: {str(stop) or 'interrupted'}", file=sys.stderr)
+        sys.exit(128 + getattr(stop, "signum", signal.SIGINT))
     except BrokenPipeError:
         sys.exit(141)
-
-
-def _say(message: object) -> None:
-    print(f"qrun: {message}", file=sys.stderr)

@@ -20,17 +20,13 @@ from torch import Tensor
 
 from qrun.adapters.saving import replace_folder
 from qrun.adapters.sites import Site, sites
-from qrun.compression.factors import FACTORS, Form, contract, factorise
-from qrun.config.schema import CompressionConfig, CompressionKind, Profile, ShapeConfig
+from qrun.compression.factors import FACTORS, contract, factorise
+from qrun.compression.forms import Form, check
+from qrun.config.schema import CompressionConfig, Profile
 from qrun.errors import InputError
 from qrun.language.models import LanguageModel
 
-LEVELS = (
-    0.5,
-    0.75,
-    1.0,
-    1.25,
-)  # of the target ratio: what the sensitivity profile tries at each site, beside leaving it alone
+LEVELS = (0.5, 0.75, 1.0, 1.25)  # of the target ratio: what the profile tries at each site, beside leaving it alone
 
 
 @dataclass(frozen=True)
@@ -44,23 +40,11 @@ class Compressed:
     profile: dict[str, dict[str, float]]
 
 
-def check(config: CompressionConfig, shape: ShapeConfig) -> None:
-    """InputError for a bond above full rank or a ratio out of reach, before any weight is loaded."""
-    form = Form(config.kind, config.cores)
-    for site in sites(shape):
-        if config.bond is not None:
-            form.check_bond(site.out_features, site.in_features, config.bond, site.name)
-        else:
-            form.bond_for(site.out_features, site.in_features, config.ratio)
-
-
 def compress(
     language: LanguageModel, config: CompressionConfig, ids: Tensor, progress: Callable[[int], None] = lambda _: None
 ) -> Compressed:
-    """Factor every projection and put the truncated weight in its place.
-
-    `ids` [windows, T]: calibration text for whitening and for the profile.
-    """
+    """Factor every projection and put the truncated weight in its place. `ids` [windows, T]: calibration text for
+    whitening and for the profile."""
     check(config, language.shape)
     form, everything = Form(config.kind, config.cores), sites(language.shape)
     layers = {site.name: language.model.get_submodule(f"model.{site.name}") for site in everything}
@@ -96,11 +80,9 @@ def sizes(
     rest = whole - sum(dense.values())
     return {
         "kind": config.kind.value, "cores": config.cores, "profile": config.profile.value,
-        "activation_aware": config.activation_aware,
-        "target_ratio": config.ratio if config.bond is None else None, "bond": config.bond,
-        "projection_parameters": sum(dense.values()),
-        "kept_parameters": sum(kept.values()), "kept_ratio": sum(kept.values()) / sum(dense.values()),
-        "model_parameters": whole,
+        "activation_aware": config.activation_aware, "target_ratio": config.ratio if config.bond is None else None,
+        "bond": config.bond, "projection_parameters": sum(dense.values()), "kept_parameters": sum(kept.values()),
+        "kept_ratio": sum(kept.values()) / sum(dense.values()), "model_parameters": whole,
         "model_kept_parameters": rest + sum(kept.values()), "model_bytes": whole * item,
         "model_kept_bytes": (rest + sum(kept.values())) * item,
     }  # fmt: skip
@@ -136,18 +118,11 @@ def nats(model: Any, ids: Tensor) -> float:
 
 
 def sensitivity(
-    model: Any,
-    everything: list[Site],
-    ratio: float,
-    form: Form,
-    cores_at: Callable[[Site, int], list[Tensor]],
-    ids: Tensor,
-    progress: Callable[[int], None],
-) -> dict[str, dict[str, float]]:
-    """Rise in nats per token when one site alone is compressed to each level.
-
-    CompactifAI's layer sensitivity profiling.
-    """
+    model: Any, everything: list[Site], ratio: float, form: Form, cores_at: Callable[[Site, int], list[Tensor]],
+    ids: Tensor, progress: Callable[[int], None],
+) -> dict[str, dict[str, float]]:  # fmt: skip
+    """Rise in nats per token when one site alone is compressed to each level. CompactifAI's layer sensitivity
+    profiling."""
     base = nats(model, ids)
     found: dict[str, dict[str, float]] = {}
     for site in everything:
@@ -171,11 +146,8 @@ def levels(site: Site, ratio: float, form: Form) -> list[float]:
 def allocate(
     everything: list[Site], ratio: float, form: Form, profile: dict[str, dict[str, float]]
 ) -> dict[str, float]:
-    """Ratio of each site.
-
-    All start at their lowest level, then the step up that saves most nats per parameter is taken while the target
-    allows it.
-    """
+    """Ratio of each site. All start at their lowest level, then the step up that saves most nats per parameter is taken
+    while the target allows it."""
     size = {site.name: site.in_features * site.out_features for site in everything}
     steps = {site.name: [*levels(site, ratio, form), 1.0] for site in everything}
     rise = {name: [*profile[name].values(), 0.0] for name in size}
@@ -202,24 +174,10 @@ def save(folder: Path, language: LanguageModel, compressed: Compressed) -> None:
     def write(target: Path) -> None:
         language.model.save_pretrained(target)
         language.tokenizer.save_pretrained(target)
-        tensors = {
-            f"{name}.{k}": core.cpu() for name, cores in compressed.cores.items() for k, core in enumerate(cores)
-        }
-        save_file(tensors, target / FACTORS)
-        facts = {
-            **compressed.statement,
-            "base_model": language.identity,
-            "bonds": compressed.bonds,
-            "sensitivity": compressed.profile,
-        }
+        numbered = [(name, k, core) for name, cores in compressed.cores.items() for k, core in enumerate(cores)]
+        save_file({f"{name}.{k}": core.cpu() for name, k, core in numbered}, target / FACTORS)
+        facts = {**compressed.statement, "base_model": language.identity, "bonds": compressed.bonds}
+        facts["sensitivity"] = compressed.profile
         (target / "compression.json").write_text(json.dumps(facts, indent=1) + "\n")
 
     replace_folder(folder, write)
-
-
-def kind_words(config: CompressionConfig) -> str:
-    """`svd`, `asvd`, `mpo2-profiled`: part of names."""
-    kind = config.kind.value + (str(config.cores) if config.kind is CompressionKind.mpo else "")
-    return (
-        f"{'a' if config.activation_aware else ''}{kind}{'-profiled' if config.profile is Profile.sensitivity else ''}"
-    )

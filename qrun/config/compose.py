@@ -5,6 +5,7 @@
 Only Hydra and OmegaConf are imported, so that a wrong word is answered before any heavy package loads.
 """
 
+import difflib
 import hashlib
 import json
 import re
@@ -15,46 +16,46 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
-from qrun.config.verbs import VERBS, RunConfig
+from qrun.config.verbs import VERBS, RunConfig, leaf_keys
 from qrun.errors import InputError
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _CHECKOUT = (_PACKAGE.parent / "pyproject.toml").is_file()
 TREE = _PACKAGE.parent / "configs" if _CHECKOUT else _PACKAGE / "configs"  # always of the tree this very code is in
 
+OPEN = ("adapter.options.", "study.control_lr.")  # keys below these need no default in a file
 
-def compose_tree(verb: str, words: list[str]) -> DictConfig:
-    """Hydra's composed config for a verb, typed by the schema but not yet range-checked.
 
-    Raises InputError in one line.
-    """
+def compose(verb: str, words: list[str], schema: type | None = None) -> Any:
+    """The verb's dataclass, every value checked. A study brings its own schema. Raises InputError in one line."""
     for word in words:
         _check_word(word)
     store = ConfigStore.instance()
-    for name, schema in VERBS.items():
-        store.store(name=f"{name}_schema", node=schema)
+    for name, node in {**VERBS, **({verb: schema} if schema else {})}.items():
+        store.store(name=f"{name}_schema", node=node)
     try:
         with initialize_config_dir(str(TREE), version_base="1.3"):
-            return hydra_compose(config_name=verb, overrides=words)
+            tree = hydra_compose(config_name=verb, overrides=[_override(word) for word in words])
+        return OmegaConf.to_object(tree)
     except (HydraException, OmegaConfBaseException) as error:
+        if isinstance(error.__cause__, InputError):
+            raise error.__cause__ from None
         raise InputError(_one_line(error, verb)) from error
 
 
-def compose(verb: str, words: list[str]) -> Any:
-    """The verb's dataclass, every value checked."""
-    return to_schema(compose_tree(verb, words))
-
-
-def to_schema(tree: DictConfig) -> Any:
-    try:
-        return OmegaConf.to_object(tree)
-    except OmegaConfBaseException as error:
-        if isinstance(error.__cause__, InputError):
-            raise error.__cause__ from None
-        raise InputError(_one_line(error, "")) from error
+def _override(word: str) -> str:
+    """A word as Hydra takes it: open keys are added, and a group in a place is emptied (data@home=null)."""
+    key, _, value = word.partition("=")
+    group, _, place = key.partition("@")
+    if value == "null" and place:
+        return f"{place}=null"
+    if value == "null" and group in options():
+        raise InputError(f"{word}: give one of {', '.join(options()[group])}, or leave the word out")
+    return "++" + word if word.startswith(OPEN) else word
 
 
 def plain(config: Any) -> dict[str, Any]:
@@ -66,6 +67,15 @@ def plain(config: Any) -> dict[str, Any]:
 
 def to_yaml(config: Any) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(plain(config)))
+
+
+def from_yaml(text: str) -> dict[str, Any]:
+    """What `to_yaml` wrote, as plain values; numbers such as 1e-05 stay numbers. Raises InputError for another text."""
+    try:
+        found = OmegaConf.to_container(OmegaConf.create(text))
+    except (YAMLError, OmegaConfBaseException, TypeError, ValueError) as error:
+        raise InputError(f"not the YAML of a config ({' '.join(str(error).split())[:120]})") from error
+    return {str(key): value for key, value in found.items()} if isinstance(found, dict) else {}
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -85,35 +95,22 @@ def config_hash(config: Any) -> str:
 def options() -> dict[str, dict[str, str]]:
     """Group -> option -> first comment line of its file, read from the installed config tree."""
     groups: dict[str, dict[str, str]] = {}
-    for folder in sorted(TREE.iterdir()):
-        if folder.is_dir() and not folder.name.startswith(("_", ".")):
-            found = {
-                f.name[:-5]: _headline(f)
-                for f in sorted(folder.iterdir(), key=lambda f: f.name)
-                if f.name.endswith(".yaml")
-            }
-            if found:
-                groups[folder.name] = found
+    for file in sorted(TREE.glob("*/*.yaml")):
+        if not file.parent.name.startswith(("_", ".")):
+            groups.setdefault(file.parent.name, {})[file.stem] = _headline(file)
     return groups
 
 
 def _headline(file: Path) -> str:
-    first = next(
-        (
-            line
-            for line in file.read_text(encoding="utf-8").splitlines()
-            if line.startswith("#") and "@package" not in line
-        ),
-        "",
-    )
-    return first.lstrip("# ").rstrip()
+    lines = file.read_text(encoding="utf-8").splitlines()
+    comments = (line for line in lines if line.startswith("#") and "@package" not in line)
+    return next(comments, "").lstrip("# ").rstrip()
 
 
 def _check_word(word: str) -> None:
     if word.startswith(("+", "~")):
-        raise InputError(
-            f"{word}: keys cannot be added or removed; `qrun config` lists what exists, and key=value sets it"
-        )
+        possible = "`qrun config` lists what exists, and key=value sets it"
+        raise InputError(f"{word}: keys cannot be added or removed; {possible}")
     key, equals, value = word.partition("=")
     if not equals or not key:
         raise InputError(f"{word}: expected key=value, for example adapter.dim=8 (`qrun config` lists the groups)")
@@ -128,10 +125,8 @@ def _check_word(word: str) -> None:
         elif char in "]})":
             depth -= 1
         elif char == "," and depth == 0 and key in options():
-            raise InputError(
-                f"{word}: numbers of different {key} options are not compared in one study; give one, and run "
-                f"the command once for each"
-            )
+            why = f"numbers of different {key} options are not compared in one study"
+            raise InputError(f"{word}: {why}; give one, and run the command once for each")
         elif char == "," and depth == 0:
             raise InputError(f"{word}: one run takes one value per key; for a list write {key}=[{value}]")
     if re.match(r"^(range|interval|choice|glob)\(", value):
@@ -164,10 +159,6 @@ def _strip(text: str) -> str:
 
 
 def _near(key: str, verb: str) -> str:
-    import difflib
-
-    from qrun.config.verbs import leaf_keys
-
     keys = leaf_keys(VERBS.get(verb, RunConfig)) + list(options())
     close = difflib.get_close_matches(key, keys, n=3, cutoff=0.6)
     return f"did you mean {' or '.join(close)}?" if close else "`--cfg` prints every key and value"

@@ -1,17 +1,21 @@
 """Every key a user can set, with its type and range. Checked here, before anything heavy is imported.
 
-A dataclass per config group; verbs.py puts them together. `__post_init__` raises InputError with the key, what was
-given and what is possible. The YAML files in configs/ hold the defaults of each option and explain the trade-offs.
+A dataclass per config group, that of `noise` in quantum/noise.py; verbs.py puts them together. `__post_init__` raises
+InputError with the key, what was given and what is possible. The YAML files in configs/ hold the defaults of each
+option and explain the trade-offs.
 """
 
-from dataclasses import dataclass, field, fields
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
 from omegaconf import MISSING
 
-from qrun.config.noise import Noise
+from qrun.adapters.methods import spec
 from qrun.errors import InputError
+from qrun.quantum.devices import KINDS
 
 
 class Dtype(Enum):
@@ -27,22 +31,6 @@ class Side(Enum):
 
     input = "input"  # y = W Q x, the paper's position
     output = "output"  # y = Q W x
-
-
-class Method(Enum):
-    """What is trained at the sites: the paper's adapter, or a control (adapters/controls.py)."""
-
-    cayley = "cayley"
-    oft = "oft"  # PEFT's orthogonal fine-tuning with the exact Cayley map: the same adapter by other hands
-    boft = "boft"  # butterfly factors of orthogonal blocks
-    lora = "lora"
-    diagonal = "diagonal"  # one factor per input channel, PEFT's (IA)^3
-    block = "block"  # unconstrained b x b blocks, I + M
-    dense = "dense"  # one unconstrained matrix per site, the upper bound
-    healing = "healing"  # the factors of a compressed model themselves
-
-
-BLOCKED = (Method.cayley, Method.oft, Method.boft, Method.block)  # methods whose b must divide the width
 
 
 class ProtocolKind(Enum):
@@ -61,9 +49,32 @@ class Split(Enum):
     test = "test"
 
 
-def _require(condition: bool, key: str, given: object, possible: str) -> None:
+def require(condition: bool, key: str, given: object, possible: str) -> None:
+    """Raise InputError with the key, what was given and what is possible."""
     if not condition:
         raise InputError(f"{key}={given}: {possible}")
+
+
+def need(config: object, key: str, holds: bool, possible: str) -> None:
+    """`require` for a field of a group's dataclass, `key` being `group.field`."""
+    given = getattr(config, key.rpartition(".")[2])
+    given = given.value if isinstance(given, Enum) else "true" if given is True else given
+    require(holds, key, given, possible)
+
+
+def at_least(config: object, least: int, *keys: str, null: str = "") -> None:
+    """`need` for numbers of `least` or more; `null` says what null means where it is allowed."""
+    for key in keys:
+        value = getattr(config, key.rpartition(".")[2])
+        need(config, key, bool(null) if value is None else value >= least, f"give {least} or more{null}")
+
+
+def require_name(key: str, given: str | None) -> None:
+    """A name becomes a folder and a part of run names, so it must not lead to another place. Unset ones pass."""
+    if given is not None and given != MISSING:
+        plain = re.fullmatch(r"[A-Za-z0-9._-]{1,120}", given) is not None and given not in (".", "..")
+        shown = given if given.isprintable() else repr(given)
+        require(plain, key, shown, "use 1 to 120 letters a-z and A-Z, digits, '.', '_' or '-', but not '.' or '..'")
 
 
 @dataclass
@@ -95,15 +106,10 @@ class ModelConfig:
     shape: ShapeConfig | None = None  # known shape, for planning without weights
 
     def __post_init__(self) -> None:
-        _require(
-            bool(self.embedded or self.hub_id or self.path), "model.path", self.path, "give the folder of a local model"
-        )
-        _require(
-            self.device in ("auto", "cpu", "cuda", "mps") or self.device.startswith("cuda:"),
-            "model.device",
-            self.device,
-            "use auto, cpu, cuda, cuda:N or mps",
-        )
+        require_name("model.name", self.name)
+        need(self, "model.path", bool(self.embedded or self.hub_id or self.path), "give the folder of a local model")
+        known = self.device in ("auto", "cpu", "cuda", "mps") or self.device.startswith("cuda:")
+        need(self, "model.device", known, "use auto, cpu, cuda, cuda:N or mps")
 
 
 @dataclass
@@ -118,36 +124,16 @@ class DataConfig:
     path: str | None = None
     validation: float = 0.1  # share of documents, where the source has no splits of its own
     test: float = 0.1
-    documents: int | None = (
-        None  # most documents of each split, drawn and ordered by the hash of their text; null keeps all in their order
-    )
+    documents: int | None = None  # most of each split, drawn and ordered by their hash; null keeps all in their order
 
     def __post_init__(self) -> None:
-        _require(
-            self.documents is None or self.documents >= 2,
-            "data.documents",
-            self.documents,
-            "give 2 or more, or null for all",
-        )
-        _require(
-            self.source in ("pydoc", "libdocs", "wikitext2", "text"),
-            "data.source",
-            self.source,
-            "use pydoc, libdocs, wikitext2 or text",
-        )
-        _require(
-            self.source != "text" or bool(self.path),
-            "data.path",
-            self.path,
-            "data=text needs data.path=<file or folder>",
-        )
-        _require(0 < self.validation < 1, "data.validation", self.validation, "give a share between 0 and 1")
-        _require(
-            0 < self.test < 1 - self.validation,
-            "data.test",
-            self.test,
-            "give a share between 0 and 1 - data.validation",
-        )
+        require_name("data.name", self.name)
+        at_least(self, 2, "data.documents", null=", or null for all")
+        known = self.source in ("pydoc", "libdocs", "wikitext2", "text")
+        need(self, "data.source", known, "use pydoc, libdocs, wikitext2 or text")
+        need(self, "data.path", self.source != "text" or bool(self.path), "data=text needs data.path=<file or folder>")
+        need(self, "data.validation", 0 < self.validation < 1, "give a share between 0 and 1")
+        need(self, "data.test", 0 < self.test < 1 - self.validation, "give a share between 0 and 1 - data.validation")
 
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -157,65 +143,49 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 class AdapterConfig:
     """Group `adapter`: method, block dimension, sites, side."""
 
-    method: Method = Method.cayley
+    method: str = "cayley"  # a module of adapters/methods
     dim: int = 4  # block dimension b
-    rank: int = 1  # of LoRA
+    rank: int = 1  # of low-rank methods
     factors: int = 2  # butterfly factors of BOFT
     projections: Any = "all"  # all, attention, mlp, or a list of projection names
     layers: Any = "all"  # all, first, last, a range "2-5", a number, or a list of those
     side: Side = Side.input
     sign_constrained: bool = False  # forward pass y = sign(x) * |Qx|
+    options: dict[str, Any] = field(default_factory=dict)  # the method's own words
 
     def __post_init__(self) -> None:
-        _require(
-            self.dim >= 2, "adapter.dim", self.dim, "a block needs dimension 2 or more (powers of two run as circuits)"
-        )
-        _require(self.rank >= 1, "adapter.rank", self.rank, "give 1 or more")
-        _require(self.factors >= 1, "adapter.factors", self.factors, "give 1 or more")
-        ours = self.method is Method.cayley
-        _require(
-            ours or self.side is Side.input,
-            "adapter.side",
-            self.side.value,
-            f"method {self.method.value} acts on the input",
-        )
-        _require(
-            ours or not self.sign_constrained,
-            "adapter.sign_constrained",
-            "true",
-            f"only method cayley has a sign rule, not {self.method.value}",
-        )
+        need(self, "adapter.dim", self.dim >= 2, "a block needs dimension 2 or more (powers of two run as circuits)")
+        at_least(self, 1, "adapter.rank", "adapter.factors")
+        method = spec(self.method)
+        only = f"only method cayley has it, not {self.method}; leave it at"
+        need(self, "adapter.side", method.circuits or self.side is Side.input, f"{only} input")
+        need(self, "adapter.sign_constrained", method.circuits or not self.sign_constrained, f"{only} false")
+        for word, value in self.options.items():
+            possible = ", ".join(method.options) or f"method {self.method} has none"
+            require(word in method.options, f"adapter.options.{word}", value, f"possible words: {possible}")
+            kind = type(method.options[word])
+            require(type(value) is kind, f"adapter.options.{word}", repr(value), f"give a {kind.__name__}")
+        self.options = {**method.options, **self.options}
         groups = {"all": PROJECTIONS, "attention": PROJECTIONS[:4], "mlp": PROJECTIONS[4:]}
         given = self.projections
-        names = groups.get(given, (given,)) if isinstance(given, str) else tuple(given or ())
-        for name in names:
-            _require(
-                name in PROJECTIONS,
-                "adapter.projections",
-                given,
-                f"use all, attention, mlp or a list of {', '.join(PROJECTIONS)}",
-            )
-        _require(bool(names), "adapter.projections", given, "name at least one projection")
+        listed = isinstance(given, Sequence) and not isinstance(given, str)
+        names = tuple(given) if listed else groups.get(str(given), (given,))
+        possible = f"use all, attention, mlp or a list of {', '.join(PROJECTIONS)}"
+        need(self, "adapter.projections", all(name in PROJECTIONS for name in names), possible)
+        need(self, "adapter.projections", bool(names), "name at least one projection")
         self.projections = [p for p in PROJECTIONS if p in names]
         self.layers = _layers(self.layers)
 
 
 def _layers(given: Any) -> list[str]:
-    """Normalise to a list of words.
-
-    'all', 'first', 'last', 'N' or 'A-B'. Ranges are checked against the model later.
-    """
+    """A list of 'all', 'first', 'last', 'N' or 'A-B'; ranges are checked against the model later."""
     words = [str(w).strip() for w in (given if isinstance(given, list | tuple) else [given])]
+    possible = "use all, first, last, a layer number, a range such as 2-5, or a list of those"
     for word in words:
         first, dash, last = word.partition("-")
         number = first.isdigit() and (last.isdigit() and int(first) <= int(last) if dash else True)
-        _require(
-            number or word in ("all", "first", "last"),
-            "adapter.layers",
-            given,
-            "use all, first, last, a layer number, a range such as 2-5, or a list of those",
-        )
-    _require(bool(words), "adapter.layers", given, "name at least one layer")
+        require(number or word in ("all", "first", "last"), "adapter.layers", given, possible)
+    require(bool(words), "adapter.layers", given, "name at least one layer")
     return words
 
 
@@ -241,15 +211,14 @@ class TrainingConfig:
     threads: int = 0  # CPU threads; 0 leaves torch's choice
 
     def __post_init__(self) -> None:
-        for key in ("steps", "batch", "accumulation", "eval_every", "eval_tokens", "checkpoint_every"):
-            _require(getattr(self, key) >= 1, f"training.{key}", getattr(self, key), "give 1 or more")
-        _require(self.context >= 2, "training.context", self.context, "a window needs 2 tokens or more")
+        counts = ("steps", "batch", "accumulation", "eval_every", "eval_tokens", "checkpoint_every")
+        at_least(self, 1, *(f"training.{key}" for key in counts))
+        need(self, "training.context", self.context >= 2, "a window needs 2 tokens or more")
         for key in ("lr", "temperature", "divergence"):
-            _require(getattr(self, key) > 0, f"training.{key}", getattr(self, key), "give a number above 0")
-        for key in ("warmup", "weight_decay", "clip", "threads"):
-            _require(getattr(self, key) >= 0, f"training.{key}", getattr(self, key), "give 0 or more")
+            need(self, f"training.{key}", getattr(self, key) > 0, "give a number above 0")
+        at_least(self, 0, *(f"training.{key}" for key in ("warmup", "weight_decay", "clip", "threads")))
         for key in ("distill_weight", "final_lr"):
-            _require(0 <= getattr(self, key) <= 1, f"training.{key}", getattr(self, key), "give a number from 0 to 1")
+            need(self, f"training.{key}", 0 <= getattr(self, key) <= 1, "give a number from 0 to 1")
 
 
 @dataclass
@@ -261,28 +230,21 @@ class ProtocolConfig:
     stride: int | None = None  # hf_strided only
 
     def __post_init__(self) -> None:
-        _require(self.ctx is None or self.ctx >= 2, "protocol.ctx", self.ctx, "a window needs 2 tokens or more")
+        stride, key = self.stride, "protocol.stride"
+        need(self, "protocol.ctx", self.ctx is None or self.ctx >= 2, "a window needs 2 tokens or more")
         if self.kind is ProtocolKind.hf_strided:
-            _require(
-                self.stride is not None and self.stride >= 1,
-                "protocol.stride",
-                self.stride,
-                "hf_strided needs a stride of 1 or more",
-            )
-            ok = self.ctx is None or (self.stride or 0) <= self.ctx
-            _require(
-                ok,
-                "protocol.stride",
-                self.stride,
-                f"must not exceed protocol.ctx={self.ctx}, or tokens between windows are never scored",
-            )
+            need(self, key, stride is not None and stride >= 1, "hf_strided needs a stride of 1 or more")
+            gaps = f"must not exceed protocol.ctx={self.ctx}, or tokens between windows are never scored"
+            need(self, key, self.ctx is None or (stride or 0) <= self.ctx, gaps)
         else:
-            _require(
-                self.stride is None,
-                "protocol.stride",
-                self.stride,
-                f"{self.kind.value} has no stride; use protocol=hf_strided",
-            )
+            need(self, key, stride is None, f"{self.kind.value} has no stride; use protocol=hf_strided")
+
+
+class Sample(Enum):
+    """Which text of a split is measured."""
+
+    whole = "whole"  # one running text, as published perplexities; max_tokens keeps its head
+    passages = "passages"  # windows that keep to one document, drawn by hash, from every document one before a second
 
 
 @dataclass
@@ -290,19 +252,15 @@ class EvaluationConfig:
     """What is measured with the protocol, and the bootstrap behind its interval."""
 
     split: Split = Split.test
+    sample: Sample = Sample.whole
     batch: int = 8  # windows per forward pass
-    max_tokens: int | None = None  # first so many tokens of the split; null is all
+    max_tokens: int | None = None  # scored at most, about; null is all
     resamples: int = 9999  # of the bootstrap
 
     def __post_init__(self) -> None:
-        _require(self.batch >= 1, "evaluation.batch", self.batch, "give 1 or more")
-        _require(
-            self.max_tokens is None or self.max_tokens >= 2,
-            "evaluation.max_tokens",
-            self.max_tokens,
-            "give 2 or more, or null for all",
-        )
-        _require(self.resamples >= 99, "evaluation.resamples", self.resamples, "an interval needs 99 resamples or more")
+        at_least(self, 1, "evaluation.batch")
+        at_least(self, 2, "evaluation.max_tokens", null=", or null for all")
+        need(self, "evaluation.resamples", self.resamples >= 99, "an interval needs 99 resamples or more")
 
 
 class CompressionKind(Enum):
@@ -331,30 +289,24 @@ class CompressionConfig:
     profile: Profile = Profile.uniform
     calibration: int = 4096  # training tokens for whitening and the profile
 
+    @property
+    def label(self) -> str:
+        """`svd`, `asvd`, `mpo2-profiled`: part of names."""
+        cores = str(self.cores) if self.kind is CompressionKind.mpo else ""
+        profiled = "-profiled" if self.profile is Profile.sensitivity else ""
+        return f"{'a' if self.activation_aware else ''}{self.kind.value}{cores}{profiled}"
+
     def __post_init__(self) -> None:
-        _require(0 < self.ratio < 1, "compression.ratio", self.ratio, "give a share of the parameters between 0 and 1")
-        _require(
-            self.bond is None or self.bond >= 1,
-            "compression.bond",
-            self.bond,
-            "give 1 or more, or null to use the ratio",
-        )
-        _require(2 <= self.cores <= 8, "compression.cores", self.cores, "give 2 to 8")
-        svd = self.kind is CompressionKind.svd
-        _require(
-            not (svd and self.cores != 2), "compression.cores", self.cores, "svd has two factors; use compression=mpo"
-        )
-        _require(
-            svd or not self.activation_aware,
-            "compression.activation_aware",
-            "true",
-            "only svd has an activation-aware form here",
-        )
-        ok = self.profile is Profile.uniform or self.bond is None
-        _require(
-            ok, "compression.profile", self.profile.value, "a profile shares out a ratio; set compression.bond=null"
-        )
-        _require(self.calibration >= 64, "compression.calibration", self.calibration, "give 64 tokens or more")
+        svd, whole = self.kind is CompressionKind.svd, self.profile is Profile.uniform
+        aware = svd or not self.activation_aware
+        need(self, "compression.ratio", 0 < self.ratio < 1, "give a share of the parameters between 0 and 1")
+        at_least(self, 1, "compression.bond", null=", or null to use the ratio")
+        need(self, "compression.cores", 2 <= self.cores <= 8, "give 2 to 8")
+        need(self, "compression.cores", not (svd and self.cores != 2), "svd has two factors; use compression=mpo")
+        need(self, "compression.activation_aware", aware, "only svd has an activation-aware form here")
+        shared = "a profile shares out a ratio; set compression.bond=null"
+        need(self, "compression.profile", whole or self.bond is None, shared)
+        need(self, "compression.calibration", self.calibration >= 64, "give 64 tokens or more")
 
 
 @dataclass
@@ -385,7 +337,7 @@ class ReadoutConfig:
     sign: Sign = Sign.input
 
 
-DEVICES = ("exact", "shots", "noisy", "pennylane", "aer", "fake", "ibm")
+DEVICES = ("exact", *KINDS)  # exact is the matrix product, no device
 
 
 @dataclass
@@ -395,63 +347,19 @@ class DeviceConfig:
     kind: str = "exact"
     shots: int | None = 8192  # per circuit; null gives exact probabilities where the device can
     backend: str | None = None  # which simulator or processor of that kind
+    takes_noise: bool = False  # what the device is, not a choice: it has a noise model
     precision: Precision = Precision.float32
     optimization_level: int = 3  # of the transpiler, on fake and ibm
     budget_s: float | None = None  # most QPU seconds a run may take, on fake and ibm; nothing is sent beyond
 
     def __post_init__(self) -> None:
-        _require(self.kind in DEVICES, "device.kind", self.kind, f"use {', '.join(DEVICES)}")
-        _require(
-            self.shots is None or self.shots >= 1,
-            "device.shots",
-            self.shots,
-            "give 1 or more, or null for exact probabilities",
-        )
-        _require(
-            self.shots is not None or self.kind not in ("fake", "ibm"),
-            "device.shots",
-            self.shots,
-            f"{self.kind} only counts; give a number of shots",
-        )
-        _require(
-            0 <= self.optimization_level <= 3, "device.optimization_level", self.optimization_level, "use 0, 1, 2 or 3"
-        )
-        _require(
-            self.budget_s is None or self.budget_s > 0,
-            "device.budget_s",
-            self.budget_s,
-            "give seconds above 0, or null for no limit",
-        )
-
-
-@dataclass
-class NoiseConfig:
-    """Group `noise`.
-
-    Rates of gates and readout, relaxation times. quantum/noise.py has the conventions and checks the ranges.
-    """
-
-    name: str = "none"
-    date: str | None = None
-    source: str | None = None
-    sx: float = 0.0
-    cz: float = 0.0
-    t1_us: float | None = None
-    t2_us: float | None = None
-    sx_ns: float = 0.0
-    cz_ns: float = 0.0
-    read_1_given_0: float = 0.0
-    read_0_given_1: float = 0.0
-    block: float = 0.0
-    factor: float = 1.0  # multiplies every rate, divides every time
-
-    def build(self) -> Noise:
-        """The checked noise, scaled."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "factor"}
-        return Noise(**values).scaled(self.factor)
-
-    def __post_init__(self) -> None:
-        self.build()
+        counts = self.shots is not None or self.kind not in ("fake", "ibm")
+        budget = self.budget_s is None or self.budget_s > 0
+        need(self, "device.kind", self.kind in DEVICES, f"use {', '.join(DEVICES)}")
+        at_least(self, 1, "device.shots", null=", or null for exact probabilities")
+        need(self, "device.shots", counts, f"{self.kind} only counts; give a number of shots")
+        need(self, "device.optimization_level", 0 <= self.optimization_level <= 3, "use 0, 1, 2 or 3")
+        need(self, "device.budget_s", budget, "give seconds above 0, or null for no limit")
 
 
 class LauncherKind(Enum):
@@ -472,9 +380,9 @@ class LauncherConfig:
     address: str | None = None  # of a Ray cluster; null starts Ray on this machine
 
     def __post_init__(self) -> None:
-        _require(self.workers is None or self.workers >= 1, "launcher.workers", self.workers, "give 1 or more, or null")
-        _require(self.threads >= 1, "launcher.threads", self.threads, "give 1 or more")
-        _require(self.gpus >= 0, "launcher.gpus", self.gpus, "give 0 or more")
+        at_least(self, 1, "launcher.workers", null=", or null")
+        at_least(self, 1, "launcher.threads")
+        at_least(self, 0, "launcher.gpus")
 
 
 @dataclass
@@ -485,30 +393,21 @@ class QuestionsConfig:
     source: str = MISSING  # continuation or mmlu
     hub_id: str | None = None
     revision: str | None = None
-    path: str | None = (
-        None  # local folder with <subject>_test.csv (and <subject>_dev.csv), or parquet files; or one such file
-    )
+    path: str | None = None  # folder with <subject>_test.csv (and <subject>_dev.csv) or parquet files, or one such file
     subjects: list[str] = field(default_factory=list)  # of mmlu; empty takes all
     pick: list[int] = field(default_factory=list)  # one index per subject, instead of all its questions
-    reported: list[str] = field(
-        default_factory=list
-    )  # answers that the paper reports for the picked questions, for the table
+    reported: list[str] = field(default_factory=list)  # the paper's answers to the picked questions, for the table
     limit: int | None = None  # first so many questions
     examples: int = 0  # of the dev split, before each question of mmlu
     characters: int = 160  # of each passage of continuation
     context: int = 400  # characters before it
 
     def __post_init__(self) -> None:
-        _require(self.source in ("continuation", "mmlu"), "questions.source", self.source, "use continuation or mmlu")
-        _require(
-            self.limit is None or self.limit >= 1, "questions.limit", self.limit, "give 1 or more, or null for all"
-        )
-        _require(0 <= self.examples <= 5, "questions.examples", self.examples, "give 0 to 5")
-        _require(self.characters >= 20, "questions.characters", self.characters, "give 20 or more")
-        _require(self.context >= 40, "questions.context", self.context, "give 40 or more")
-        _require(
-            not self.pick or len(self.pick) == len(self.subjects),
-            "questions.pick",
-            self.pick,
-            "give one index per subject",
-        )
+        require_name("questions.name", self.name)
+        picked = not self.pick or len(self.pick) == len(self.subjects)
+        need(self, "questions.source", self.source in ("continuation", "mmlu"), "use continuation or mmlu")
+        at_least(self, 1, "questions.limit", null=", or null for all")
+        need(self, "questions.examples", 0 <= self.examples <= 5, "give 0 to 5")
+        at_least(self, 20, "questions.characters")
+        at_least(self, 40, "questions.context")
+        need(self, "questions.pick", picked, "give one index per subject")

@@ -2,68 +2,75 @@
 
 Documents are the unit: tokens of one document are not independent. Both models are measured on the same documents, so
 each resample draws documents once and evaluates both; the spread of document difficulty cancels in the difference.
+With few effective documents a bootstrap interval is too narrow (ten real documents: 85 % for a nominal 95 %), so below
+LEAST there is none.
 """
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import bootstrap
 
+LEAST = 20.0  # effective documents behind an interval
 Floats = NDArray[np.float64]
 
 
-def perplexity_difference(a: Floats, b: Floats, weight: Floats, axis: int = -1) -> Floats:
-    """exp(sum a / sum weight) - exp(sum b / sum weight) along an axis.
+class Interval(NamedTuple):
+    """A 95 % interval."""
 
-    Nats a, b and token (or word) counts per document.
-    """
+    low: float
+    high: float
+
+    def words(self, form: str = "+.3f") -> str:
+        """`[+0.100, +0.200]`."""
+        return f"[{self.low:{form}}, {self.high:{form}}]"
+
+
+def effective_number(weight: Sequence[float] | NDArray[np.number]) -> float:
+    """Kish's effective number of units, (sum w)^2 / sum w^2: as many equal units would carry the same information."""
+    w = np.asarray(weight, float)
+    return float(w.sum() ** 2 / np.square(w).sum())
+
+
+def perplexity_difference(a: Floats, b: Floats, weight: Floats, axis: int = -1) -> Floats:
+    """exp(sum a / sum w) - exp(sum b / sum w) along an axis: nats a, b and token (or word) counts w per document."""
     total = weight.sum(axis)
     return np.exp(a.sum(axis) / total) - np.exp(b.sum(axis) / total)
 
 
-def paired_interval(
-    a: Floats, b: Floats, weight: NDArray[np.integer], resamples: int, seed: int, level: float = 0.95
-) -> tuple[float, float]:
-    """BCa bootstrap interval (Efron 1987) of the perplexity difference over paired units.
+def perplexity_ratio(a: Floats, b: Floats, weight: Floats, axis: int = -1) -> Floats:
+    """PPL_a / PPL_b."""
+    return np.exp((a.sum(axis) - b.sum(axis)) / weight.sum(axis))
 
-    (nan, nan) where there are fewer than two units; (0, 0) for identical measurements, where BCa is undefined.
-    """
-    if len(a) < 2:
-        return float("nan"), float("nan")
-    if np.array_equal(a, b):
-        return 0.0, 0.0
+
+def recovery(compressed: Floats, adapted: Floats, reference: Floats, weight: Floats, axis: int = -1) -> Floats:
+    """(PPL_compressed - PPL_adapted) / (PPL_compressed - PPL_reference)."""
+    total = weight.sum(axis)
+    p, q, s = (np.exp(x.sum(axis) / total) for x in (compressed, adapted, reference))
+    return (p - q) / (p - s)
+
+
+def over_documents(
+    statistic: Callable[..., Floats], arrays: Sequence[Floats], weight: Floats, resamples: int, seed: int
+) -> Interval | None:
+    """BCa bootstrap interval (Efron 1987) of statistic(*arrays, weight) over paired documents. None below LEAST
+    effective documents and where the bootstrap degenerates; of zero width where the first two arrays are equal, where
+    BCa is undefined."""
+    if len(weight) < 2 or effective_number(weight) < LEAST:
+        return None
+    if np.array_equal(arrays[0], arrays[1]):
+        value = float(statistic(*arrays, weight))
+        return Interval(value, value)
     result = bootstrap(
-        (a, b, weight.astype(float)), perplexity_difference, paired=True, vectorized=True,
-        n_resamples=resamples, confidence_level=level,
-        method="BCa", rng=np.random.default_rng(seed), batch=max(1, 2**22 // len(a)),
+        (*arrays, np.asarray(weight, float)), statistic, paired=True, vectorized=True, n_resamples=resamples,
+        method="BCa", rng=np.random.default_rng(seed), batch=max(1, 2**22 // len(weight)),
     )  # fmt: skip
-    return float(result.confidence_interval.low), float(result.confidence_interval.high)
+    low, high = result.confidence_interval
+    return Interval(float(low), float(high)) if np.isfinite([low, high]).all() else None
 
 
-def recovery_interval(
-    compressed: Floats, adapted: Floats, reference: Floats, weight: Floats, resamples: int, seed: int
-) -> tuple[float, float, float]:
-    """Recovery (PPL_c - PPL_a) / (PPL_c - PPL_r) and its 95 % BCa interval over paired documents.
-
-    Nan limits for fewer than two.
-    """
-
-    def recovery(c: Floats, a: Floats, r: Floats, w: Floats, axis: int = -1) -> Floats:
-        total = w.sum(axis)
-        p, q, s = (np.exp(x.sum(axis) / total) for x in (c, a, r))
-        return (p - q) / (p - s)
-
-    arrays = (compressed, adapted, reference, weight.astype(float))
-    value = float(recovery(*arrays))
-    if len(weight) < 2 or np.array_equal(compressed, adapted):
-        return value, float("nan"), float("nan")
-    result = bootstrap(
-        arrays,
-        recovery,
-        paired=True,
-        vectorized=True,
-        n_resamples=resamples,
-        method="BCa",
-        rng=np.random.default_rng(seed),
-        batch=max(1, 2**22 // len(weight)),
-    )
-    return value, float(result.confidence_interval.low), float(result.confidence_interval.high)
+def paired_interval(a: Floats, b: Floats, weight: NDArray[np.number], resamples: int, seed: int) -> Interval | None:
+    """Of the perplexity difference over paired documents."""
+    return over_documents(perplexity_difference, (a, b), weight.astype(float), resamples, seed)

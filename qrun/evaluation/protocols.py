@@ -1,12 +1,12 @@
 """How a perplexity is computed. Numbers of different protocols are never compared: a fingerprint says which is which.
 
-    fixed_window(ctx)         joined text in disjoint windows; the first token of each window is unscored, the tail is
-                              kept
-    hf_strided(ctx, stride)   joined text, window moved by stride; every token but the first is scored once
-                              (transformers guide)
-    lm_eval_wikitext          each document alone after the prefix token, all tokens scored once, the last window moved
-                              back to a full context,
-                              normalised by words (lm-evaluation-harness, task `wikitext` version 2; Gao et al.)
+    fixed_window(ctx)        joined text in disjoint windows; the first token of each is unscored, the tail is kept
+    hf_strided(ctx, stride)  joined text, window moved by stride; all tokens but the first scored (transformers guide)
+    lm_eval_wikitext         each document alone after the prefix token, all tokens scored once, the last window moved
+                             back to a full context, normalised by words (lm-evaluation-harness, task `wikitext`
+                             version 2; Gao et al.)
+
+`evaluation.sample=passages` draws windows that keep to one document (whole documents for lm_eval_wikitext) by hash.
 
 All three also give bits per byte = nats / ln 2 / bytes of the scored tokens.
 """
@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from qrun.config.schema import EvaluationConfig, ProtocolConfig, ProtocolKind
+from qrun.config.schema import EvaluationConfig, ProtocolConfig, ProtocolKind, Sample
 from qrun.errors import InputError
 from qrun.language.corpus import Corpus, text_digest
 from qrun.language.tokens import Array, TokenStream, page_streams, stream, tokenizer_digest
@@ -63,10 +63,8 @@ class Task:
 def build(
     protocol: ProtocolConfig, evaluation: EvaluationConfig, corpus: Corpus, tokenizer: Any, positions: int
 ) -> Task:
-    """State the measurement.
-
-    Raises InputError for a context beyond the model's positions or a text shorter than one window.
-    """
+    """State the measurement. Raises InputError for a context beyond the model's positions or a text shorter than one
+    window."""
     ctx = protocol.ctx or positions
     if ctx > positions:
         raise InputError(f"protocol.ctx={ctx}: the model has {positions} positions")
@@ -77,32 +75,59 @@ def build(
         "data_digest": text_digest(documents), "tokenizer": tokenizer_digest(tokenizer),
         "max_tokens": evaluation.max_tokens,
     }  # fmt: skip
+    drawn = evaluation.sample is Sample.passages
+    if drawn:
+        statement["sample"] = "passages"
     if protocol.kind is ProtocolKind.lm_eval_wikitext:
         prefix = prefix_token(tokenizer)
+        if drawn:  # whole documents here, in the order of their hashes
+            documents = sorted(documents, key=lambda d: hashlib.sha256(d.encode()).digest())
         words = [len(re.split(r"\s+", page)) for page in documents]
         pages = [detokenize(page) for page in documents] if corpus.wikitext else documents
         passages: list[Passage] = []
-        for page in page_streams(
-            tokenizer, pages, words
-        ):  # max_tokens keeps whole documents, words and bytes belong to all of a document
+        # max_tokens keeps whole documents: words and bytes belong to all of a document
+        for page in page_streams(tokenizer, pages, words):
             if evaluation.max_tokens is None or sum(len(p.stream.ids) for p in passages) < evaluation.max_tokens:
                 passages.append(_with_prefix(page, prefix, ctx))
         kept = documents[: len(passages)]
         size = np.array([len(page.encode()) for page in kept])  # of the original pages, as the harness counts
         return Task(passages, np.array(words[: len(kept)]), {**statement, "prefix": prefix, "unit": "word"}, size)
-    text = stream(tokenizer, documents, corpus.wikitext).head(evaluation.max_tokens)
-    stride = protocol.stride if protocol.stride is not None else ctx
-    windows = (
-        strided(len(text.ids), ctx, stride)
-        if protocol.kind is ProtocolKind.hf_strided
-        else disjoint(len(text.ids), ctx)
-    )
-    if len(text.ids) < ctx:
-        raise InputError(
-            f"data={corpus.name}: its {split} split has {len(text.ids)} tokens, shorter than one window "
-            f"(protocol.ctx={ctx})"
-        )
+    text = stream(tokenizer, documents, corpus.wikitext)
+    stride = protocol.stride if protocol.kind is ProtocolKind.hf_strided else None
+    if drawn:
+        windows = draw(text, ctx, stride, evaluation.max_tokens)
+    else:
+        text = text.head(evaluation.max_tokens)
+        if len(text.ids) < ctx:
+            has = f"its {split} split has {len(text.ids)} tokens"
+            raise InputError(f"data={corpus.name}: {has}, shorter than one window (protocol.ctx={ctx})")
+        windows = cut(len(text.ids), ctx, stride)
     return Task([Passage(text, windows)], text.words, {**statement, "prefix": None, "unit": "token"})
+
+
+def cut(tokens: int, ctx: int, stride: int | None) -> list[Window]:
+    """Windows over a text of so many tokens, sliding by `stride` or disjoint."""
+    return disjoint(tokens, ctx) if stride is None else strided(tokens, ctx, stride)
+
+
+def draw(text: TokenStream, ctx: int, stride: int | None, most: int | None) -> list[Window]:
+    """Windows that keep to one document, in the order of their hashes until `most` tokens are scored. Every document
+    gives its first draw before any gives a second, so that long documents do not outweigh the others."""
+    ranked = []
+    starts = np.searchsorted(text.document, np.arange(text.documents + 1))
+    for first, last in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
+        own = [Window(w.start + first, w.end + first, w.first + first) for w in cut(last - first, ctx, stride)]
+        hashes = [hashlib.sha256(text.ids[w.start : w.end].tobytes()).digest() for w in own]
+        order = sorted(zip(hashes, range(len(own)), strict=True))
+        ranked += [(rank, key, own[i]) for rank, (key, i) in enumerate(order)]
+    drawn: list[Window] = []
+    scored = 0
+    for _, _, window in sorted(ranked, key=lambda item: item[:2]):
+        if most is not None and scored + window.end - window.first > most and drawn:
+            break
+        drawn.append(window)
+        scored += window.end - window.first
+    return drawn
 
 
 def disjoint(tokens: int, ctx: int) -> list[Window]:
@@ -111,15 +136,13 @@ def disjoint(tokens: int, ctx: int) -> list[Window]:
 
 
 def strided(tokens: int, ctx: int, stride: int) -> list[Window]:
-    """Windows of ctx tokens moved by stride.
-
-    Each token but the very first is scored by the first window that holds it.
-    """
+    """Windows of ctx tokens moved by stride. Each token but the very first is scored by the first window that holds
+    it."""
     windows, scored = [], 1
     for start in range(0, tokens, stride):
-        end = min(start + ctx, tokens)
-        if end > scored:
-            windows.append(Window(start, end, max(scored, start + 1)))
+        end, first = min(start + ctx, tokens), max(scored, start + 1)
+        if first < end:  # at stride = ctx a last token alone has nothing to be predicted from
+            windows.append(Window(start, end, first))
             scored = end
         if end == tokens:
             break
@@ -127,21 +150,12 @@ def strided(tokens: int, ctx: int, stride: int) -> list[Window]:
 
 
 def _with_prefix(page: TokenStream, prefix: int, ctx: int) -> Passage:
-    """The harness's rolling windows.
-
-    Ctx tokens predicted from the token before them and each other; the last, shorter one moves back to a full
-    context.
-    """
-    text = TokenStream(
-        np.concatenate([[prefix], page.ids]),
-        np.concatenate([page.document[:1], page.document]),
-        np.concatenate([[0], page.bytes]),
-        page.words,
-    )
-    size = len(page.ids)
-    return Passage(
-        text, [Window(max(0, min(s, size - ctx)), min(s + ctx, size) + 1, s + 1) for s in range(0, size, ctx)]
-    )
+    """The harness's rolling windows. Ctx tokens predicted from the token before them and each other; the last, shorter
+    one moves back to a full context."""
+    ids, document = np.concatenate([[prefix], page.ids]), np.concatenate([page.document[:1], page.document])
+    text, size = TokenStream(ids, document, np.concatenate([[0], page.bytes]), page.words), len(page.ids)
+    windows = [Window(max(0, min(s, size - ctx)), min(s + ctx, size) + 1, s + 1) for s in range(0, size, ctx)]
+    return Passage(text, windows)
 
 
 def prefix_token(tokenizer: Any) -> int:
@@ -149,9 +163,8 @@ def prefix_token(tokenizer: Any) -> int:
     for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         if token is not None:
             return int(token)
-    raise InputError(
-        "protocol=lm_eval_wikitext: the tokenizer has neither a BOS nor an EOS token to start a document with"
-    )
+    why = "the tokenizer has neither a BOS nor an EOS token to start a document with"
+    raise InputError(f"protocol=lm_eval_wikitext: {why}")
 
 
 # WikiText's tokenisation undone by the rules, and in the order, of the harness's `wikitext_detokenizer`: plain
@@ -162,15 +175,9 @@ _BEFORE = (
 )  # fmt: skip
 _PAIRS = (("(", ")"), ("[", "]"), ("{", "}"), ('"', '"'), ("'", "'"))
 _AFTER = (
-    ("= = = =", "===="),
-    ("= = =", "==="),
-    ("= =", "=="),
-    (" ° ", "°"),
-    (" \n", "\n"),
-    ("\n ", "\n"),
-    (" N ", " 1 "),
-    (" 's", "'s"),
-)
+    ("= = = =", "===="), ("= = =", "==="), ("= =", "=="), (" ° ", "°"), (" \n", "\n"), ("\n ", "\n"),
+    (" N ", " 1 "), (" 's", "'s"),
+)  # fmt: skip
 
 
 def detokenize(page: str) -> str:

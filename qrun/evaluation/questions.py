@@ -6,7 +6,7 @@ sampled answer      a choice drawn with probability proportional to exp(sum of l
                     temperature
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from qrun.evaluation.perplexity import token_losses
 from qrun.language.questions import Question
 
 Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -48,17 +49,9 @@ class Answers:
 
 
 @torch.no_grad()
-def answer(
-    model: Any,
-    tokenizer: Any,
-    questions: Sequence[Question],
-    batch: int,
-    progress: Callable[[int], None] = lambda _: None,
-) -> Answers:
-    """Score every choice after its prompt.
-
-    Prompts beyond the model's positions lose their beginning. Raises RunFailed for likelihoods that are not finite.
-    """
+def answer(model: Any, tokenizer: Any, questions: Sequence[Question], batch: int) -> Answers:
+    """Score every choice after its prompt. Prompts beyond the model's positions lose their beginning. Raises RunFailed
+    for likelihoods that are not finite."""
     positions = model.config.max_position_embeddings
     rows: list[tuple[list[int], int]] = []
     for question in questions:
@@ -78,16 +71,15 @@ def answer(
         losses = token_losses(model, hidden, ids[:, 1:]).double().cpu().numpy()
         for row, (tokens, count) in enumerate(part):
             likelihood[start + row] = -losses[row, len(tokens) - 1 - count : len(tokens) - 1].sum()
-        progress(len(part))
     if not np.isfinite(likelihood).all():
         raise RunFailed("the model's log-likelihoods are not finite")
     size = np.array([[max(1, len(c.encode())) for c in q.choices] for q in questions])
     return Answers(likelihood.reshape(len(questions), -1), size, np.array([q.answer for q in questions]))
 
 
-def binomial_interval(right: int, trials: int, level: float = 0.95) -> tuple[float, float]:
-    """Clopper-Pearson interval of a share."""
-    found = stats.binomtest(right, trials).proportion_ci(level, method="exact")
+def binomial_interval(right: int, trials: int) -> tuple[float, float]:
+    """Clopper-Pearson 95 % interval of a share."""
+    found = stats.binomtest(right, trials).proportion_ci(0.95, method="exact")
     return float(found.low), float(found.high)
 
 
@@ -98,21 +90,20 @@ def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> dict[str, An
     return {"right_to_wrong": lost, "wrong_to_right": won, "p": p}
 
 
-def both_fail(original: Answers, compressed: Answers, adapted: Answers) -> dict[str, Any]:
+def both_fail(
+    original: Bools, compressed: Bools, adapted: Bools, before: NDArray[np.number], after: NDArray[np.number]
+) -> dict[str, Any]:
     """Questions that both baselines fail and the adapter answers, with what chance alone gives.
 
-    `guessing`: expected number if the adapter guessed evenly among the four choices.
-    `flips`: expected number if the adapter's answers that differ from the compressed model's fell evenly on the
-    other three choices.
+    Booleans say who is right; `before` and `after` are the choices of the compressed model and the adapter. `guessing`:
+    expected number if the adapter guessed evenly among the four choices; `flips`: if its answers that differ from the
+    compressed model's (`changed`) fell evenly on the other three choices.
     """
-    fail = ~original.correct & ~compressed.correct
-    changed = fail & (adapted.chosen != compressed.chosen)
-    found = np.flatnonzero(fail & adapted.correct).tolist()
+    fail = ~original & ~compressed
+    changed = fail & (after != before)
+    found = np.flatnonzero(fail & adapted).tolist()
     tail = float(stats.binom.sf(len(found) - 1, int(changed.sum()), 1 / 3)) if changed.any() else 1.0
     return {
-        "both_fail": int(fail.sum()),
-        "answered": found,
-        "guessing": float(fail.sum()) / 4,
-        "flips": float(changed.sum()) / 3,
-        "p": tail,
-    }
+        "failed": int(fail.sum()), "answered": found, "changed": int(changed.sum()),
+        "guessing": float(fail.sum()) / 4, "flips": float(changed.sum()) / 3, "p": tail,
+    }  # fmt: skip

@@ -8,23 +8,23 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from qrun.evaluation.intervals import Interval
 
-def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """Student-t interval of the mean over seeds; (nan, nan) for fewer than two."""
+
+def mean_interval(values: Sequence[float]) -> Interval:
+    """Student-t 95 % interval of the mean over seeds; nan limits for fewer than two, which contain nothing."""
     if len(values) < 2:
-        return math.nan, math.nan
+        return Interval(math.nan, math.nan)
     mean, error = float(np.mean(values)), float(stats.sem(values))
     if error == 0:
-        return mean, mean
-    low, high = stats.t.interval(level, len(values) - 1, loc=mean, scale=error)
-    return float(low), float(high)
+        return Interval(mean, mean)
+    low, high = stats.t.interval(0.95, len(values) - 1, loc=mean, scale=error)
+    return Interval(float(low), float(high))
 
 
 def monotone_trend(table: Sequence[Sequence[float]]) -> dict[str, float]:
-    """Page's test (1963) that values fall from column to column, rows (seeds) as blocks.
-
-    P value, and rises between neighbouring column means.
-    """
+    """Page's test (1963) that values fall from column to column, rows (seeds) as blocks. P value, and rises between
+    neighbouring column means."""
     data = np.asarray(table, float)
     violations = float((np.diff(data.mean(0)) > 0).sum())
     if data.shape[0] < 2 or data.shape[1] < 3:
@@ -34,11 +34,8 @@ def monotone_trend(table: Sequence[Sequence[float]]) -> dict[str, float]:
 
 def zero_crossing(rates: Sequence[float], gains: NDArray[np.floating]) -> dict[str, Any]:
     """Rate at which gains [seeds, rates] first fall below zero, log-linear between neighbours; geometric mean and t
-    interval over seeds.
-
-    Where some seed's gain is negative at the smallest rate or still positive at the largest, there is no crossing
-    to quote: `side` then says on which side of `bound` it lies.
-    """
+    interval over seeds. Where some seed's gain is negative at the smallest rate or still positive at the largest, there
+    is no crossing to quote: `side` then says on which side of `bound` it lies."""
     logs = []
     for row in np.asarray(gains, float):
         falling = np.flatnonzero(row < 0)
@@ -47,14 +44,8 @@ def zero_crossing(rates: Sequence[float], gains: NDArray[np.floating]) -> dict[s
         if falling[0] == 0:
             return {"rate": math.nan, "low": math.nan, "high": math.nan, "side": "below", "bound": rates[0]}
         logs.append(_log_crossing(rates, row, 0.0))
-    low, high = mean_interval(logs)
-    return {
-        "rate": math.exp(float(np.mean(logs))),
-        "low": math.exp(low),
-        "high": math.exp(high),
-        "side": "",
-        "bound": math.nan,
-    }
+    rate, low, high = (math.exp(value) for value in (float(np.mean(logs)), *mean_interval(logs)))
+    return {"rate": rate, "low": low, "high": high, "side": "", "bound": math.nan}
 
 
 def sharpness(rates: Sequence[float], gains: NDArray[np.floating], quiet: Sequence[float]) -> dict[str, float]:
@@ -66,11 +57,9 @@ def sharpness(rates: Sequence[float], gains: NDArray[np.floating], quiet: Sequen
     """
     widths = []
     for row, level in zip(np.asarray(gains, float), quiet, strict=True):
-        edges = (
-            [_log_crossing(rates, row, share * level) for share in (0.9, 0.1)]
-            if level > 0 and row[0] > 0.9 * level and row[-1] < 0.1 * level
-            else [math.nan] * 2
-        )
+        edges = [math.nan, math.nan]
+        if level > 0 and row[0] > 0.9 * level and row[-1] < 0.1 * level:
+            edges = [_log_crossing(rates, row, share * level) for share in (0.9, 0.1)]
         widths.append((edges[1] - edges[0]) / math.log(10))
     low, high = mean_interval(widths)
     width = float(np.mean(widths))

@@ -8,7 +8,8 @@ A document is the unit of the bootstrap. How documents become a token stream or 
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+import platform
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -51,10 +52,8 @@ def split_by_hash(documents: Iterable[str], validation: float, test: float) -> d
 
 
 def split_in_order(documents: list[str], validation: float, test: float) -> dict[str, list[str]]:
-    """Cut a running text.
-
-    The first part trains, the last is the test, so that neighbours never sit on both sides but at the cuts.
-    """
+    """Cut a running text. The first part trains, the last is the test, so that neighbours never sit on both sides but
+    at the cuts."""
     size = len(documents)
     held_out, tested = round(size * (1 - validation - test)), round(size * (1 - test))
     return {"train": documents[:held_out], "validation": documents[held_out:tested], "test": documents[tested:]}
@@ -62,12 +61,7 @@ def split_in_order(documents: list[str], validation: float, test: float) -> dict
 
 def load(config: DataConfig) -> Corpus:
     """Read the corpus of a config. Raises InputError for a missing, empty or non-UTF-8 text, or a hub out of reach."""
-    loaders: dict[str, Callable[[DataConfig], Corpus]] = {
-        "pydoc": _pydoc,
-        "libdocs": _libdocs,
-        "wikitext2": _wikitext2,
-        "text": _text,
-    }
+    loaders = {"pydoc": _pydoc, "libdocs": _libdocs, "wikitext2": _wikitext2, "text": _text}
     corpus = loaders[config.source](config)
     if config.documents is not None:
         drawn = {
@@ -82,26 +76,19 @@ def load(config: DataConfig) -> Corpus:
 
 
 def _pydoc(config: DataConfig) -> Corpus:
-    import platform
-
     try:
         documents = pydoc_documents()
     except ImportError as error:
-        raise InputError(
-            "data=pydoc: this Python comes without pydoc_data; install its full standard library, or use "
-            "data=text data.path=<file>"
-        ) from error
+        how = "install its full standard library, or use data=text data.path=<file>"
+        raise InputError(f"data=pydoc: this Python comes without pydoc_data; {how}") from error
     source = f"documentation of CPython {platform.python_version()} (PSF licence)"
     return Corpus("pydoc", split_by_hash(documents, config.validation, config.test), source)
 
 
 def _libdocs(config: DataConfig) -> Corpus:
     documents, characters = libdocs_documents()
-    return Corpus(
-        "libdocs",
-        split_by_hash(documents, config.validation, config.test),
-        f"docstrings of {len(characters)} installed packages",
-    )
+    source = f"docstrings of {len(characters)} installed packages"
+    return Corpus("libdocs", split_by_hash(documents, config.validation, config.test), source)
 
 
 def _wikitext2(config: DataConfig) -> Corpus:
@@ -121,23 +108,17 @@ def _hub_rows(config: DataConfig, split: str) -> list[str]:
     try:
         table = load_dataset(config.hub_id, config.hub_config, revision=config.revision, split=split)
     except Exception as error:  # the hub's client raises a different class for each way of being out of reach
-        raise InputError(
-            f"data={config.name}: {config.hub_id} could not be fetched from the hub ({type(error).__name__}); "
-            f"give data.path=<folder with wiki.train.raw, wiki.valid.raw, wiki.test.raw> or use data=pydoc"
-        ) from error
+        why = f"{config.hub_id} could not be fetched from the hub ({type(error).__name__})"
+        how = "give data.path=<folder with wiki.train.raw, wiki.valid.raw, wiki.test.raw> or use data=pydoc"
+        raise InputError(f"data={config.name}: {why}; {how}") from error
     return [row["text"] for row in table]
 
 
 def _local_rows(folder: Path, split: str) -> list[str]:
     """Rows as the hub gives them: lines with their newline, blank lines empty."""
     short = {"validation": "valid"}.get(split, split)
-    for pattern in (
-        f"wiki.{short}.raw",
-        f"wiki.{short}.tokens",
-        f"{split}*.parquet",
-        f"*/{split}*.parquet",
-        f"{split}*.txt",
-    ):
+    patterns = ("wiki.{0}.raw", "wiki.{0}.tokens", "{1}*.parquet", "*/{1}*.parquet", "{1}*.txt")
+    for pattern in (pattern.format(short, split) for pattern in patterns):
         found = sorted(folder.glob(pattern))
         if found and found[0].suffix == ".parquet":
             import pyarrow.parquet as pq
@@ -188,9 +169,8 @@ def _documents(path: Path) -> list[str]:
             items = [p.strip() for p in text.split("\n\n") if p.strip()]
         documents = [item if isinstance(item, str) else item["text"] for item in items]
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"data.path={path}: expected a list of strings or of objects with a `text` ({error})"
-        ) from error
+        expected = "expected a list of strings or of objects with a `text`"
+        raise InputError(f"data.path={path}: {expected} ({error})") from error
     if not documents:
         raise InputError(f"data.path={path}: the text is empty")
     return documents

@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import importlib.util
 import json
-import os
 import sys
 import sysconfig
 import warnings
@@ -21,28 +20,20 @@ from inspect import cleandoc
 from pathlib import Path
 from typing import Any
 
+from qrun.files import cache_folder, replaced
+
 LIBRARIES = (
     "numpy", "scipy", "pandas", "matplotlib", "sklearn", "torch", "transformers", "datasets", "tokenizers",
-    "huggingface_hub",
-    "pennylane", "pennylane_lightning", "qiskit", "qiskit_aer", "qiskit_ibm_runtime", "mlflow", "sqlalchemy",
-    "networkx", "sympy",
-    "rustworkx", "autoray", "autograd", "fsspec", "pyarrow", "PIL", "jinja2", "flask", "werkzeug", "pydantic", "peft",
-    "accelerate",
-    "numba", "llvmlite", "nltk", "dill", "rich", "typer", "omegaconf", "hydra", "graphene", "docker", "requests",
-    "aiohttp", "setuptools", "joblib",
+    "huggingface_hub", "pennylane", "pennylane_lightning", "qiskit", "qiskit_aer", "qiskit_ibm_runtime", "mlflow",
+    "sqlalchemy", "networkx", "sympy", "rustworkx", "autoray", "autograd", "fsspec", "pyarrow", "PIL", "jinja2",
+    "flask", "werkzeug", "pydantic", "peft", "accelerate", "numba", "llvmlite", "nltk", "dill", "rich", "typer",
+    "omegaconf", "hydra", "graphene", "docker", "requests", "aiohttp", "setuptools", "joblib",
 )  # fmt: skip
 SKIPPED_FOLDERS = {
-    "test",
-    "tests",
-    "testing",
-    "idlelib",
-    "lib2to3",
-    "turtledemo",
-    "site-packages",
-    "dist-packages",
-    "_vendor",
+    "test", "tests", "testing", "idlelib", "lib2to3", "turtledemo", "site-packages", "dist-packages", "_vendor",
     "ensurepip",
-}
+}  # fmt: skip
+DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 SHORTEST = 40  # characters; shorter docstrings are labels, not text
 
 
@@ -51,9 +42,7 @@ def docstrings(source: str) -> Iterator[str]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # invalid escapes in other people's sources
         tree = ast.parse(source)
-    nodes = [
-        n for n in ast.walk(tree) if isinstance(n, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-    ]
+    nodes = [node for node in ast.walk(tree) if isinstance(node, DOCUMENTED)]
     for node in sorted(nodes, key=lambda n: getattr(n, "lineno", 0)):
         text = ast.get_docstring(node, clean=False)
         if text is not None and len(cleaned := cleandoc(text).strip()) >= SHORTEST:
@@ -61,10 +50,8 @@ def docstrings(source: str) -> Iterator[str]:
 
 
 def module_documents(root: Path, seen: set[str]) -> list[str]:
-    """One document per Python file below `root`, in the order of the paths.
-
-    Docstrings in `seen` are left out, new ones join it.
-    """
+    """One document per Python file below `root`, in the order of the paths. Docstrings in `seen` are left out, new ones
+    join it."""
     documents = []
     for path in sorted(root.rglob("*.py")) if root.is_dir() else [root]:
         if SKIPPED_FOLDERS & set(path.relative_to(root).parts[:-1]):
@@ -85,32 +72,23 @@ def pydoc_documents() -> list[str]:
 
     root = standard_library()
     state = [sys.version, str(root), root.stat().st_mtime_ns, Path(source.__file__).stat().st_mtime_ns]
-    return kept(
-        "pydoc",
-        state,
-        lambda: [text.strip() for _, text in sorted(source.topics.items())] + module_documents(root, set()),
-    )
+
+    def parse() -> list[str]:
+        return [text.strip() for _, text in sorted(source.topics.items())] + module_documents(root, set())
+
+    return kept("pydoc", state, parse)
 
 
-def libdocs_documents(packages: tuple[str, ...] = LIBRARIES) -> tuple[list[str], dict[str, int]]:
-    """Documents of the installed packages among `packages`, and how many characters each gave.
-
-    Docstrings that also stand in the standard library (vendored copies) are left out: the two corpora share no
-    docstring.
-    """
+def libdocs_documents() -> tuple[list[str], dict[str, int]]:
+    """Documents of the installed packages among LIBRARIES, and how many characters each gave. Docstrings that also
+    stand in the standard library (vendored copies) are left out: the two corpora share no docstring."""
     roots = {}
-    for package in packages:
+    for package in LIBRARIES:
         spec = importlib.util.find_spec(package)
         if spec is not None and spec.submodule_search_locations:
             roots[package] = Path(next(iter(spec.submodule_search_locations)))
-    state = [
-        sys.version,
-        *(
-            (name, str(root), (root / "__init__.py").stat().st_mtime_ns)
-            for name, root in roots.items()
-            if (root / "__init__.py").is_file()
-        ),
-    ]
+    inits = [(name, root, root / "__init__.py") for name, root in roots.items()]
+    state = [sys.version, *((name, str(root), init.stat().st_mtime_ns) for name, root, init in inits if init.is_file())]
 
     def parse() -> tuple[list[str], dict[str, int]]:
         seen: set[str] = set()
@@ -127,26 +105,16 @@ def libdocs_documents(packages: tuple[str, ...] = LIBRARIES) -> tuple[list[str],
 
 
 def kept(name: str, state: list[Any], parse: Callable[[], Any]) -> Any:
-    """What `parse` gives, read from the cache where `state` has been parsed before.
-
-    Parsing takes 3 s (pydoc) or 30 s (libdocs).
-    """
+    """What `parse` gives, read from the cache where `state` has been parsed before. Parsing takes 3 s (pydoc) or 30 s
+    (libdocs)."""
     path = cache_folder() / f"{name}-{hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]}.json"
     if path.is_file():
         with contextlib.suppress(ValueError, OSError):
             return json.loads(path.read_text(encoding="utf-8"))
     found = parse()
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}")
-        temporary.write_text(json.dumps(found), encoding="utf-8")
-        temporary.replace(path)
+    with contextlib.suppress(OSError), replaced(path) as file:
+        file.write_text(json.dumps(found), encoding="utf-8")
     return found
-
-
-def cache_folder() -> Path:
-    """Where parsed documentation is kept: XDG_CACHE_HOME/qrun."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qrun"
 
 
 def standard_library() -> Path:

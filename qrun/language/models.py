@@ -1,24 +1,28 @@
 """Frozen language models: the embedded one, hub models at pinned revisions, local folders in the hub's layout.
 
     model_shape(ModelConfig)   widths from config.json or the config group, before torch is imported
-    load(ModelConfig)          LanguageModel: transformers model, tokenizer, identity
+    model_folder(ModelConfig)  the folder that everything is read from; a hub model is fetched first
+    load(ModelConfig)          LanguageModel: transformers model, tokenizer, identity (identity.py)
 
-Llama, Mistral and Qwen2 decoders, whose projections have the same names. safetensors only, remote code never.
+Llama, Mistral and Qwen2 decoders, whose projections have the same names. safetensors only, remote code
+never, and no tensor that the files do not have.
 """
 
-import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from qrun.config.schema import ModelConfig, ShapeConfig
 from qrun.errors import InputError
+from qrun.language.identity import Identity, identify, read_json, weight_files, weights_entry
 
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+HUB_FILES, HUB_OTHERS = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"], ["*/*", "consolidated*"]
+NAMED = 3  # tensors named in an error
 
 
 @dataclass
@@ -29,6 +33,11 @@ class LanguageModel:
     tokenizer: Any
     identity: dict[str, Any]
     shape: ShapeConfig
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits over weights, config and tokenizer."""
+        return Identity(*(self.identity[part] for part in ("weights", "config", "tokenizer"))).digest
 
     @property
     def device(self) -> Any:
@@ -53,15 +62,20 @@ def read_shape(values: Mapping[str, Any]) -> ShapeConfig:
     """ShapeConfig of a transformers config.json."""
     architecture = (values.get("architectures") or ["none"])[0]
     if architecture not in ARCHITECTURES:
-        raise InputError(
-            f"model.path: architecture {architecture} is not supported; {', '.join(ARCHITECTURES)} have the "
-            f"projections that are adapted"
-        )
-    defaults = {
-        "head_dim": values["hidden_size"] // values["num_attention_heads"],
-        "num_key_value_heads": values["num_attention_heads"],
-    }
-    return ShapeConfig(**{f.name: values.get(f.name) or defaults[f.name] for f in fields(ShapeConfig)})
+        possible = f"{', '.join(ARCHITECTURES)} have the projections that are adapted"
+        raise InputError(f"model.path: architecture {architecture} is not supported; {possible}")
+
+    def positive(name: str) -> int:
+        value = values.get(name)
+        if type(value) is not int or value < 1:
+            raise InputError(f"model.path: its config.json has {name}={value!r}; a positive whole number is needed")
+        return value
+
+    width, heads = positive("hidden_size"), positive("num_attention_heads")
+    derived = {"head_dim": width // heads, "num_key_value_heads": heads}
+    missing = {name: value for name, value in derived.items() if values.get(name) is None}
+    stated = {f.name: positive(f.name) for f in fields(ShapeConfig) if f.name not in missing}
+    return ShapeConfig(**stated, **missing)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -69,73 +83,80 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise InputError(f"model.path={folder}: no such folder")
     if not (folder / "config.json").is_file():
         raise InputError(f"model.path={folder}: no config.json there; give a folder in the hub's layout")
+    return read_json(folder / "config.json")
+
+
+def model_folder(config: ModelConfig) -> Path:
+    """The model's folder on this machine; a hub model is fetched first. Raises InputError if it cannot be."""
+    folder = local_folder(config)
+    if folder is not None:
+        return folder
+    from huggingface_hub import snapshot_download
+
+    name, commit = str(config.hub_id), config.revision
     try:
-        return json.loads((folder / "config.json").read_text())
-    except ValueError as error:
-        raise InputError(f"{folder / 'config.json'}: not readable as JSON ({error})") from error
+        return Path(snapshot_download(name, revision=commit, allow_patterns=HUB_FILES, ignore_patterns=HUB_OTHERS))
+    except Exception as error:  # the hub client's errors share no base class
+        raise InputError(_why_not(config, error)) from error
 
 
 def load(config: ModelConfig) -> LanguageModel:
     """Load and freeze. Raises InputError for missing or broken files, a hub out of reach and gated access."""
-    folder = local_folder(config)
-    if folder is not None:
-        model_shape(config)
-        _check_folder(folder)
+    folder = model_folder(config)
+    read_shape(_read_config(folder))
+    _check_folder(folder)
+    identity = identify(folder)
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     logging.set_verbosity_error()
-    logging.disable_progress_bar() if folder is not None else logging.enable_progress_bar()
-    source = str(folder if folder is not None else config.hub_id)
-    revision = {} if folder is not None else {"revision": config.revision}
-    dtype = getattr(torch, config.dtype.value)
+    logging.disable_progress_bar()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **revision)
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, use_safetensors=True, trust_remote_code=False, **revision
-        )
-    except Exception as error:  # transformers, safetensors and the hub client share no base class
-        raise InputError(_why_not(config, folder, error)) from error
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        settings = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        settings.transformers_weights = weights_entry(folder)  # whatever config.json says: what `identity` describes
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder, config=settings, dtype=getattr(torch, config.dtype.value), use_safetensors=True,
+            trust_remote_code=False, ignore_mismatched_sizes=True, output_loading_info=True,
+        )  # fmt: skip
+    except Exception as error:  # transformers and safetensors share no base class
+        text = " ".join(str(error).split())
+        raise InputError(f"model.path={folder}: could not be loaded ({type(error).__name__}: {text[:160]})") from error
+    model, info = loaded
+    _check_loaded(folder, info)
     model.requires_grad_(False).eval()
     model.to(_device(config.device))
     shape = read_shape(model.config.to_dict())
-    if config.shape is not None and folder is None and shape != config.shape:
-        raise InputError(
-            f"model={config.name}: the hub's model has shape {shape}, the config group states {config.shape}"
-        )
-    identity = {
-        "name": config.name,
-        "hub_id": config.hub_id,
-        "revision": config.revision,
-        "path": config.path,
-        "weights": weights_digest(model),
+    if config.shape is not None and local_folder(config) is None and shape != config.shape:
+        stated = f"the config group states {config.shape}"
+        raise InputError(f"model={config.name}: the hub's model has shape {shape}, {stated}")
+    origin = {"name": config.name, "hub_id": config.hub_id, "revision": config.revision, "path": config.path}
+    return LanguageModel(model, tokenizer, {**origin, **asdict(identity)}, shape)
+
+
+def _check_loaded(folder: Path, info: Mapping[str, Any]) -> None:
+    """Every tensor of the model from the files, and every tensor of the files in the model."""
+    wrong = {
+        "missing": info["missing_keys"],
+        "not in the model of config.json": info["unexpected_keys"],
+        "of another shape than config.json says": [key[0] for key in info["mismatched_keys"]],
     }
-    return LanguageModel(model, tokenizer, identity, shape)
-
-
-def weights_digest(model: Any) -> str:
-    """Fingerprint of the weights, 16 hex digits.
-
-    Names, shapes and up to 64 values of each, rounded to bfloat16 so that the loading dtype does not matter.
-    """
-    import hashlib
-
-    import torch
-
-    digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        flat = parameter.detach().flatten()
-        sample = flat[:: max(1, len(flat) // 64)].to(torch.bfloat16).cpu().view(torch.int16)
-        digest.update(f"{name}{tuple(parameter.shape)}".encode() + sample.numpy().tobytes())
-    return digest.hexdigest()[:16]
+    for what, found in wrong.items():
+        if found:
+            names = sorted(found)
+            more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+            raise InputError(f"model.path={folder}: tensors {what}: {', '.join(names[:NAMED])}{more}")
+    if info.get("error_msgs"):
+        raise InputError(f"model.path={folder}: could not be loaded ({' '.join(str(info['error_msgs'][0]).split())})")
 
 
 def _check_folder(folder: Path) -> None:
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise InputError(f"model.path={folder}: no tokenizer there; copy tokenizer.json of the same model into it")
-    if not list(folder.glob("*.safetensors")):
-        raise InputError(f"model.path={folder}: no *.safetensors there (pickled weights are not read)")
+    if (folder / "adapter_config.json").is_file():  # transformers would load the base model that it names
+        raise InputError(f"model.path={folder}: has an adapter_config.json; give the folder of a model without adapter")
+    weight_files(folder)
 
 
 def _device(name: str) -> str:
@@ -150,22 +171,16 @@ def _device(name: str) -> str:
     return name
 
 
-def _why_not(config: ModelConfig, folder: Path | None, error: Exception) -> str:
+def _why_not(config: ModelConfig, error: Exception) -> str:
+    """Why the hub did not give a model, in one line."""
     text = " ".join(str(error).split())
-    if folder is not None:
-        return f"model.path={folder}: could not be loaded ({type(error).__name__}: {text[:160]})"
     local = "or give model.path=<local copy of the hub folder>"
     if config.gated and not os.environ.get("HF_TOKEN"):
-        return (
-            f"model={config.name}: {config.hub_id} is gated; accept its licence on the hub, set HF_TOKEN in "
-            f"the environment, {local}"
-        )
-    if "gated" in text.lower() or "401" in text or "403" in text:
-        return (
-            f"model={config.name}: the hub refused {config.hub_id} for this HF_TOKEN; accept its licence "
-            f"there with the same account, {local}"
-        )
-    return (
-        f"model={config.name}: {config.hub_id} at {config.revision} could not be fetched "
-        f"({type(error).__name__}); check the network, {local}"
-    )
+        why = f"{config.hub_id} is gated; accept its licence on the hub, set HF_TOKEN in the environment"
+    elif "gated" in text.lower() or "401" in text or "403" in text:
+        refused = f"the hub refused {config.hub_id} for this HF_TOKEN"
+        why = f"{refused}; accept its licence there with the same account"
+    else:
+        missed = f"{config.hub_id} at {config.revision} could not be fetched ({type(error).__name__})"
+        why = f"{missed}; check the network"
+    return f"model={config.name}: {why}, {local}"

@@ -8,6 +8,7 @@ mmlu           Massive Multitask Language Understanding (arXiv:2009.03300): hub,
 import csv
 import random
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +48,10 @@ class QuestionSet:
 
 
 def load(config: QuestionsConfig, seed: int) -> QuestionSet:
-    """Read or build the set.
-
-    Raises InputError for missing files, wrong columns, an answer out of range and an empty set.
-    """
-    questions, source = (
-        (_continuation(config, seed), "pydoc, test split") if config.source == "continuation" else _mmlu(config)
-    )
+    """Read or build the set. Raises InputError for missing files, wrong columns, an answer out of range and an empty
+    set."""
+    built = config.source == "continuation"
+    questions, source = (_continuation(config, seed), "pydoc, test split") if built else _mmlu(config)
     questions = questions[: config.limit]
     if not questions:
         raise InputError(f"questions={config.name}: no questions there")
@@ -81,38 +79,31 @@ def _continuation(config: QuestionsConfig, seed: int) -> list[Question]:
         context, passage = cut(documents[right], config.context)
         passages = [passage, *(" " + cut(documents[other], 0)[1].strip() for other in wrong)]
         order = rng.sample(range(4), 4)
-        shown = tuple(passages[k].strip() for k in order)
-        found.append(
-            Question(
-                f"continuation {index}", context, context, tuple(passages[k] for k in order), shown, order.index(0)
-            )
-        )
+        choices, name = tuple(passages[k] for k in order), f"continuation {index}"
+        shown = tuple(choice.strip() for choice in choices)
+        found.append(Question(name, context, context, choices, shown, order.index(0)))
     return found
 
 
 def _mmlu(config: QuestionsConfig) -> tuple[list[Question], str]:
     subjects = config.subjects
     if config.path is not None:
-        root, source = Path(config.path).expanduser(), str(Path(config.path).expanduser().resolve())
+        root = Path(config.path).expanduser()
+        read, source = partial(_local, root), str(root.resolve())
         if not root.exists():
             raise InputError(f"questions.path={root}: no such file or folder")
-        read = {
-            "test": lambda subject: _local(root, subject, "test"),
-            "dev": lambda subject: _local(root, subject, "dev"),
-        }
         if not subjects:
             files = [root] if root.is_file() else sorted([*root.rglob("*_test.csv"), *root.rglob("*test*.parquet")])
             subjects = [p.stem.removesuffix("_test") if p.suffix == ".csv" else p.parent.name for p in files]
     else:
-        source = f"{config.hub_id} at {config.revision}"
-        read = {split: (lambda subject, split=split: _hub(config, subject, split)) for split in ("test", "dev")}  # type: ignore[misc]
+        read, source = partial(_hub, config), f"{config.hub_id} at {config.revision}"
         subjects = subjects or ["all"]
     if not subjects:
         raise InputError(f"questions.path={config.path}: no <subject>_test.csv and no parquet file there")
-    found = []
+    found, letters = [], tuple(f" {letter}" for letter in LETTERS)
     for place, subject in enumerate(subjects):
-        rows = read["test"](subject)
-        examples = read["dev"](subject)[: config.examples] if config.examples else []
+        rows = read(subject, "test")
+        examples = read(subject, "dev")[: config.examples] if config.examples else []
         topic = subject.replace("_", " ")
         head = f"The following are multiple choice questions (with answers) about {topic}.\n\n"
         head += "".join(f"{_block(row)} {LETTERS[row['answer']]}\n\n" for row in examples)
@@ -120,20 +111,10 @@ def _mmlu(config: QuestionsConfig) -> tuple[list[Question], str]:
         for index in chosen:
             if index >= len(rows):
                 raise InputError(f"questions.pick={config.pick}: {subject} has {len(rows)} questions")
-            row = rows[index]
+            row, name = rows[index], f"{subject} {index}"
             reported = config.reported[place] if config.reported else ""
-            letters = tuple(f" {letter}" for letter in LETTERS)
-            found.append(
-                Question(
-                    f"{subject} {index}",
-                    row["question"],
-                    head + _block(row),
-                    letters,
-                    tuple(row["choices"]),
-                    row["answer"],
-                    reported,
-                )
-            )
+            prompt, shown = head + _block(row), tuple(row["choices"])
+            found.append(Question(name, row["question"], prompt, letters, shown, row["answer"], reported))
     return found, source
 
 
@@ -143,13 +124,10 @@ def _block(row: dict[str, Any]) -> str:
 
 
 def _local(root: Path, subject: str, split: str) -> list[dict[str, Any]]:
-    named = (
-        [root]
-        if root.is_file()
-        else [*sorted(root.rglob(f"{subject}_{split}.csv")), *sorted(root.rglob(f"{subject}/{split}*.parquet"))]
-    )
+    patterns = (f"{subject}_{split}.csv", f"{subject}/{split}*.parquet")
+    named = [root] if root.is_file() else [path for pattern in patterns for path in sorted(root.rglob(pattern))]
     if not named:
-        raise InputError(f"questions.path={root}: no {subject}_{split}.csv and no {subject}/{split}*.parquet there")
+        raise InputError(f"questions.path={root}: no {' and no '.join(patterns)} there")
     path = named[0]
     if path.suffix == ".parquet":
         import pyarrow.parquet as pq
@@ -157,10 +135,8 @@ def _local(root: Path, subject: str, split: str) -> list[dict[str, Any]]:
         table = pq.read_table(path)
         missing = [c for c in COLUMNS if c not in table.column_names]
         if missing:
-            raise InputError(
-                f"{path}: no column {missing[0]}; expected question, choices, answer, found "
-                f"{', '.join(table.column_names)}"
-            )
+            found = ", ".join(table.column_names)
+            raise InputError(f"{path}: no column {missing[0]}; expected question, choices, answer, found {found}")
         rows = [(r["question"], list(r["choices"]), r["answer"]) for r in table.to_pylist()]
     else:
         try:
@@ -172,10 +148,8 @@ def _local(root: Path, subject: str, split: str) -> list[dict[str, Any]]:
             lines = lines[1:]  # with a header, else the original files without one
         wrong = next((n for n, line in enumerate(lines) if len(line) != 6), None)
         if wrong is not None:
-            raise InputError(
-                f"{path}: row {wrong + 1} has {len(lines[wrong])} columns; expected question, four choices, "
-                f"answer (0-3 or A-D)"
-            )
+            expected = "question, four choices, answer (0-3 or A-D)"
+            raise InputError(f"{path}: row {wrong + 1} has {len(lines[wrong])} columns; expected {expected}")
         rows = [(line[0], line[1:5], line[5]) for line in lines]
     return [{"question": q, "choices": c, "answer": _answer(a, path)} for q, c, a in rows]
 
@@ -194,11 +168,8 @@ def _hub(config: QuestionsConfig, subject: str, split: str) -> list[dict[str, An
     try:
         table = load_dataset(config.hub_id, subject, revision=config.revision, split=split)
     except Exception as error:  # the hub's client raises a different class for each way of being out of reach
-        raise InputError(
-            f"questions={config.name}: {config.hub_id} could not be fetched from the hub ({type(error).__name__}); "
-            "give questions.path=<folder with <subject>_test.csv>, or use questions=continuation"
-        ) from error
-    return [
-        {"question": row["question"], "choices": list(row["choices"]), "answer": _answer(row["answer"], config.hub_id)}
-        for row in table
-    ]
+        why = f"{config.hub_id} could not be fetched from the hub ({type(error).__name__})"
+        how = "give questions.path=<folder with <subject>_test.csv>, or use questions=continuation"
+        raise InputError(f"questions={config.name}: {why}; {how}") from error
+    rows = [(row["question"], list(row["choices"]), row["answer"]) for row in table]
+    return [{"question": q, "choices": c, "answer": _answer(a, config.hub_id)} for q, c, a in rows]

@@ -44,12 +44,9 @@ class TokenStream:
 
 
 def join_documents(documents: list[str], wikitext: bool) -> list[str]:
-    """Pieces whose concatenation is the joined text: documents separated by a blank line.
-
-    WikiText pages become the hub's rows (lines with their newline, blank lines empty) joined by a blank line, the
-    convention of the transformers guide and of GPTQ, wanda and SliceGPT; published WikiText-2 perplexities depend
-    on it.
-    """
+    """Pieces whose concatenation is the joined text: documents separated by a blank line. WikiText pages become the
+    hub's rows (lines with their newline, blank lines empty) joined by a blank line, the convention of the transformers
+    guide and of GPTQ, wanda and SliceGPT; published WikiText-2 perplexities depend on it."""
     pieces = []
     for index, document in enumerate(documents):
         if wikitext:
@@ -86,16 +83,15 @@ def _encode(tokenizer: Any, text: str, special: bool = False) -> tuple[Array, Ar
         raise InputError("the text is empty")
     ends = np.maximum.accumulate(np.array([end for _, end in encoded["offset_mapping"]]))
     ends[-1] = len(text)
-    prefix = (
-        np.concatenate([[0], np.cumsum([len(c.encode()) for c in text])])
-        if not text.isascii()
-        else np.arange(len(text) + 1)
-    )
+    if text.isascii():
+        prefix = np.arange(len(text) + 1)
+    else:
+        prefix = np.concatenate([[0], np.cumsum([len(c.encode()) for c in text])])
     return np.array(encoded["input_ids"]), np.diff(prefix[ends], prepend=0), ends
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
-    """Fingerprint of what a tokenizer does: its vocabulary and merges, 8 hex digits."""
-    return hashlib.sha256(
-        json.dumps(json.loads(tokenizer.backend_tokenizer.to_str())["model"], sort_keys=True).encode()
-    ).hexdigest()[:8]
+    """Fingerprint of how a tokenizer turns text into ids, 8 hex digits: everything but padding and truncation."""
+    values = json.loads(tokenizer.backend_tokenizer.to_str())
+    kept = {key: value for key, value in values.items() if key not in ("padding", "truncation")}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qrun.config.noise import Channel, Noise
 from qrun.quantum.encoding import gray_controls
+from qrun.quantum.noise import Noise, Rates
 from qrun.quantum.simulator import SIGN, SOURCE
 
 STATE = 2**28  # numbers of a Pauli state held at once
@@ -36,15 +36,15 @@ def _prepare(amplitudes: Tensor, noise: Noise) -> Tensor:
         half = tree[0].shape[0] // 2
         tree.insert(0, torch.hypot(tree[0][:half], tree[0][half:]))
     state = torch.ones_like(amplitudes[:1])
-    one, two = noise.relaxation(noise.sx_ns), noise.relaxation(noise.cz_ns)
+    one, two = noise.rates(1), noise.rates(2)
     for level in range(n):
         zero = torch.zeros_like(state)
         state = torch.cat([state, zero, zero, state])
         turns = _turns(tree[level], level)
         for j, control in enumerate(gray_controls(level)[1]):
             if control >= 0:
-                state = _cz(state, control, level, noise.keep_2q, two)
-            state = _ry(state, level, turns[j], noise.keep_1q, one)
+                state = _cz(state, control, level, two)
+            state = _ry(state, level, turns[j], one)
     return state
 
 
@@ -68,25 +68,23 @@ def _turns(weights: Tensor, level: int) -> Tensor:
     return node[list(gray_controls(level)[0])]
 
 
-def _ry(state: Tensor, qubit: int, turn: Tensor, keep: float, channel: Channel) -> Tensor:
-    t, l = keep * channel.transverse, keep * channel.longitudinal  # noqa: E741
+def _ry(state: Tensor, qubit: int, turn: Tensor, rates: Rates) -> Tensor:
+    t, l, shift = rates.transverse, rates.longitudinal, rates.shift  # noqa: E741
     i, x, y, z = state.view(4, 4**qubit, -1)
     c, s = turn.real, turn.imag
-    return torch.cat(
-        [i, t * t * (x * c + z * s), t * (l * y + channel.shift * i), l * t * (z * c - x * s) + channel.shift * i]
-    )
+    return torch.cat([i, t * t * (x * c + z * s), t * (l * y + shift * i), l * t * (z * c - x * s) + shift * i])
 
 
-def _cz(state: Tensor, control: int, qubit: int, keep: float, channel: Channel) -> Tensor:
+def _cz(state: Tensor, control: int, qubit: int, rates: Rates) -> Tensor:
     index = np.arange(state.shape[0])
     a, b = index // 4**control % 4, index // 4**qubit % 4
     source = SOURCE[4 * a + b]
     rest = index - a * 4**control - b * 4**qubit
-    factor = SIGN[4 * a + b] * np.where((a > 0) | (b > 0), keep, 1.0)
+    factor = SIGN[4 * a + b] * np.where((a > 0) | (b > 0), rates.keep, 1.0)
     moved = state[torch.as_tensor(rest + source // 4 * 4**control + source % 4 * 4**qubit, device=state.device)]
     moved = moved * torch.as_tensor(factor, dtype=state.dtype, device=state.device)[:, None]
     for q in (control, qubit):
         i, x, y, z = moved.view(-1, 4, 4**q, state.shape[-1]).unbind(1)
-        relaxed = [i, channel.transverse * x, channel.transverse * y, channel.longitudinal * z + channel.shift * i]
+        relaxed = [i, rates.transverse * x, rates.transverse * y, rates.longitudinal * z + rates.shift * i]
         moved = torch.stack(relaxed, 1).view(state.shape)
     return moved

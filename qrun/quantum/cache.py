@@ -4,8 +4,8 @@ safetensors, written beside and renamed; safe to delete at any time.
 """
 
 import hashlib
-import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +13,13 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from qrun.files import replaced
 from qrun.quantum.circuits import Gates
 from qrun.quantum.encoding import Floats
 
 VERSION = "1"  # of synthesis and conventions: raise it and old entries are not found
+COLUMNS = ("kind", "first", "second", "angle")
+Arrays = dict[str, NDArray[np.generic]]
 
 
 def digest(blocks: Floats) -> str:
@@ -25,19 +28,13 @@ def digest(blocks: Floats) -> str:
     return hashlib.sha256(f"{VERSION}{values.shape}".encode() + values.tobytes()).hexdigest()[:24]
 
 
-def default_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "qrun" / "blocks"
-
-
 class BlockCache:
     """Arrays by kind and key below `folder`; None keeps nothing on disk."""
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
 
-    def arrays(
-        self, kind: str, key: str, compute: Callable[[], dict[str, NDArray[np.generic]]]
-    ) -> dict[str, NDArray[np.generic]]:
+    def arrays(self, kind: str, key: str, compute: Callable[[], Arrays]) -> Arrays:
         if self.folder is None:
             return compute()
         path = self.folder / f"{kind}-{key}.safetensors"
@@ -45,27 +42,20 @@ class BlockCache:
             return load_file(path)
         except (OSError, SafetensorError):  # absent, or cut short by a full disk: compute it again
             found = compute()
-        temporary = path.with_suffix(f".{os.getpid()}.new")
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            save_file(found, temporary)
-            os.replace(temporary, path)
-        except (OSError, SafetensorError):  # a cache that cannot be written is only slower
-            temporary.unlink(missing_ok=True)
+        with suppress(OSError, SafetensorError), replaced(path) as file:  # one that cannot be written is only slower
+            save_file(found, file)
         return found
 
     def array(self, kind: str, key: str, compute: Callable[[], NDArray[np.generic]]) -> NDArray[np.generic]:
         return self.arrays(kind, key, lambda: {"value": np.ascontiguousarray(compute())})["value"]
 
     def gates(self, key: str, compute: Callable[[], list[Gates]]) -> list[Gates]:
-        def pack() -> dict[str, NDArray[np.generic]]:
+        def pack() -> Arrays:
             gates = compute()
-            joined = {
-                name: np.concatenate([getattr(g, name) for g in gates]) for name in ("kind", "first", "second", "angle")
-            }
+            joined = {name: np.concatenate([getattr(g, name) for g in gates]) for name in COLUMNS}
             return {**joined, "length": np.array([len(g.kind) for g in gates]), "qubits": np.array([gates[0].qubits])}
 
         found = self.arrays("gates", key, pack)
         cuts = np.cumsum(found["length"])[:-1]
-        parts = [np.split(found[name], cuts) for name in ("kind", "first", "second", "angle")]
+        parts = [np.split(found[name], cuts) for name in COLUMNS]
         return [Gates(int(found["qubits"][0]), *columns) for columns in zip(*parts, strict=True)]

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import special_ortho_group
 
 from qrun.errors import InputError
 from qrun.quantum.encoding import Floats, gray_controls, preparation_angles, qubits
@@ -23,10 +24,8 @@ RZ, SX, X, CZ = range(4)
 
 @dataclass(frozen=True)
 class Gates:
-    """A circuit in the basis as arrays.
-
-    Kind [G], first and second qubit [G] (second -1 for one-qubit gates), angle [G] (rz only).
-    """
+    """A circuit in the basis as arrays. Kind [G], first and second qubit [G] (second -1 for one-qubit gates), angle [G]
+    (rz only)."""
 
     qubits: int
     kind: NDArray[np.int8]
@@ -40,11 +39,8 @@ class Gates:
 
 def check_orthogonal(blocks: Floats) -> None:
     """Raise InputError if a block [.., b, b] is not orthogonal to 1e-4: only unitary matrices are circuits."""
-    error = (
-        np.abs(np.swapaxes(blocks, -1, -2) @ blocks - np.eye(blocks.shape[-1])).max()
-        if np.isfinite(blocks).all()
-        else np.inf
-    )
+    finite = np.isfinite(blocks).all()
+    error = np.abs(np.swapaxes(blocks, -1, -2) @ blocks - np.eye(blocks.shape[-1])).max() if finite else np.inf
     if not error < 1e-4:
         raise InputError(f"a block is not orthogonal (max|Q^T Q - I| = {error:.2g}) and so is no circuit")
 
@@ -54,9 +50,7 @@ def synthesise(block: Floats) -> Gates:
     n = qubits(block.shape[0])
     check_orthogonal(block)
     left, _, right = np.linalg.svd(np.asarray(block, dtype=float))
-    return from_circuit(
-        _decompose(left @ right, n)
-    )  # the nearest exactly orthogonal matrix: float32 blocks are 1e-7 off
+    return from_circuit(_decompose(left @ right, n))  # the nearest orthogonal matrix: float32 blocks are 1e-7 off
 
 
 def _decompose(matrix: NDArray[np.float64], n: int) -> Any:
@@ -88,16 +82,15 @@ def from_circuit(circuit: Any) -> Gates:
     return Gates(circuit.num_qubits, kind, first, second, columns[3].copy())
 
 
-def append(circuit: Any, gates: Gates, on: list[int] | None = None) -> None:
-    """Append gates to a Qiskit circuit, qubit q to `on[q]`."""
-    place = on or list(range(gates.qubits))
+def append(circuit: Any, gates: Gates) -> None:
+    """Append gates to a Qiskit circuit, qubit by qubit."""
     for kind, first, second, angle in zip(gates.kind, gates.first, gates.second, gates.angle, strict=True):
         if kind == RZ:
-            circuit.rz(float(angle), place[first])
+            circuit.rz(float(angle), int(first))
         elif kind == CZ:
-            circuit.cz(place[first], place[second])
+            circuit.cz(int(first), int(second))
         else:
-            (circuit.sx if kind == SX else circuit.x)(place[first])
+            (circuit.sx if kind == SX else circuit.x)(int(first))
 
 
 def append_preparation(circuit: Any, angles: Any, on: list[int]) -> None:
@@ -121,20 +114,17 @@ def block_circuit(block: Floats, unit: Floats | None = None, measure: bool = Tru
 
     n = qubits(block.shape[0])
     circuit = QuantumCircuit(n)
-    append_preparation(
-        circuit, ParameterVector("t", 2**n - 1) if unit is None else preparation_angles(unit), list(range(n))
-    )
+    angles = ParameterVector("t", 2**n - 1) if unit is None else preparation_angles(unit)
+    append_preparation(circuit, angles, list(range(n)))
     append(circuit, synthesise(block))
     if measure:
         circuit.measure_all()
     return circuit
 
 
-def preparation_and_block_counts(dim: int, seed: int = 0) -> dict[str, int]:
+def preparation_and_block_counts(dim: int) -> dict[str, int]:
     """CZ, SX (with X) and qubits of a block circuit as the simulator runs it: the preparation, then a generic block."""
-    from scipy.stats import special_ortho_group
-
     n = qubits(dim)
-    block = special_ortho_group.rvs(dim, random_state=np.random.default_rng(seed))
+    block = special_ortho_group.rvs(dim, random_state=np.random.default_rng(0))
     counts = synthesise(np.asarray(block)).counts()
     return {"cz": 2**n - n - 1 + counts["cz"], "sx": 2 * (2**n - 1) + counts["sx"] + counts["x"], "qubits": n}

@@ -22,27 +22,22 @@ def qubits(dim: int) -> int:
     """n with 2^n = dim. Raises InputError naming the nearest block dimensions that are circuits."""
     if dim < 2 or dim & (dim - 1):
         lower = 1 << max(dim.bit_length() - 1, 1)
-        raise InputError(
-            f"adapter.dim={dim}: no circuit has that many amplitudes; the nearest that do are {lower} and {2 * lower}"
-        )
+        near = f"the nearest that do are {lower} and {2 * lower}"
+        raise InputError(f"adapter.dim={dim}: no circuit has that many amplitudes; {near}")
     return dim.bit_length() - 1
 
 
 def normalise(slices: Floats) -> tuple[Floats, Floats]:
-    """Unit vectors [..., b] and norms [...].
-
-    Zero slices become the first basis state with norm 0. Raises InputError for NaN or infinity.
-    """
+    """Unit vectors [..., b] and norms [...]. Zero slices become the first basis state with norm 0. Raises InputError
+    for NaN or infinity."""
     norms = np.sqrt(np.einsum("...i,...i->...", slices, slices))
     if not np.isfinite(norms).all():
         raise InputError("a slice to encode is not finite (NaN or infinity in the hidden states)")
     empty = norms < ZERO
     units = slices / np.where(empty, 1, norms)[..., None]
     if empty.any():
-        norms, units = (
-            np.where(empty, 0, norms),
-            np.where(empty[..., None], np.eye(slices.shape[-1], dtype=slices.dtype)[0], units),
-        )
+        first = np.eye(slices.shape[-1], dtype=slices.dtype)[0]
+        norms, units = np.where(empty, 0, norms), np.where(empty[..., None], first, units)
     return units, norms
 
 
@@ -54,10 +49,8 @@ def estimate(probabilities: Floats, norms: Floats, reference: Floats) -> Floats:
 
 @cache
 def gray_controls(level: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Per rotation j of a level.
-
-    The sign mask g_j and the control of the CZ before it (-1 for the first, which is left out).
-    """
+    """Per rotation j of a level. The sign mask g_j and the control of the CZ before it (-1 for the first, which is left
+    out)."""
     count = 1 << level
     gray = [i ^ (i >> 1) for i in range(count)]
     masks = tuple(gray[count - 1 - j] for j in range(count))

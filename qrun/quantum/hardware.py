@@ -14,14 +14,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from qiskit import ClassicalRegister, QuantumCircuit, QuantumRegister
+from qiskit.circuit import ParameterVector
 from safetensors.numpy import load_file, save_file
 
-from qrun.config.noise import Noise
 from qrun.errors import InputError, RunFailed
+from qrun.files import replaced
 from qrun.quantum.cache import digest
-from qrun.quantum.devices import Device
+from qrun.quantum.devices.base import Device, Setting
 from qrun.quantum.encoding import Floats, preparation_angles, qubits
 from qrun.quantum.layout import Chip, pack, read_chip
+from qrun.quantum.noise import Noise
 from qrun.quantum.plan import EXECUTIONS_PER_JOB, JOB_OVERHEAD_S, QUICK_S, path_circuit
 
 FAKES = ("FakeTorino", "FakeMarrakesh", "FakeFez")
@@ -40,8 +43,8 @@ class Service(Protocol):
         ...
 
 
-class FakeService:
-    """SamplerV2's local mode on a fake backend. Its jobs end with this process."""
+class SamplerService:
+    """SamplerV2 on a backend."""
 
     def __init__(self, backend: Any) -> None:
         self.backend = backend
@@ -52,66 +55,49 @@ class FakeService:
         job = SamplerV2(mode=self.backend).run(pubs, shots=shots)
         return job.job_id(), job
 
+
+class FakeService(SamplerService):
+    """The sampler's local mode on a fake backend. Its jobs end with this process."""
+
     def wait(self, job_id: str, handle: Any | None) -> Any:
         if handle is None:
             raise LookupError("a local job of another process")
         return handle.result()
 
 
-class IbmService:
-    """SamplerV2 on a backend of the account in QISKIT_IBM_TOKEN (and QISKIT_IBM_INSTANCE)."""
+class IbmService(SamplerService):
+    """A backend of the account in QISKIT_IBM_TOKEN (and QISKIT_IBM_INSTANCE)."""
 
     def __init__(self, service: Any, backend: Any) -> None:
-        self.service, self.backend = service, backend
-
-    def send(self, pubs: list[Any], shots: int) -> tuple[str, Any]:
-        from qiskit_ibm_runtime import SamplerV2
-
-        job = SamplerV2(mode=self.backend).run(pubs, shots=shots)
-        return job.job_id(), job
+        super().__init__(backend)
+        self.service = service
 
     def wait(self, job_id: str, handle: Any | None) -> Any:
         return (handle or self.service.job(job_id)).result()
 
 
 class ProcessorDevice(Device):
-    """Counts from a processor.
-
-    `folder` keeps jobs.json and arrived frequencies; `budget_s` limits the QPU seconds of this device's whole life.
-    """
+    """Counts from a processor. `folder` keeps jobs.json and arrived frequencies; `budget_s` limits the QPU seconds of
+    this device's whole life."""
 
     def __init__(
-        self,
-        name: str,
-        chip: Chip,
-        service: Service,
-        shots: int,
-        level: int,
-        budget_s: float | None,
-        folder: Path,
+        self, name: str, chip: Chip, service: Service, shots: int, level: int, budget_s: float | None, folder: Path,
         most_qubits: int,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__(Noise(), shots, np.float64)
-        self.name, self.chip, self.service, self.level, self.budget_s, self.folder = (
-            name,
-            chip,
-            service,
-            level,
-            budget_s,
-            folder,
-        )
-        self.most_qubits, self.spent_s, self.sent = most_qubits, 0.0, 0
+        self.name, self.chip, self.service, self.level = name, chip, service, level
+        self.budget_s, self.folder, self.most_qubits = budget_s, folder, most_qubits
+        self.spent_s, self.sent = 0.0, 0
+        self.remark = f"processor {chip.name}, calibration of {chip.date}; {chip.left_out}"
 
     def _prepare(self, blocks: Floats) -> Any:
         n = qubits(blocks.shape[-1])
         places = pack(self.chip, n)[: max(1, self.most_qubits // n)]
         small = [path_circuit(block, self.level) for block in blocks]
-        groups = [
-            list(range(start, min(start + len(places), len(blocks)))) for start in range(0, len(blocks), len(places))
-        ]
-        return digest(blocks), [
-            (group, packed_circuit([small[j] for j in group], places, self.chip.qubits)) for group in groups
-        ]
+        starts, most = range(0, len(blocks), len(places)), len(blocks)
+        groups = [list(range(start, min(start + len(places), most))) for start in starts]
+        circuits = [packed_circuit([small[j] for j in group], places, self.chip.qubits) for group in groups]
+        return digest(blocks), list(zip(groups, circuits, strict=True))
 
     def _probabilities(self, prepared: Any, units: Floats, mask: np.ndarray) -> Floats:
         raise NotImplementedError("a processor only counts")
@@ -128,10 +114,8 @@ class ProcessorDevice(Device):
                 work.append((group, circuit, rows, angles[np.ix_(rows, group)].reshape(len(rows), -1)))
         for batch in self._batches(work):
             name = digest(np.concatenate([values.ravel() for _, _, _, values in batch]))
-            frequencies = self._fetch(
-                f"{self.chip.name}-{self.shots}-{blocks_digest}-{name}", [(c, v) for _, c, _, v in batch]
-            )
-            for (group, _, rows, _), found in zip(batch, frequencies, strict=True):
+            file, pubs = f"{self.chip.name}-{self.shots}-{blocks_digest}-{name}", [(c, v) for _, c, _, v in batch]
+            for (group, _, rows, _), found in zip(batch, self._fetch(file, pubs), strict=True):
                 out[np.ix_(rows, group)] = found
         return out
 
@@ -161,48 +145,36 @@ class ProcessorDevice(Device):
         if key not in jobs:
             seconds = JOB_OVERHEAD_S + QUICK_S * sum(len(v) for _, v in pubs) * (self.shots or 0)
             if self.budget_s is not None and self.spent_s + seconds > self.budget_s:
-                raise InputError(
-                    f"device.budget_s={self.budget_s:g}: this job needs about {seconds:.0f} QPU seconds after "
-                    f"{self.spent_s:.0f} s so far; it was not sent"
-                )
-            job_id, handle = self.service.send(
-                [(circuit, values, self.shots) for circuit, values in pubs], self.shots or 0
-            )
+                needed = f"this job needs about {seconds:.0f} QPU seconds after {self.spent_s:.0f} s so far"
+                raise InputError(f"device.budget_s={self.budget_s:g}: {needed}; it was not sent")
+            with_shots = [(circuit, values, self.shots) for circuit, values in pubs]
+            job_id, handle = self.service.send(with_shots, self.shots or 0)
             self.spent_s, self.sent = self.spent_s + seconds, self.sent + 1
-            jobs = write_job(
-                self.folder,
-                key,
-                {
-                    "job_id": job_id,
-                    "backend": self.chip.name,
-                    "pubs": len(pubs),
-                    "shots": self.shots,
-                    "qpu_seconds": seconds,
-                },
-            )
+            entry = {"job_id": job_id, "backend": self.chip.name, "pubs": len(pubs), "shots": self.shots}
+            jobs = write_job(self.folder, key, {**entry, "qpu_seconds": seconds})
+        job_id = jobs[key]["job_id"]
         try:
-            result = self.service.wait(jobs[key]["job_id"], handle)
+            result = self.service.wait(job_id, handle)
         except LookupError:  # a local simulation that ended with its process
             drop_job(self.folder, key)
             return self._fetch(key, pubs)
         except Exception as error:
-            raise RunFailed(
-                f"job {jobs[key]['job_id']} on {self.chip.name}: {' '.join(str(error).split())[:200]}; the same "
-                f"command goes on"
-            ) from error
-        found = [frequencies(result[i]) for i in range(len(pubs))]
-        self.folder.mkdir(parents=True, exist_ok=True)
-        save_file({str(i): np.ascontiguousarray(value) for i, value in enumerate(found)}, path.with_suffix(".new"))
-        os.replace(path.with_suffix(".new"), path)
-        return found
+            why = " ".join(str(error).split())[:200]
+            raise RunFailed(f"job {job_id} on {self.chip.name}: {why}; the same command goes on") from error
+        return keep_counts(path, result, len(pubs))
+
+
+def keep_counts(path: Path, result: Any, pubs: int) -> list[Floats]:
+    """Frequencies of a job's PUBs, written to `path` at once."""
+    found = [np.ascontiguousarray(frequencies(result[i])) for i in range(pubs)]
+    with replaced(path) as file:
+        save_file({str(i): value for i, value in enumerate(found)}, file)
+    return found
 
 
 def packed_circuit(small: Sequence[Any], places: Sequence[tuple[int, ...]], chip_qubits: int) -> Any:
     """Block circuits side by side on the chip, classical register c<j> for block j, parameters p<j>[...] in the
     order of the blocks."""
-    from qiskit import ClassicalRegister, QuantumCircuit, QuantumRegister
-    from qiskit.circuit import ParameterVector
-
     whole = QuantumCircuit(QuantumRegister(chip_qubits, "q"))
     for j, (circuit, place) in enumerate(zip(small, places, strict=False)):
         register = ClassicalRegister(circuit.num_clbits, f"c{j:03d}")
@@ -216,13 +188,11 @@ def packed_circuit(small: Sequence[Any], places: Sequence[tuple[int, ...]], chip
 
 def frequencies(pub: Any) -> Floats:
     """Frequencies [rows, blocks, 2^n] of one PUB's registers."""
-    names = sorted(name for name in pub.data if name.startswith("c"))
     blocks = []
-    for name in names:
+    for name in sorted(name for name in pub.data if name.startswith("c")):
         bits = pub.data[name]
         outcomes = bits.array[..., 0] if bits.num_bits <= 8 else bits.array[..., -1]
-        dim = 2**bits.num_bits
-        blocks.append((outcomes[..., None] == np.arange(dim)).mean(axis=-2))
+        blocks.append((outcomes[..., None] == np.arange(2**bits.num_bits)).mean(axis=-2))
     return np.stack(blocks, axis=-2)
 
 
@@ -241,10 +211,8 @@ def drop_job(folder: Path, key: str) -> None:
 
 
 def _replace(folder: Path, jobs: dict[str, Any]) -> dict[str, Any]:
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / "jobs.json.new"
-    temporary.write_text(json.dumps(jobs, indent=1) + "\n")
-    os.replace(temporary, folder / "jobs.json")
+    with replaced(folder / "jobs.json") as file:
+        file.write_text(json.dumps(jobs, indent=1) + "\n")
     return jobs
 
 
@@ -261,22 +229,17 @@ def ibm_service() -> Any:
     """The account of the environment. Raises InputError saying what is missing; the token is never shown."""
     token = os.environ.get("QISKIT_IBM_TOKEN")
     if not token:
-        raise InputError(
-            "device=ibm: no account; set QISKIT_IBM_TOKEN (and QISKIT_IBM_INSTANCE) in the environment, or use "
-            "device=fake"
-        )
+        how = "set QISKIT_IBM_TOKEN (and QISKIT_IBM_INSTANCE) in the environment, or use device=fake"
+        raise InputError(f"device=ibm: no account; {how}")
     from qiskit_ibm_runtime import QiskitRuntimeService
 
+    instance = os.environ.get("QISKIT_IBM_INSTANCE")
     try:
-        return QiskitRuntimeService(
-            channel="ibm_quantum_platform", token=token, instance=os.environ.get("QISKIT_IBM_INSTANCE")
-        )
+        return QiskitRuntimeService(channel="ibm_quantum_platform", token=token, instance=instance)
     except Exception as error:  # the client raises a different class for each way of being refused
-        raise InputError(
-            f"device=ibm: IBM refused or could not be reached ({type(error).__name__}); check QISKIT_IBM_TOKEN "
-            f"(it may have expired), "
-            "QISKIT_IBM_INSTANCE and the network"
-        ) from error
+        why = f"IBM refused or could not be reached ({type(error).__name__})"
+        check = "check QISKIT_IBM_TOKEN (it may have expired), QISKIT_IBM_INSTANCE and the network"
+        raise InputError(f"device=ibm: {why}; {check}") from error
 
 
 def open_backend(kind: str, name: str | None) -> tuple[Any, Service]:
@@ -292,11 +255,10 @@ def open_backend(kind: str, name: str | None) -> tuple[Any, Service]:
     return backend, IbmService(service, backend)
 
 
-def open_processor(
-    kind: str, name: str | None, shots: int, level: int, budget_s: float | None, folder: Path
-) -> ProcessorDevice:
-    backend, service = open_backend(kind, name)
+def open_processor(setting: Setting) -> ProcessorDevice:
+    """The device of kind fake or ibm."""
+    config, folder = setting.config, setting.folder
+    backend, service = open_backend(config.kind, config.backend)
     chip = read_chip(backend)
-    return ProcessorDevice(
-        kind, chip, service, shots, level, budget_s, folder, SIMULATED_QUBITS if kind == "fake" else chip.qubits
-    )
+    most, level = SIMULATED_QUBITS if config.kind == "fake" else chip.qubits, config.optimization_level
+    return ProcessorDevice(config.kind, chip, service, config.shots or 0, level, config.budget_s, folder, most)

@@ -11,6 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import networkx as nx
+import numpy as np
+from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.sparse import csr_matrix
+
 from qrun.errors import InputError
 from qrun.quantum.presets import DEAD
 
@@ -28,12 +33,18 @@ class Chip:
     dead: tuple[Edge, ...] = ()
     date: str | None = None
 
+    @property
+    def left_out(self) -> str:
+        """Which couplers the packing leaves out, in words."""
+        if not self.dead:
+            return "no dead coupler"
+        named = ", ".join(f"{a}-{b}" for a, b in self.dead)
+        return f"left out as dead (error 0.5 or more): {len(self.dead)} couplers, {named}"
+
 
 def read_chip(backend: Any) -> Chip:
-    """Chip of a Qiskit backend.
-
-    Of a coupler's two directions the worse error counts, and couplers with an error of 0.5 or more are dead.
-    """
+    """Chip of a Qiskit backend. Of a coupler's two directions the worse error counts, and couplers with an error of 0.5
+    or more are dead."""
     target = backend.target
     gate = next(name for name in ("cz", "ecr", "cx") if name in target.operation_names)
     errors: dict[Edge, float] = {}
@@ -44,17 +55,11 @@ def read_chip(backend: Any) -> Chip:
     properties = backend.properties() if hasattr(backend, "properties") else None
     dead = tuple(sorted(edge for edge, error in errors.items() if error >= DEAD))
     living = {edge: error for edge, error in errors.items() if error < DEAD}
-    return Chip(
-        backend.name,
-        backend.num_qubits,
-        living,
-        readout,
-        dead,
-        str(properties.last_update_date)[:10] if properties else None,
-    )
+    date = str(properties.last_update_date)[:10] if properties else None
+    return Chip(backend.name, backend.num_qubits, living, readout, dead, date)
 
 
-def heavy_hex(name: str = "heron_156") -> Chip:
+def heavy_hex() -> Chip:
     """The 156-qubit Heron lattice with nominal errors: what a plan uses when no backend is asked."""
     rows, couplers = [], []
     index = 0
@@ -69,7 +74,7 @@ def heavy_hex(name: str = "heron_156") -> Chip:
                 couplers += [(rows[-1][column], index), (index, index + 4 - bridge + column)]
                 index += 1
     nominal = {(min(e), max(e)): 1.78e-3 for e in couplers}
-    return Chip(name, index, nominal, [0.01] * index)
+    return Chip("heron_156", index, nominal, [0.01] * index)
 
 
 def pack(chip: Chip, size: int) -> list[tuple[int, ...]]:
@@ -85,15 +90,12 @@ def pack(chip: Chip, size: int) -> list[tuple[int, ...]]:
 
 
 def _weight(chip: Chip, path: Sequence[int]) -> float:
-    survival = [1 - chip.couplers[min(a, b), max(a, b)] for a, b in itertools.pairwise(path)] + [
-        1 - chip.readout[q] for q in path
-    ]
+    survival = [1 - chip.couplers[min(a, b), max(a, b)] for a, b in itertools.pairwise(path)]
+    survival += [1 - chip.readout[q] for q in path]
     return -sum(math.log(max(s, 1e-9)) for s in survival)
 
 
 def _matching(chip: Chip) -> list[tuple[int, ...]]:
-    import networkx as nx
-
     graph = nx.Graph()
     for a, b in chip.couplers:
         graph.add_edge(a, b, weight=-round(_weight(chip, (a, b)) * 1e6))  # integers keep the blossom algorithm exact
@@ -101,10 +103,6 @@ def _matching(chip: Chip) -> list[tuple[int, ...]]:
 
 
 def _disjoint_paths(chip: Chip, size: int) -> list[tuple[int, ...]]:
-    import numpy as np
-    from scipy.optimize import Bounds, LinearConstraint, milp
-    from scipy.sparse import csr_matrix
-
     neighbours: dict[int, list[int]] = {}
     for a, b in chip.couplers:
         neighbours.setdefault(a, []).append(b)
@@ -125,12 +123,6 @@ def _disjoint_paths(chip: Chip, size: int) -> list[tuple[int, ...]]:
     used = csr_matrix((np.ones(len(rows)), (rows, columns)), shape=(chip.qubits, len(paths)))
     weights = np.array([_weight(chip, p) for p in paths])
     gain = 1 - weights / (weights.max() * chip.qubits + 1)  # a larger packing always wins
-    limits = {"mip_rel_gap": 1e-4, "time_limit": 20}
-    found = milp(
-        -gain,
-        constraints=LinearConstraint(used, -np.inf, 1),
-        integrality=np.ones(len(paths)),
-        bounds=Bounds(0, 1),
-        options=limits,
-    )
+    once, limits = LinearConstraint(used, -np.inf, 1), {"mip_rel_gap": 1e-4, "time_limit": 20}
+    found = milp(-gain, constraints=once, integrality=np.ones(len(paths)), bounds=Bounds(0, 1), options=limits)
     return sorted(path for path, chosen in zip(paths, found.x, strict=True) if chosen > 0.5)

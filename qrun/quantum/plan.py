@@ -14,6 +14,11 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from qiskit import transpile
+from qiskit.transpiler import CouplingMap
+from scipy.stats import special_ortho_group
+
+from qrun.quantum.circuits import BASIS, block_circuit
 from qrun.quantum.encoding import qubits
 from qrun.quantum.layout import Chip, pack
 
@@ -68,13 +73,10 @@ class BlockCost:
     survival: float  # readout included
 
 
-def block_cost(n: int, chip: Chip, sx_error: float, seed: int = 0) -> BlockCost:
+def block_cost(n: int, chip: Chip, sx_error: float) -> BlockCost:
     """Counts of a Haar-random block transpiled to a path of n qubits, and the error budget with the packing's mean
     coupler and readout errors."""
-    from scipy.stats import special_ortho_group
-
-    block = special_ortho_group.rvs(2**n, random_state=seed)
-    circuit = path_circuit(block)
+    circuit = path_circuit(special_ortho_group.rvs(2**n, random_state=0))
     counts = {name: int(circuit.count_ops().get(name, 0)) for name in ("cz", "sx", "x", "rz")}
     places = pack(chip, n)
     edges = [chip.couplers[min(a, b), max(a, b)] for p in places for a, b in itertools.pairwise(p)]
@@ -89,18 +91,9 @@ def block_cost(n: int, chip: Chip, sx_error: float, seed: int = 0) -> BlockCost:
 def path_circuit(block: Any, optimization_level: int = 3) -> Any:
     """Preparation with free angles, the block and its measurement, transpiled once to a path of n coupled qubits
     (parameters in the order t[0], t[1], ...)."""
-    from qiskit import transpile
-    from qiskit.transpiler import CouplingMap
-
-    from qrun.quantum.circuits import BASIS, block_circuit
-
     n = qubits(block.shape[0])
     line = CouplingMap.from_line(n) if n > 1 else None
     return transpile(
-        block_circuit(block),
-        coupling_map=line,
-        basis_gates=list(BASIS),
-        optimization_level=optimization_level,
-        initial_layout=range(n),
-        seed_transpiler=0,
-    )
+        block_circuit(block), coupling_map=line, basis_gates=list(BASIS), optimization_level=optimization_level,
+        initial_layout=range(n), seed_transpiler=0,
+    )  # fmt: skip

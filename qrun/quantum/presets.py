@@ -6,15 +6,16 @@ Medians, not means: a dead coupler is reported with error 1 and would carry the 
 remains of a gate's reported infidelity after its thermal part, as in Qiskit's `NoiseModel.from_backend`.
 """
 
-import math
 import statistics
 from typing import Any
+
+from qrun.quantum.noise import Noise
 
 DEAD = 0.5  # a coupler or qubit with an error this large is out of order
 
 
 def medians(backend: Any) -> dict[str, Any]:
-    """Values of a NoiseConfig from a backend's target and properties."""
+    """Values of a Noise from a backend's target and properties."""
     target, properties = backend.target, backend.properties()
     median = statistics.median
     sx = [p for p in target["sx"].values() if p and p.error is not None and p.error < DEAD]
@@ -37,12 +38,10 @@ def medians(backend: Any) -> dict[str, Any]:
 
 
 def average_infidelity(nanoseconds: float, t1_us: float, t2_us: float, qubits: int) -> float:
-    """1 - average gate fidelity of thermal relaxation on every qubit of a gate.
-
-    F_avg = (d F_pro + 1) / (d + 1), F_pro the product over qubits.
-    """
-    stay, coherent = math.exp(-nanoseconds / 1000 / t1_us), math.exp(-nanoseconds / 1000 / t2_us)
-    process = ((1 + stay + 2 * coherent) / 4) ** qubits
+    """1 - average gate fidelity of thermal relaxation on every qubit of a gate. F_avg = (d F_pro + 1) / (d + 1), F_pro
+    the product over qubits."""
+    rates = Noise(t1_us=t1_us, t2_us=t2_us, sx_ns=nanoseconds).rates(1)
+    process = ((1 + rates.longitudinal + 2 * rates.transverse) / 4) ** qubits
     d = 2**qubits
     return 1 - (d * process + 1) / (d + 1)
 

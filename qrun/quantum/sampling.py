@@ -20,10 +20,8 @@ def stream_key(seed: int, name: str) -> int:
 
 
 def sample(probabilities: NDArray[Any], shots: int, key: int, first: int = 0) -> NDArray[Any]:
-    """Frequencies counts / shots, dtype and shape [..., b] of `probabilities`.
-
-    `first` is the number of the first row in the stream.
-    """
+    """Frequencies counts / shots, dtype and shape [..., b] of `probabilities`. `first` is the number of the first row
+    in the stream."""
     p = np.ascontiguousarray(probabilities).reshape(-1, probabilities.shape[-1])
     out = np.empty_like(p)
     _multinomial(p, shots, np.uint64(key), np.uint64(first), out)

@@ -19,9 +19,9 @@ import numpy as np
 from numba import njit, prange
 from numpy.typing import NDArray
 
-from qrun.config.noise import Noise
 from qrun.quantum.circuits import CZ, RZ, SX, Gates
 from qrun.quantum.encoding import gray_controls
+from qrun.quantum.noise import Noise, Rates
 
 Array = NDArray[Any]
 # CZ on the pair (a, b), index 4 a + b: expectation of string i comes from string SOURCE[i] with SIGN[i]; it is its own
@@ -31,38 +31,23 @@ SIGN = np.array([1, 1, 1, 1, 1, 1, -1, 1, 1, -1, 1, 1, 1, 1, 1, 1.0])
 
 
 def readout_matrices(gates: list[Gates], noise: Noise, dtype: Any = np.float32) -> Array:
-    """O [B, 4^n, 2^n] of every block's gates under the noise.
-
-    Columns of O are the measured outcomes as observables of the prepared state.
-    """
+    """O [B, 4^n, 2^n] of every block's gates under the noise. Columns of O are the measured outcomes as observables of
+    the prepared state."""
     n = gates[0].qubits
     offsets = np.cumsum([0, *(len(g.kind) for g in gates)])
     kind, first, second, angle = (
         np.concatenate([getattr(g, key) for g in gates]) for key in ("kind", "first", "second", "angle")
     )
     out = np.empty((len(gates), 4**n, 2**n))
-    one, two = noise.relaxation(noise.sx_ns), noise.relaxation(noise.cz_ns)
-    rates = np.array(
-        [
-            noise.keep_1q,
-            one.transverse,
-            one.longitudinal,
-            one.shift,
-            noise.keep_2q,
-            two.transverse,
-            two.longitudinal,
-            two.shift,
-        ]
-    )
-    _heisenberg(kind, first, second, angle, offsets, rates, _measurement(n, noise), n, out)
+    _heisenberg(kind, first, second, angle, offsets, noise.rates(1), noise.rates(2), _measurement(n, noise), n, out)
     return out.astype(dtype)
 
 
 def _measurement(n: int, noise: Noise) -> Array:
     """Readout with its errors as Pauli coefficients [4^n, 2^n], after the circuit's one depolarising channel, if
     there is one."""
-    up, down = noise.read_1_given_0, noise.read_0_given_1
-    single = np.array([[1 - up + down, 1 - down + up], [0, 0], [0, 0], [1 - up - down, up + down - 1]]) / 2
+    zero, one = np.array(noise.confusion).T  # read outcomes [2] of |0> and of |1>
+    single = np.array([zero + one, 0 * one, 0 * one, zero - one]) / 2
     total: Array = np.ones((1, 1))
     for _ in range(n):
         total = np.kron(single, total)
@@ -76,23 +61,19 @@ def probabilities(units: Array, matrices: Array, noise: Noise) -> Array:
     tokens, blocks, dim = units.shape
     n = dim.bit_length() - 1
     dtype = matrices.dtype
-    channel = noise.relaxation(noise.sx_ns)
-    t, l = noise.keep_1q * channel.transverse, noise.keep_1q * channel.longitudinal  # noqa: E741
-    two = noise.relaxation(noise.cz_ns)
-    rates = np.array([t, l, channel.shift, noise.keep_2q, two.transverse, two.longitudinal, two.shift]).astype(dtype)
+    one, two = (Rates(*np.array(noise.rates(qubits), dtype)) for qubits in (1, 2))
     masks = np.zeros((n, dim), np.int64)
     controls = np.zeros((n, dim), np.int64)
     for level in range(n):
         masks[level, : 1 << level], controls[level, : 1 << level] = gray_controls(level)
     out = np.empty((tokens, blocks, dim), dtype)
     lanes = 128 if tokens > 64 else 32 if tokens > 8 else 8
-    _prepare_and_measure(np.ascontiguousarray(units, dtype), matrices, rates, masks, controls, n, lanes, out)
+    _prepare_and_measure(np.ascontiguousarray(units, dtype), matrices, one, two, masks, controls, n, lanes, out)
     return out
 
 
 @njit(cache=True, parallel=True)
-def _heisenberg(kind, first, second, angle, offsets, rates, measurement, n, out):  # type: ignore[no-untyped-def]
-    keep1, t1, l1, s1, keep2, t2, l2, s2 = rates
+def _heisenberg(kind, first, second, angle, offsets, one, two, measurement, n, out):  # type: ignore[no-untyped-def]
     strings, outcomes = 4**n, 2**n
     for block in prange(out.shape[0]):
         o = out[block]
@@ -110,18 +91,18 @@ def _heisenberg(kind, first, second, angle, offsets, rates, measurement, n, out)
                                 pair[4 * a + b, k] = o[base + a * low + b * high, k]
                     for a in range(4):  # relaxation of the second qubit, transposed
                         for k in range(outcomes):
-                            pair[4 * a, k] += s2 * pair[4 * a + 3, k]
-                            pair[4 * a + 1, k] *= t2
-                            pair[4 * a + 2, k] *= t2
-                            pair[4 * a + 3, k] *= l2
+                            pair[4 * a, k] += two.shift * pair[4 * a + 3, k]
+                            pair[4 * a + 1, k] *= two.transverse
+                            pair[4 * a + 2, k] *= two.transverse
+                            pair[4 * a + 3, k] *= two.longitudinal
                     for b in range(4):  # and of the first
                         for k in range(outcomes):
-                            pair[b, k] += s2 * pair[12 + b, k]
-                            pair[4 + b, k] *= t2
-                            pair[8 + b, k] *= t2
-                            pair[12 + b, k] *= l2
+                            pair[b, k] += two.shift * pair[12 + b, k]
+                            pair[4 + b, k] *= two.transverse
+                            pair[8 + b, k] *= two.transverse
+                            pair[12 + b, k] *= two.longitudinal
                     for i in range(16):
-                        factor = SIGN[i] * (keep2 if i else 1.0)
+                        factor = SIGN[i] * (two.keep if i else 1.0)
                         at = base + (i // 4) * low + (i % 4) * high
                         for k in range(outcomes):
                             o[at, k] = factor * pair[SOURCE[i], k]
@@ -137,8 +118,8 @@ def _heisenberg(kind, first, second, angle, offsets, rates, measurement, n, out)
                         o[x, k], o[y, k] = c * o[x, k] + s * o[y, k], c * o[y, k] - s * o[x, k]
                 else:
                     for k in range(outcomes):
-                        ox, oy, oz = keep1 * t1 * o[x, k], keep1 * t1 * o[y, k], keep1 * l1 * o[z, k]
-                        o[base, k] += s1 * o[z, k]
+                        ox, oy, oz = one.transverse * o[x, k], one.transverse * o[y, k], one.longitudinal * o[z, k]
+                        o[base, k] += one.shift * o[z, k]
                         o[x, k] = ox
                         o[y, k] = oz if kind[g] == SX else -oy
                         o[z, k] = -oy if kind[g] == SX else -oz
@@ -193,8 +174,9 @@ def _angles(weight, masks, level, c, s, ct, st, lanes):  # type: ignore[no-untyp
 
 
 @njit(cache=True)
-def _ry(r, stride, strings, c, s, t, l, shift, lanes):  # type: ignore[no-untyped-def]  # noqa: E741
-    """Noisy RY = rz(pi) sx rz(angle + pi) sx with the channel after each sx: t on x and y, l and shift on z."""
+def _ry(r, stride, strings, c, s, rates, lanes):  # type: ignore[no-untyped-def]
+    """Noisy RY = rz(pi) sx rz(angle + pi) sx with the noise after each sx."""
+    t, l, shift = rates.transverse, rates.longitudinal, rates.shift  # noqa: E741
     for top in range(0, strings, 4 * stride):
         for base in range(top, top + stride):
             ri, rx, ry, rz = r[base], r[base + stride], r[base + 2 * stride], r[base + 3 * stride]
@@ -206,8 +188,9 @@ def _ry(r, stride, strings, c, s, t, l, shift, lanes):  # type: ignore[no-untype
 
 
 @njit(cache=True)
-def _cz(r, low, high, keep, t, l, shift, lanes):  # type: ignore[no-untyped-def]  # noqa: E741
+def _cz(r, low, high, rates, lanes):  # type: ignore[no-untyped-def]
     """Noisy CZ on digits of strides low < high, the state ending at 4 * high strings."""
+    t, l, shift, keep = rates.transverse, rates.longitudinal, rates.shift, rates.keep  # noqa: E741
     kt, kl = keep * t, keep * l
     for middle in range(0, high, 4 * low):
         for base in range(middle, middle + low):
@@ -232,18 +215,17 @@ def _cz(r, low, high, keep, t, l, shift, lanes):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, parallel=True, fastmath={"contract", "nsz", "arcp"})
-def _prepare_and_measure(units, matrices, rates, masks, controls, n, lanes, out):  # type: ignore[no-untyped-def]
+def _prepare_and_measure(units, matrices, one, two, masks, controls, n, lanes, out):  # type: ignore[no-untyped-def]
     tokens, blocks, dim = units.shape
-    t, l, shift, keep2, t2, l2, shift2 = rates  # noqa: E741
     chunks = (tokens + lanes - 1) // lanes
-    zero, one = rates.dtype.type(0), rates.dtype.type(1)
+    dtype, zero = units.dtype, units.dtype.type(0)
     for task in prange(chunks * blocks):
         block, begin = task // chunks, (task % chunks) * lanes
         here = min(lanes, tokens - begin)
-        tree = np.zeros((n, dim, lanes), rates.dtype)
-        r = np.empty((4**n, lanes), rates.dtype)
-        c, s = np.empty((dim // 2, lanes), rates.dtype), np.empty((dim // 2, lanes), rates.dtype)
-        ct, st = np.empty((dim // 2, lanes), rates.dtype), np.empty((dim // 2, lanes), rates.dtype)
+        tree = np.zeros((n, dim, lanes), dtype)
+        r = np.empty((4**n, lanes), dtype)
+        c, s = np.empty((dim // 2, lanes), dtype), np.empty((dim // 2, lanes), dtype)
+        ct, st = np.empty((dim // 2, lanes), dtype), np.empty((dim // 2, lanes), dtype)
         for k in range(here):
             for i in range(dim):
                 tree[n - 1, i, k] = units[begin + k, block, i]
@@ -253,7 +235,7 @@ def _prepare_and_measure(units, matrices, rates, masks, controls, n, lanes, out)
                 for k in range(lanes):
                     a, b = tree[level + 1, i, k], tree[level + 1, i + size, k]
                     tree[level, i, k] = np.sqrt(a * a + b * b)
-        r[0] = one
+        r[0] = 1
         for level in range(n):
             strings = 4**level
             for i in range(strings):
@@ -264,10 +246,10 @@ def _prepare_and_measure(units, matrices, rates, masks, controls, n, lanes, out)
             _angles(tree[level], masks, level, c, s, ct, st, lanes)
             for j in range(1 << level):
                 if j > 0:
-                    _cz(r, 4 ** controls[level, j], strings, keep2, t2, l2, shift2, lanes)
-                _ry(r, strings, 4 * strings, c[j], s[j], t, l, shift, lanes)
+                    _cz(r, 4 ** controls[level, j], strings, two, lanes)
+                _ry(r, strings, 4 * strings, c[j], s[j], one, lanes)
         o = matrices[block]
-        total = np.empty(lanes, rates.dtype)
+        total = np.empty(lanes, dtype)
         for k in range(dim):
             total[:] = zero
             for i in range(4**n):

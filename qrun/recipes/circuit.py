@@ -6,23 +6,26 @@ qrun circuit adapter.path=results/runs/<run>/adapter site=layers.0.self_attn.v_p
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from qiskit import qasm3
+from scipy.stats import special_ortho_group
+
+from qrun.adapters.cayley import cayley
+from qrun.adapters.saving import read
 from qrun.config.verbs import CircuitConfig
 from qrun.errors import InputError
+from qrun.quantum.circuits import block_circuit, synthesise
+from qrun.quantum.devices.noisy import NoisyDevice
+from qrun.quantum.encoding import qubits
+from qrun.report.screen import console, say
 
 
 def circuit(config: CircuitConfig, qasm: str | None) -> None:
     """Print drawing, counts, depth and what the noise does to it; write OpenQASM 3 if asked."""
-    import numpy as np
-
-    from qrun.quantum.circuits import block_circuit, synthesise
-    from qrun.quantum.devices import NoisyDevice
-    from qrun.quantum.encoding import qubits
-    from qrun.report.screen import console, say
-
     if qasm and not Path(qasm).expanduser().absolute().parent.is_dir():
         raise InputError(f"--qasm {qasm}: its folder does not exist")
     block, title = _block(config)
-    n, noise = qubits(len(block)), config.noise.build()
+    n, noise = qubits(len(block)), config.noise
     unit = np.random.default_rng(config.seed).normal(size=len(block))
     whole = block_circuit(block, unit / np.linalg.norm(unit))
     if n <= 3:
@@ -37,31 +40,18 @@ def circuit(config: CircuitConfig, qasm: str | None) -> None:
     ideal = np.einsum("ab,njb->nja", block, slices) ** 2
     fidelity = float((np.sqrt(np.clip(noisy, 0, 1) * ideal).sum(-1) ** 2).mean())
     error = float(np.sqrt(np.square(np.sqrt(np.clip(noisy, 0, 1)) - np.sqrt(ideal)).sum(-1)).mean())
-    say(
-        f"{title}: {n} qubits, {', '.join(f'{counts.get(k, 0)} {k.upper()}' for k in ('cz', 'sx', 'x', 'rz'))}, "
-        f"depth {depth}; Q alone {alone['cz']} CZ"
-    )
-    say(
-        f"noise {noise.name}: gates survive with {survival:.2%}; simulated with readout: fidelity of the "
-        f"outcomes {fidelity:.4f}, error of |y| {error:.2%}"
-    )
+    gates = ", ".join(f"{counts.get(k, 0)} {k.upper()}" for k in ("cz", "sx", "x", "rz"))
+    say(f"{title}: {n} qubits, {gates}, depth {depth}; Q alone {alone['cz']} CZ")
+    read_out = f"fidelity of the outcomes {fidelity:.4f}, error of |y| {error:.2%}"
+    say(f"noise {noise.name}: gates survive with {survival:.2%}; simulated with readout: {read_out}")
     if qasm:
-        from qiskit import qasm3
-
         Path(qasm).expanduser().write_text(qasm3.dumps(whole))
         say(f"OpenQASM 3 written to {qasm}")
 
 
 def _block(config: CircuitConfig) -> tuple[Any, str]:
-    import numpy as np
-
     if config.adapter.path is None:
-        from scipy.stats import special_ortho_group
-
         return special_ortho_group.rvs(config.dim, random_state=config.seed), f"random block, b = {config.dim}"
-    from qrun.adapters.cayley import cayley
-    from qrun.adapters.saving import read
-
     saved = read(Path(config.adapter.path).expanduser())
     site = config.site or next(iter(saved.tensors))
     if site not in saved.tensors:

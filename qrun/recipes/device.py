@@ -1,16 +1,16 @@
 """From a config to a device that runs block circuits."""
 
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-import numpy as np
+import torch
 
 from qrun.adapters.executor import CircuitExecutor
-from qrun.config.schema import DeviceConfig, ModelConfig, NoiseConfig, Precision, Sign
-from qrun.quantum.cache import BlockCache, default_folder
-from qrun.quantum.devices import AerDevice, Device, NoisyDevice, PennyLaneDevice, ShotsDevice
+from qrun.config.schema import DeviceConfig, ModelConfig, Sign
+from qrun.quantum.devices.base import Device, Setting
 from qrun.quantum.encoding import qubits
-from qrun.quantum.layout import Chip
+from qrun.quantum.noise import Noise
 from qrun.report.screen import say
 
 
@@ -19,48 +19,25 @@ class OnDevice(Protocol):
 
     model: ModelConfig
     device: DeviceConfig
-    noise: NoiseConfig
+    noise: Noise
     results: str
     seed: int
 
 
 def open_device(config: OnDevice) -> Device:
     """The device of a config; InputError for a combination it cannot run."""
-    device, noise = config.device, config.noise.build()
-    dtype: Any = np.float64 if device.precision is Precision.float64 else np.float32
-    if device.kind == "shots":
-        return ShotsDevice(noise, device.shots, dtype)
-    if device.kind == "noisy":
-        import torch
-
-        wanted = (
-            config.model.device if config.model.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-        )
-        return NoisyDevice(
-            noise, device.shots, dtype, BlockCache(default_folder()), wanted if wanted.startswith("cuda") else None
-        )
-    if device.kind == "pennylane":
-        return PennyLaneDevice(noise, device.shots, device.backend)
-    if device.kind == "aer":
-        return AerDevice(noise, device.shots, device.backend)
-    from qrun.quantum.hardware import open_processor
-
     folder = Path(config.results).expanduser().resolve() / "qpu"
-    processor = open_processor(
-        device.kind, device.backend, device.shots or 0, device.optimization_level, device.budget_s, folder
-    )
-    say(f"processor {processor.chip.name}, calibration of {processor.chip.date}; {dead_couplers(processor.chip)}")
-    return processor
+    module = import_module(f"qrun.quantum.devices.{config.device.kind}")
+    device: Device = module.open(Setting(config.device, config.noise, folder, accelerator(config.model.device)))
+    if device.remark:
+        say(device.remark)
+    return device
 
 
-def dead_couplers(chip: Chip) -> str:
-    """Which couplers the packing leaves out, in words."""
-    return (
-        f"left out as dead (error 0.5 or more): {len(chip.dead)} couplers, "
-        f"{', '.join(f'{a}-{b}' for a, b in chip.dead)}"
-        if chip.dead
-        else "no dead coupler"
-    )
+def accelerator(wanted: str) -> str | None:
+    """The GPU that circuits run on, where the model's device is one."""
+    wanted = "cuda" if wanted == "auto" and torch.cuda.is_available() else wanted
+    return wanted if wanted.startswith("cuda") else None
 
 
 def open_executor(config: OnDevice, dim: int, sign: Sign) -> CircuitExecutor:
@@ -72,9 +49,7 @@ def open_executor(config: OnDevice, dim: int, sign: Sign) -> CircuitExecutor:
 def circuit_line(summary: dict[str, float], config: OnDevice) -> str:
     """What the circuits did, in one line."""
     shots = f"{config.device.shots:,} shots" if config.device.shots else "exact probabilities"
-    rate = summary["circuits"] / max(summary["circuit_seconds"], 1e-9)
-    return (
-        f"circuits {summary['circuits']:,.0f} of {shots} in {summary['circuit_seconds']:.1f} s ({rate:,.0f}/s); "
-        f"sign flips {summary['sign_flips']:.2%}, "
-        f"relative error {summary['relative_error']:.2%}, mean rotation {summary['rotation_degrees']:.2f} degrees"
-    )
+    circuits, seconds = summary["circuits"], summary["circuit_seconds"]
+    speed = f"{circuits:,.0f} of {shots} in {seconds:.1f} s ({circuits / max(seconds, 1e-9):,.0f}/s)"
+    found = f"sign flips {summary['sign_flips']:.2%}, relative error {summary['relative_error']:.2%}"
+    return f"circuits {speed}; {found}, mean rotation {summary['rotation_degrees']:.2f} degrees"

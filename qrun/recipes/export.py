@@ -6,9 +6,14 @@ qrun export results/runs/<run>/adapter --to merged --out model  an ordinary mode
 
 from pathlib import Path
 
+from qrun.adapters.linear import detach
+from qrun.adapters.saving import read, replace_folder, to_peft
 from qrun.config.verbs import PerplexityConfig
 from qrun.errors import InputError
+from qrun.language import models
 from qrun.language.models import model_shape
+from qrun.recipes.measuring import attach_saved
+from qrun.report.screen import say
 
 
 def export(config: PerplexityConfig, kind: str, out: str) -> None:
@@ -17,11 +22,6 @@ def export(config: PerplexityConfig, kind: str, out: str) -> None:
     if target.exists():
         raise InputError(f"--out {out}: exists already; name a new folder")
     model_shape(config.model)
-    from qrun.adapters.linear import detach
-    from qrun.adapters.saving import read, replace_folder, to_peft
-    from qrun.language import models
-    from qrun.recipes.record import attach_saved
-    from qrun.report.screen import say
 
     saved = read(Path(str(config.adapter.path)).expanduser())
     language = models.load(config.model)
@@ -31,15 +31,12 @@ def export(config: PerplexityConfig, kind: str, out: str) -> None:
         to_peft(target, adapter, {**language.identity, "path": str(models.local_folder(config.model) or "") or None})
     else:
         adapter.merge()
-        folded = {name: module.base.weight.data for name, module in adapter.modules.items()}
-        biases = {
-            name: module.base.bias.data for name, module in adapter.modules.items() if module.base.bias is not None
+        folded = {
+            (name, key): value.data for name, base in adapter.bases().items() for key, value in base.named_parameters()
         }
         detach(language.model, adapter)
-        for name, weight in folded.items():
-            language.model.get_submodule(f"model.{name}").weight.data = weight
-        for name, bias in biases.items():
-            language.model.get_submodule(f"model.{name}").bias.data = bias
+        for (name, key), value in folded.items():
+            language.model.get_submodule(f"model.{name}").get_parameter(key).data = value
 
         def write(folder: Path) -> None:
             language.model.save_pretrained(folder)

@@ -7,46 +7,35 @@ import sys
 import time
 from pathlib import Path
 
+import torch
+
+from qrun.adapters.saving import read
 from qrun.config.verbs import GenerateConfig
 from qrun.errors import InputError
-from qrun.language.models import model_shape
+from qrun.language import models
+from qrun.recipes.checks import check_device
+from qrun.recipes.device import circuit_line, open_executor
+from qrun.recipes.measuring import attach_saved
+from qrun.report.screen import say
 
 
 def generate(config: GenerateConfig, prompt: str) -> str:
-    """Print the continuation as it comes, then circuits and seconds.
-
-    Returns it. KV cache, so each token runs its own circuits once.
-    """
-    model_shape(config.model)
+    """Print the continuation as it comes, then circuits and seconds. Returns it. KV cache, so each token runs its own
+    circuits once."""
+    check_device(config.model, config.device, config.adapter.path)
     if not prompt.strip():
         raise InputError("the prompt is empty")
-    if config.device.kind != "exact" and not config.adapter.path:
-        raise InputError(
-            f"device={config.device.kind}: no adapter to run there; give adapter.path=<folder written by `qrun train`>"
-        )
-    import torch
-
-    from qrun.adapters.saving import read
-    from qrun.language import models
-    from qrun.recipes.device import circuit_line, open_executor
-    from qrun.recipes.record import attach_saved
-    from qrun.report.screen import say
-
     saved = read(Path(config.adapter.path).expanduser()) if config.adapter.path else None
-    executor = (
-        open_executor(config, saved.config.dim, config.readout.sign)
-        if saved and config.device.kind != "exact"
-        else None
-    )
+    circuits = config.device.kind != "exact"
+    executor = open_executor(config, saved.config.dim, config.readout.sign) if saved and circuits else None
     language = models.load(config.model)
     if saved:
         attach_saved(language, saved, str(config.adapter.path)).set_executor(executor)
     ids = language.tokenizer(prompt, return_tensors="pt")["input_ids"].to(language.device)
     positions = language.shape.max_position_embeddings
     if ids.shape[1] + config.tokens > positions:
-        raise InputError(
-            f"tokens={config.tokens}: with a prompt of {ids.shape[1]} the model's {positions} positions are exceeded"
-        )
+        why = f"with a prompt of {ids.shape[1]} the model's {positions} positions are exceeded"
+        raise InputError(f"tokens={config.tokens}: {why}")
     generator = torch.Generator().manual_seed(config.seed)
     started, cache, text = time.perf_counter(), None, ""
     made: list[int] = []
@@ -55,11 +44,10 @@ def generate(config: GenerateConfig, prompt: str) -> str:
         while len(made) < config.tokens:
             out = language.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
             cache, logits = out.past_key_values, out.logits[0, -1].float().cpu()
-            choice = (
-                logits.argmax()
-                if config.temperature == 0
-                else torch.multinomial((logits / config.temperature).softmax(-1), 1, generator=generator)[0]
-            )
+            if config.temperature == 0:
+                choice = logits.argmax()
+            else:
+                choice = torch.multinomial((logits / config.temperature).softmax(-1), 1, generator=generator)[0]
             if choice.item() == language.tokenizer.eos_token_id:
                 break
             made.append(int(choice))

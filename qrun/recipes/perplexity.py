@@ -5,47 +5,38 @@ qrun eval compare <run> <run>:base
 """
 
 from pathlib import Path
-from typing import Any
 
+from qrun.adapters.saving import read
+from qrun.cells.workspace import Workspace
 from qrun.config.compose import config_hash
 from qrun.config.verbs import PerplexityConfig
 from qrun.errors import InputError
-from qrun.language.models import model_shape
+from qrun.evaluation.measurement import Difference, Measurement, difference
+from qrun.recipes.device import circuit_line, open_executor
+from qrun.recipes.measuring import attach_saved, measured
+from qrun.recipes.record import (
+    device_tags,
+    flat_params,
+    interval_metrics,
+    measured_words,
+    open_record,
+    record_measurements,
+    result_table,
+    tags,
+)
+from qrun.report.screen import say, table
+from qrun.tracking.store import Store
+from qrun.training.interrupt import Interrupt
 
 
-def measure(config: PerplexityConfig) -> dict[str, Any]:
+def measure(config: PerplexityConfig) -> dict[str, Measurement]:
     """Measure the model, and the model with its adapter, on one task; returns the measurements by name."""
-    model_shape(config.model)
-    if config.device.kind != "exact" and not config.adapter.path:
-        raise InputError(
-            f"device={config.device.kind}: no adapter to run there; give adapter.path=<folder written by `qrun train`>"
-        )
-    from qrun.adapters.saving import read
-    from qrun.evaluation.perplexity import difference
-    from qrun.recipes.device import circuit_line, open_executor
-    from qrun.recipes.record import (
-        Shelf,
-        attach_saved,
-        flat_params,
-        measured,
-        open_record,
-        record_measurements,
-        result_table,
-        tags,
-    )
-    from qrun.report.screen import say
-    from qrun.tracking.store import Store
-    from qrun.training.interrupt import Interrupt
-
     saved = read(Path(config.adapter.path).expanduser()) if config.adapter.path else None
-    opened = Shelf().open(config)
-    language = opened.language
-    adapter = attach_saved(language, saved, str(config.adapter.path)) if saved else None
-    executor = (
-        open_executor(config, saved.config.dim, config.readout.sign)
-        if saved and config.device.kind != "exact"
-        else None
-    )
+    opened, evaluation = Workspace().open(config), config.evaluation
+    model = opened.language.model
+    adapter = attach_saved(opened.language, saved, str(config.adapter.path)) if saved else None
+    circuits = config.device.kind != "exact"
+    executor = open_executor(config, saved.config.dim, config.readout.sign) if saved and circuits else None
     store = Store(config.results)
     store.check_writable()
     kind = f"b{saved.config.dim}-{config.device.kind}" if saved else "base"
@@ -53,38 +44,30 @@ def measure(config: PerplexityConfig) -> dict[str, Any]:
     params = {**flat_params(config), "parameters": adapter.count() if adapter else 0}
     if saved:
         params["adapter.dim"] = saved.config.dim
-    with Interrupt().installed(), store.run("eval-perplexity", name, params, tags(config, opened)) as run:
+    words = {**tags(config, opened), **device_tags(config)}
+    gaps: dict[str, Difference] = {}
+    with Interrupt().installed(), store.run("eval-perplexity", name, params, words) as run:
         open_record(run, config, opened)
-        results, gain, penalty = {}, None, None
         if adapter is None:
-            results["base"] = measured("model", language.model, opened.task, config.evaluation.batch)
+            results = {"base": measured("model", model, opened.task, evaluation.batch)}
         else:
             with adapter.disabled():
-                results["base"] = measured("frozen model", language.model, opened.task, config.evaluation.batch)
-            results["adapted"] = measured("with adapter", language.model, opened.task, config.evaluation.batch)
+                results = {"base": measured("frozen model", model, opened.task, evaluation.batch)}
+            results["adapted"] = measured("with adapter", model, opened.task, evaluation.batch)
             last = "adapted"
             if executor is not None:
                 last = config.device.kind
                 adapter.set_executor(executor)
-                results[last] = measured(f"on {last}", language.model, opened.task, config.evaluation.batch)
-                penalty = difference(results[last], results["adapted"], config.evaluation.resamples, config.seed)
+                results[last] = measured(f"on {last}", model, opened.task, evaluation.batch)
+                gap = difference(results[last], results["adapted"], evaluation.resamples, config.seed)
+                gaps["penalty of the device"] = gap
+                run.metrics(interval_metrics("penalty", gap))
                 run.metrics({f"circuit/{key}": value for key, value in executor.statistics.summary().items()})
-            gain = difference(results["base"], results[last], config.evaluation.resamples, config.seed)
-        record_measurements(run, results, gain)
-        if penalty is not None:
-            known = penalty.low == penalty.low
-            run.metrics(
-                {
-                    "penalty": penalty.value,
-                    **({"penalty_low": penalty.low, "penalty_high": penalty.high} if known else {}),
-                }
-            )
+            gaps["gain"] = difference(results["base"], results[last], evaluation.resamples, config.seed)
+        record_measurements(run, results, gaps.get("gain"))
     first = next(iter(results.values()))
-    caption = (
-        f"{len(first.nats)} documents, {sum(first.tokens):,} tokens; protocol "
-        f"{first.statement['protocol']} {first.fingerprint}"
-    )
-    result_table(name, results, gain, caption, penalty)
+    caption = f"{measured_words(first)}; protocol {first.statement['protocol']} {first.fingerprint}"
+    result_table(name, results, gaps, caption)
     if executor is not None:
         say(circuit_line(executor.statistics.summary(), config))
     say(f"run  {store.url('eval-perplexity', run_id=run.run_id)}  (after `qrun ui`)")
@@ -93,29 +76,16 @@ def measure(config: PerplexityConfig) -> dict[str, Any]:
 
 def compare(first: str, second: str, results: str) -> None:
     """Print the paired difference first - second of two recorded measurements."""
-    from qrun.evaluation.perplexity import difference
-    from qrun.report.screen import table
-
     a, b = recorded(first, results), recorded(second, results)
     gap = difference(a, b, 9999, 0)
-    rows = [
-        [first, f"{a.perplexity:.4f}", ""],
-        [second, f"{b.perplexity:.4f}", ""],
-        ["difference", f"{gap.value:+.4f}", f"[{gap.low:.4f}, {gap.high:.4f}]"],
-    ]
-    table(
-        "paired comparison",
-        ["", f"{a.statement['unit']} perplexity", "95% interval"],
-        rows,
-        f"{gap.units} documents, protocol {a.fingerprint}",
-    )
+    rows = [[first, f"{a.perplexity:.4f}", ""], [second, f"{b.perplexity:.4f}", ""]]
+    rows.append(["difference", f"{gap.value:+.4f}", gap.words(".4f")])
+    unit = f"{a.statement['unit']} perplexity"
+    table("paired comparison", ["", unit, "95% interval"], rows, f"{measured_words(a)}, protocol {a.fingerprint}")
 
 
-def recorded(word: str, results: str) -> Any:
+def recorded(word: str, results: str) -> Measurement:
     """A measurement by file, run name or run id; `:base` or `:adapted` after a run picks one of its two."""
-    from qrun.evaluation.perplexity import Measurement
-    from qrun.tracking.store import Store
-
     if Path(word).is_file():
         try:
             return Measurement.from_json(Path(word).read_text())

@@ -10,6 +10,11 @@ from qrun.config.verbs import PlanConfig
 from qrun.errors import InputError
 from qrun.language.models import model_shape
 from qrun.quantum.encoding import qubits
+from qrun.quantum.hardware import open_backend
+from qrun.quantum.layout import heavy_hex, read_chip
+from qrun.quantum.plan import JOBS_PER_MINUTE, OPEN_PLAN_S, block_cost
+from qrun.quantum.plan import plan as cost
+from qrun.report.screen import say, table
 
 SX_ERROR = 2.45e-4  # the paper's quoted value, where no calibration is asked
 
@@ -24,25 +29,18 @@ def plan(config: PlanConfig) -> None:
     selected = select(sites(shape), config.adapter.projections, config.adapter.layers)
     check_divides(selected, dim, side)
 
-    from qrun.quantum.hardware import open_backend
-    from qrun.quantum.layout import heavy_hex, read_chip
-    from qrun.quantum.plan import JOBS_PER_MINUTE, OPEN_PLAN_S, block_cost
-    from qrun.quantum.plan import plan as cost
-    from qrun.recipes.device import dead_couplers
-    from qrun.report.screen import say, table
-
     nominal = config.device.kind == "ibm" and config.device.backend is None
     chip = heavy_hex() if nominal else read_chip(open_backend(config.device.kind, config.device.backend)[0])
     block = block_cost(n, chip, SX_ERROR)
     shots = config.device.shots or 0
     per_site = [site.width(side) // dim for site in selected]
     found = cost(chip, dim, per_site, config.tokens, shots, block.seconds)
+    size = f"{len(selected):,}, {sum(per_site):,}, {parameters(selected, dim, side):,}"
+    packed, counts = found.blocks_per_circuit, block.counts
+    gates = f"{counts['cz']} CZ, {counts['sx'] + counts['x']} SX, depth {block.depth}"
     rows = [
-        ["sites, blocks, parameters", f"{len(selected):,}, {sum(per_site):,}, {parameters(selected, dim, side):,}"],
-        [
-            "blocks at once on the chip",
-            f"{found.blocks_per_circuit} of {n} qubits ({found.blocks_per_circuit * n} of {chip.qubits})",
-        ],
+        ["sites, blocks, parameters", size],
+        ["blocks at once on the chip", f"{packed} of {n} qubits ({packed * n} of {chip.qubits})"],
         ["circuits per token", f"{found.circuits_per_token:,}"],
         [f"circuits for {config.tokens:,} tokens", f"{found.circuits:,}"],
         [f"executions at {shots:,} shots", f"{found.executions:,}"],
@@ -51,24 +49,16 @@ def plan(config: PlanConfig) -> None:
         ["QPU time from repetition delay", f"{found.qpu_seconds / 60:,.1f} min"],
         ["share of the open plan's 10 min", f"{found.open_plan_share:,.2f}"],
         [f"one circuit per job, {JOBS_PER_MINUTE} jobs a minute", f"{found.one_circuit_per_job_minutes:,.1f} min"],
-        [
-            "block circuit",
-            f"{block.counts['cz']} CZ, {block.counts['sx'] + block.counts['x']} SX, depth {block.depth}, "
-            f"{block.seconds * 1e6:.1f} us",
-        ],
+        ["block circuit", f"{gates}, {block.seconds * 1e6:.1f} us"],
         ["survival of a block circuit", f"{block.gate_survival:.2%} gates, {block.survival:.2%} with readout"],
     ]
     calibration = f"calibration of {chip.date}" if chip.date else "nominal errors: CZ 1.78e-3, SX 2.45e-4, readout 1e-2"
     table(f"{config.model.name}, b = {dim}, on {chip.name}", ["", "value"], rows, calibration)
     if chip.dead:
-        say(dead_couplers(chip))
+        say(chip.left_out)
     if config.device.budget_s is not None and found.quick_seconds > config.device.budget_s:
-        say(
-            f"over budget: device.budget_s={config.device.budget_s:g} s, this run needs "
-            f"{found.quick_seconds:,.0f} s and would be stopped before it is sent"
-        )
+        need = f"this run needs {found.quick_seconds:,.0f} s and would be stopped before it is sent"
+        say(f"over budget: device.budget_s={config.device.budget_s:g} s, {need}")
     if found.quick_seconds > OPEN_PLAN_S:
-        say(
-            f"the open plan's {OPEN_PLAN_S} s hold about "
-            f"{int(config.tokens * OPEN_PLAN_S / found.quick_seconds):,} of these tokens"
-        )
+        tokens = int(config.tokens * OPEN_PLAN_S / found.quick_seconds)
+        say(f"the open plan's {OPEN_PLAN_S} s hold about {tokens:,} of these tokens")

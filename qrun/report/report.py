@@ -1,163 +1,225 @@
-"""`qrun report`: from the store alone to `results/`: tables, figures, the claims table, the log of negative results.
-Nothing is typed by hand.
+"""`qrun report`: from finished studies to pages, figures, the claims table and the log of negative results.
 
-results/<study>/<model>/   table.md, table.json, figures (png, svg), command.txt
-results/README.md          the claims table              results/LOG.md     negative results
+results/<study>/<model>/   page.md, figures, cells.csv, units.json, study.json: all that is needed to make it again
+results/README.md          the claims table, graded from studies that meet the standard
+results/LOG.md             negative results
+
+A study meets the standard if its axes, training, evaluation and adapter are the default's or an experiment's, with
+three seeds or more. Others get a folder with their key in its name and never touch the two pages. A folder is written
+beside its place and swapped in; only folders that carry this program's mark are ever replaced.
 """
 
 import json
-import math
 import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 from matplotlib import rc_context
 
+from qrun.config.compose import TREE, from_yaml, plain
+from qrun.config.schema import require_name
 from qrun.errors import InputError
+from qrun.evaluation.results import Results, read
 from qrun.report.claims import CLAIMS
 from qrun.report.figures import draw
+from qrun.report.page import About, Graded, Page, make_page, markdown
+from qrun.report.screen import say
+from qrun.tracking.store import Store
+
+ABOUT, MARK = "study.json", ".qrun-report"
+LEAST_SEEDS = 3
+DECIDING = ("study", "training", "evaluation", "protocol", "adapter", "compression", "device", "noise", "temperatures",
+            "trials", "questions")  # fmt: skip
 
 
-def report(results: str, out: str) -> list[Path]:
-    """Write everything; returns the study folders. Raises InputError if the store has no finished study."""
-    from qrun.report.screen import say
-    from qrun.tracking.store import Store
+class Catalogue(Protocol):
+    """The room of studies: their names, modules and configs."""
 
-    store, target = Store(results), Path(out).expanduser()
-    runs = list(store.tagged("study", "study_key", "FINISHED").values())
-    if not runs:
-        raise InputError(
-            f"results={store.folder}: no finished study in this store; run `qrun sweep dim`, `qrun sweep "
-            f"noise`, `qrun recover` or `qrun eval questions`"
-        )
-    latest: dict[tuple[str, str], tuple[Any, dict[str, Any]]] = {}  # the newest run of a study on a model
-    for run in sorted(runs, key=lambda r: r.info.start_time):
-        found = json.loads(store.artifact_text(run.info.run_id, "result.json"))
-        latest[found["study"], found["model"]] = (run, found)
-    folders, entries = [], []
-    for (study, model), (run, found) in sorted(latest.items(), key=lambda item: item[0]):
-        folder = target / study / model
-        write_study(folder, run, found)
-        folders.append(folder)
-        entries.append((folder.relative_to(target), run, found))
-        say(f"{folder}: {len(found['tables'])} tables, {len(found['verdicts'])} verdicts")
-    (target / "README.md").write_text(claims_page(entries))
-    (target / "LOG.md").write_text(log_page(entries))
-    say(
-        f"{target / 'README.md'}: {len(CLAIMS)} claims; {target / 'LOG.md'}: "
-        f"{sum(len(f['negatives']) for _, _, f in entries)} negative results"
-    )
-    return folders
+    @property
+    def STUDIES(self) -> Mapping[str, object]: ...  # noqa: N802
+
+    def module(self, name: str) -> Graded: ...
+    def configure(self, name: str, words: list[str]) -> object: ...
 
 
-def write_study(folder: Path, run: Any, found: dict[str, Any]) -> None:
-    """One study's folder, replaced as a whole."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    provenance = facts(run)
-    body = [f"# {found['study']}, {found['model']}", "", f"`{found['command']}`", ""]
-    for shown in found["tables"]:
-        body += [f"## {shown['title']}", "", *markdown(shown["columns"], shown["rows"]), "", shown["caption"], ""]
-    for verdict in found["verdicts"]:
-        claim = CLAIMS[verdict["claim"]]
-        body += [
-            f"**{verdict['verdict']}** {claim.text} (paper: {claim.paper}) Here: {verdict['ours']}. {verdict['why']}",
-            "",
-        ]
-    body += [f"- {line}" for line in found["negatives"]]
-    for name, figure in draw(found["study"], found["model"], found["values"]).items():
+@dataclass(frozen=True)
+class Entry:
+    """One study to report."""
+
+    about: About
+    results: Results
+    standard: bool
+
+    @property
+    def folder(self) -> Path:
+        """<study>/<model>, with the study's key where it is not of the standard."""
+        own = self.about.model if self.standard else f"{self.about.model}-{self.about.study_key[:8]}"
+        return Path(self.about.study) / own
+
+
+def report(results: str, out: str | None, source: str | None, studies: Catalogue) -> list[Path]:
+    """Write everything below `out`; returns the study folders. `source` is a folder that a report wrote before."""
+    target = _target(out)
+    entries = {}  # the newest study of a kind for each folder
+    for entry in _entries(results, source, studies):
+        entries[entry.folder] = entry
+    if not entries:
+        where = source or Store(results).folder
+        how = "run `qrun sweep dim`, `qrun sweep noise` or `qrun recover`"
+        raise InputError(f"{where}: no finished study there; {how}")
+    pages, written = [], []
+    for folder, entry in sorted(entries.items()):
+        page = make_page(entry.about, entry.results, studies.module(entry.about.study))
+        swap(target / folder, entry, page)
+        written.append(target / folder)
+        if entry.standard:
+            pages.append((folder, entry, page))
+        words = f"{len(page.verdicts)} verdicts" if entry.standard else "below the standard: not on the claims page"
+        say(f"{target / folder}: {words}")
+    if pages:
+        (target / "README.md").write_text(claims_page(pages))
+        (target / "LOG.md").write_text(log_page(pages))
+        say(f"{target / 'README.md'}: {len(CLAIMS)} claims; {target / 'LOG.md'}")
+    return written
+
+
+def _target(out: str | None) -> Path:
+    """`--out`, or results/ of the checkout one stands in."""
+    if out is not None:
+        return Path(out).expanduser()
+    if Path.cwd() != TREE.parent:
+        raise InputError("--out: name a folder; only in the project's own checkout it is results/")
+    return Path("results")
+
+
+def _entries(results: str, source: str | None, studies: Catalogue) -> Iterator[Entry]:
+    """The store's finished studies, oldest first, or those of a report."""
+    if source is not None:
+        folders = [path.parent for path in sorted(Path(source).expanduser().glob(f"*/*/{ABOUT}"))]
+    else:
+        runs = Store(results).tagged("study", "study_key", "FINISHED").values()
+        folders = [run.artifacts / "results" for run in sorted(runs, key=lambda run: run.started)]
+    for folder in folders:
+        entry = open_entry(folder, studies)
+        if entry is None:
+            say(f"{folder}: left out, no study of this version")
+        else:
+            yield entry
+
+
+def open_entry(folder: Path, studies: Catalogue) -> Entry | None:
+    """A study's numbers; None for a study that this version does not have. Raises InputError for anything broken."""
+    try:
+        about = About.from_json((folder / ABOUT).read_text())
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{folder / ABOUT}: not a study's description ({error})") from error
+    if not all(isinstance(value, str) for value in asdict(about).values()):
+        raise InputError(f"{folder / ABOUT}: not a study's description (its values are no texts)")
+    for key in ("model", "study_key"):  # both become a part of a folder's name
+        require_name(f"{folder / ABOUT}: {key}", getattr(about, key))
+    if about.study not in studies.STUDIES:
+        return None
+    results = read(folder)
+    return Entry(about, results, meets_standard(about, results, studies))
+
+
+def meets_standard(about: About, results: Results, studies: Catalogue) -> bool:
+    """Default axes or those of an experiment, three seeds or more, every training to its last step."""
+    try:
+        config = from_yaml(about.config)
+    except InputError as error:
+        raise InputError(f"{ABOUT} of {about.study}, {about.model}: its config is no YAML") from error
+    if not isinstance(config.get("training", {}), dict):
+        return False
+    table = results.table
+    if "seed" in table and table["seed"].nunique() < LEAST_SEEDS:
+        return False
+    if "steps" in table and (table["steps"].dropna() != config.get("training", {}).get("steps")).any():
+        return False
+    own = {key: config.get(key) for key in DECIDING}
+    names = [None, *(path.stem for path in sorted((TREE / "experiment").glob("*.yaml")))]
+    return any(own == deciding(about.study, name, studies) for name in names)
+
+
+def deciding(study: str, experiment: str | None, studies: Catalogue) -> dict[str, object] | None:
+    """The words that make a study's standard, of its default or of an experiment; None for another verb's."""
+    try:
+        composed = plain(studies.configure(study, [f"experiment={experiment}"] if experiment else []))
+    except InputError:
+        return None
+    return {key: composed.get(key) for key in DECIDING}
+
+
+def swap(folder: Path, entry: Entry, page: Page) -> None:
+    """Write a study's folder beside its place, then put it there; what is no report's own folder is left alone."""
+    if folder.exists() and not (folder / MARK).is_file():
+        how = "move it away or choose another --out"
+        raise InputError(f"{folder}: not written by `qrun report` (no {MARK} in it); {how}")
+    fresh, old = (folder.with_name(f".{folder.name}.{word}") for word in ("new", "old"))
+    for left in (fresh, old):
+        if left.exists() and not (left / MARK).is_file():
+            raise InputError(f"{left}: in the way; move it away")
+    if old.exists() and not folder.exists():  # killed between the two renames below
+        old.rename(folder)
+    for left in (fresh, old):
+        shutil.rmtree(left, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    (fresh / MARK).write_text("")
+    write(fresh, entry, page)
+    if folder.exists():
+        folder.rename(old)
+    fresh.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def write(folder: Path, entry: Entry, page: Page) -> None:
+    """page.md, figures, and what they are made of."""
+    body = page.markdown
+    for name, figure in draw(entry.about.study, entry.about.model, page.numbers).items():
         figure.savefig(folder / f"{name}.png", dpi=120)
         with rc_context({"svg.hashsalt": name}):  # the same file from the same numbers
             figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
-        body += ["", f"![{name}]({name}.png)"]
-    body += [""]
-    body += ["| record | |", "| --- | --- |", *(f"| {key} | {value} |" for key, value in provenance.items()), ""]
-    (folder / "table.md").write_text("\n".join(body))
-    (folder / "table.json").write_text(json.dumps(finite({**found, "record": provenance}), indent=1) + "\n")
-    (folder / "command.txt").write_text(found["command"] + "\n")
+        body += f"\n![{name}]({name}.png)\n"
+    table = entry.results.table
+    facts = {key: value for key, value in json.loads(entry.about.to_json()).items() if key != "config"}
+    facts["cells"], facts["wall seconds of all cells"] = len(table), round(table["wall_seconds"].sum())
+    body += "\n" + "\n".join(markdown(["record", ""], [[k, str(v)] for k, v in facts.items()], numbers=False)) + "\n"
+    (folder / "page.md").write_text(body)
+    (folder / ABOUT).write_text(entry.about.to_json())
+    entry.results.write(folder)
 
 
-def facts(run: Any) -> dict[str, Any]:
-    """What identifies the numbers."""
-    keys = (
-        "git_sha", "git_dirty", "code_digest", "config_hash", "protocol", "protocol_fingerprint", "model_revision",
-        "model_weights", "data_source",
-        "data_digest", "questions_source", "questions_digest", "compute", "device", "noise", "noise_date",
-    )  # fmt: skip
-    found = {key: run.data.tags[key] for key in keys if run.data.tags.get(key) not in (None, "None")}
-    seconds = (run.info.end_time - run.info.start_time) / 1000
-    return {**found, "run": run.info.run_id, "wall seconds from first start to last end": round(seconds)}
-
-
-def markdown(columns: list[str], rows: list[list[str]], numbers: bool = True) -> list[str]:
-    """A table in Markdown, all columns but the first to the right where they are numbers."""
-    lines = [columns, ["---", *["---:" if numbers else "---"] * (len(columns) - 1)], *rows]
-    return ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines]
-
-
-def finite(value: Any) -> Any:
-    """JSON has no nan: null stands for it."""
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def claims_page(entries: list[tuple[Path, Any, dict[str, Any]]]) -> str:
-    """claim | paper | where | ours | seeds | control | verdict | command.
-
-    A claim nobody has tested at the paper's scale says what that needs.
-    """
+def claims_page(pages: list[tuple[Path, Entry, Page]]) -> str:
+    """A row per verdict; a claim nobody has tested at the paper's scale says what that needs."""
     rows = []
     for key, claim in CLAIMS.items():
-        first = True
-        for path, _, found in entries:
-            for verdict in (v for v in found["verdicts"] if v["claim"] == key):
-                where = f"[{found['model']}]({path}/table.md)"
-                text, paper = (claim.text, claim.paper) if first else ("", "")
-                cells = [text, paper, where, verdict["ours"], str(verdict["seeds"]), verdict["control"]]
-                rows.append([*cells, f"**{verdict['verdict']}** {verdict['why']}", f"`{found['command']}`"])
-                first = False
-        text, paper = (claim.text, claim.paper) if first else ("", "")
-        rows.append(
-            [
-                text,
-                paper,
-                "at the paper's scale",
-                "-",
-                "-",
-                "-",
-                f"not testable here: needs {claim.needs}",
-                f"`{claim.command}`",
-            ]
-        )
-    return "\n".join(
-        [
-            "# Claims of arXiv:2605.05914, and what became of them here", "",
-            "Written by `qrun report` from the MLflow store. Verdicts are about the model named in the row, not "
-"about the paper's models; the rows marked "
-            "\"at the paper's scale\" stay open until somebody runs them. Negative results: [LOG.md](LOG.md).", "",
-            *markdown(["claim", "paper", "model", "ours, with 95% intervals", "seeds", "control",
-            "verdict", "command"], rows, numbers=False), "",
-        ]
-    )  # fmt: skip
+        shown = [claim.text, f"{claim.paper}; margin: {claim.margin}"]
+        for path, _, page in pages:
+            for verdict, sentence in page.verdicts:
+                if verdict.claim == key:
+                    where = f"[{page.about.model}, {page.about.study}]({path}/page.md)"
+                    rows.append([*shown, where, f"**{verdict.outcome.value}**", sentence, f"`{page.about.command}`"])
+                    shown = ["", ""]
+        rows.append([*shown, "at the paper's scale", "not testable here", f"needs {claim.needs}", f"`{claim.command}`"])
+    head = ["claim", "paper", "model", "verdict", "ours, with 95% intervals", "command"]
+    return "\n".join([
+        "# Claims of arXiv:2605.05914, and what became of them here", "",
+        "Written by `qrun report`. Verdicts are about the model named in the row, not about the paper's models; rows",
+        "marked \"at the paper's scale\" stay open until somebody runs them. A verdict is `reproduced` if the whole",
+        "95% interval lies inside the margin, `not reproduced` if it lies wholly outside, else `undecided`. Negative",
+        "results: [LOG.md](LOG.md). Numbers: `cells.csv` in each folder, graded again by `qrun report --from results`.",
+        "", *markdown(head, rows, numbers=False), "",
+    ])  # fmt: skip
 
 
-def log_page(entries: list[tuple[Path, Any, dict[str, Any]]]) -> str:
+def log_page(pages: list[tuple[Path, Entry, Page]]) -> str:
     """Everything that failed or was beaten."""
-    lines = [
-        "# Negative results",
-        "",
-        "Written by `qrun report`: claims that did not hold, and controls that beat the adapter.",
-        "",
-    ]
-    for path, _, found in entries:
-        if found["negatives"]:
-            lines += [
-                f"## {found['study']}, [{found['model']}]({path}/table.md)",
-                "",
-                *(f"- {line}" for line in found["negatives"]),
-                "",
-            ]
+    told = "Written by `qrun report`: claims that did not hold, and controls that beat the adapter."
+    lines = ["# Negative results", "", told, ""]
+    for path, _, page in pages:
+        if page.negatives:
+            lines += [f"## {page.about.study}, [{page.about.model}]({path}/page.md)", ""]
+            lines += [*(f"- {line}" for line in page.negatives), ""]
     return "\n".join(lines)

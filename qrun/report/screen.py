@@ -33,11 +33,8 @@ def silenced() -> Iterator[None]:
 
 @contextmanager
 def bar(title: str, total: int, unit: str, spoken: bool = True) -> Iterator[Callable[[int, str], None]]:
-    """Progress of `total` units.
-
-    The block gets advance(units, note); without a terminal a line appears every ten seconds, unless the block
-    speaks itself.
-    """
+    """Progress of `total` units. The block gets advance(units, note); without a terminal a line appears every ten
+    seconds, unless the block speaks itself."""
     started = time.monotonic()
     done, last, notes = 0, started, ""
 
@@ -49,12 +46,9 @@ def bar(title: str, total: int, unit: str, spoken: bool = True) -> Iterator[Call
 
     if console.is_terminal:
         columns = (
-            TextColumn("{task.description:<22}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-        )
+            TextColumn("{task.description:<22}"), BarColumn(bar_width=24), MofNCompleteColumn(),
+            TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
+        )  # fmt: skip
         with Progress(*columns, console=console, transient=True) as progress:
             task = progress.add_task(title, total=total, note="")
 
@@ -83,14 +77,9 @@ def bar(title: str, total: int, unit: str, spoken: bool = True) -> Iterator[Call
 def table(title: str, columns: list[str], rows: list[list[str]], caption: str | None = None) -> None:
     """A result: first column names, the others numbers."""
     shown = Table(
-        title=title,
-        title_justify="left",
-        caption=caption,
-        caption_justify="left",
-        title_style="bold",
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
+        title=title, title_justify="left", caption=caption, caption_justify="left", title_style="bold",
+        box=SIMPLE_HEAD, padding=(0, 1, 0, 0),
+    )  # fmt: skip
     for index, column in enumerate(columns):
         shown.add_column(column, justify="right" if index else "left", no_wrap=index == 0)
     for row in rows:

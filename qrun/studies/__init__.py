@@ -1,1 +1,39 @@
-"""Recipes: one run from config to record, readable from top to bottom."""
+"""The studies: each module declares its axes, the grid of its cells, the numbers made of its table, and its grades."""
+
+from importlib import import_module
+
+STUDIES = {  # name of module and template -> verbs before it, what it says of itself, example; light, for the CLI
+    "dim": (
+        "sweep", "Perplexity over block dimension, seeds and sites, noiseless; LoRA beside it, monotonicity graded.",
+        "qrun sweep dim study.dims=[2,4,8] study.seeds=[0,1,2]",
+    ),
+    "controls": (
+        "sweep", "Other trained matrices at the adapter's sites, OFT and LoRA among them; untrained nulls.",
+        "qrun sweep controls study.dims=[4,8]",
+    ),
+    "noise": (
+        "sweep", "Perplexity over block dimension and error rates; where does the gain end, how sharply, and why?",
+        "qrun sweep noise noise=heron_r2 study.sites=[one]",
+    ),
+    "recover": (
+        "", "What an adapter, its controls and healing bring back of what compression costs; three recoveries.",
+        "qrun recover compression=mpo study.ratios=[0.7]",
+    ),
+    "questions": (
+        "eval", "Multiple choice by likelihood and by sampled answers: original, model, model with adapter.",
+        "qrun eval questions model=local model.path=small model@original=nano adapter.path=results/runs/<run>/adapter",
+    ),
+}  # fmt: skip
+
+
+def module(name: str):  # type: ignore[no-untyped-def]  # a module is its own protocol, cells.study.Study
+    """The module of a study; imports numpy and pandas, not torch."""
+    return import_module(f"qrun.studies.{name}")
+
+
+def configure(name: str, words: list[str]):  # type: ignore[no-untyped-def]  # the study's own Config
+    """The checked config of a study; its YAML is sweep_<name>, or <name> for a verb of its own."""
+    from qrun.config.compose import compose  # Hydra: the CLI lists studies without it
+
+    verb = f"sweep_{name}" if STUDIES[name][0] == "sweep" else name
+    return compose(verb, words, module(name).Config)

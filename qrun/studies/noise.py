@@ -1,408 +1,205 @@
-"""`qrun sweep noise`: every trained adapter on the noisy device at every two-qubit error rate. Where does the gain end,
-how sharply, and why there?
+"""`qrun sweep noise`: every trained adapter on the noisy device at every error rate. Where does the gain end, and why?
 
-qrun sweep noise                    4 dimensions x 9 error rates x 3 seeds x two site sets, with the adapters of the dim
-                                    sweep where they exist
+Axes of noise (Noise.along): `gates` with readout at the preset's value, `readout` alone; `one_qubit`, `two_qubit` and
+`proportional` when asked. b = 2 has no two-qubit gate and stands on the readout and one-qubit axes only.
+
+Margins: b = 4 at one site costs at most 0.16 % (twice the paper's 0.08 %); b = 8 there costs 1.4 to 5.6 % (half to
+twice 2.8 %), or at all sites multiplies perplexity by 17.5 to 70 (half to twice 35); a transition is sharp if the gain
+ends within half the 0.95 decades over which proportional damage ends it.
 """
 
-import dataclasses
-import itertools
 import math
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+import pandas as pd
 
-from qrun.cells.pool import Cell
-from qrun.cells.schedule import Scene, open_study
-from qrun.cells.works import (
-    TRAIN_KEYS,
-    NoisyConfig,
-    NoisyWork,
-    at_sites,
-    noisy_cell,
-    training_cell,
-    training_config,
-    usable_dims,
-)
-from qrun.config.schema import NoiseConfig, Sign
-from qrun.config.verbs import NoiseSweepConfig, ReadoutError, SiteSet
+from qrun.cells.cell import Cell
+from qrun.config.schema import DeviceConfig, Sign, require
+from qrun.errors import InputError
+from qrun.evaluation.intervals import Interval, over_documents, perplexity_ratio
+from qrun.evaluation.results import Results
 from qrun.evaluation.trends import mean_interval, sharpness, zero_crossing
+from qrun.quantum.noise import AXES, Noise
+from qrun.recipes.tasks import Measure
+from qrun.report.grade import Verdict, both, together, within
+from qrun.studies.grid import (
+    Say,
+    StudyAxes,
+    StudyRun,
+    at_sites,
+    base_cell,
+    different,
+    exact_cell,
+    measurement,
+    train_cell,
+    usable,
+)  # fmt: skip
+from qrun.studies.statistics import RESAMPLES, SEED, documents_interval, gains, limits, nats, text, weight
 
-QUIET, PRESET, UNIFORM = (
-    "quiet",
-    "preset",
-    "uniform",
-)  # columns beside the rates: no gate noise, the preset as it is, a circuit that forgot everything
-
-
-@dataclass(frozen=True)
-class Series:
-    """One set of curves: everything but block dimension, rate and seed."""
-
-    sites: SiteSet
-    sign: Sign
-    shots: int | None
-    readout: ReadoutError
-
-    @property
-    def name(self) -> str:
-        """`one-input-8192-scaled`."""
-        return f"{self.sites.value}-{self.sign.value}-{self.shots or 'exact'}-{self.readout.value}"
-
-
-def all_series(config: NoiseSweepConfig) -> list[Series]:
-    """The product of the switched axes."""
-    study = config.study
-    return [Series(*point) for point in itertools.product(study.sites, study.signs, study.shots, study.readout)]
+PARTS = ("readout", "one_qubit", "two_qubit")
+PAIRS = ("gates", "two_qubit", "proportional")  # axes that mean a two-qubit error rate
+SERIES = ["sites", "sign", "shots"]
+PROPORTIONAL = math.log10(9)  # decades from 90 % to 10 % of a gain under a penalty proportional to the rate
 
 
-def noise_at(config: NoiseSweepConfig, column: float | str, readout: ReadoutError) -> NoiseConfig:
-    """The preset scaled to a two-qubit error rate, readout error moving with it or not."""
-    if column == UNIFORM:
-        return dataclasses.replace(config.noise, block=1.0, read_1_given_0=0.0, read_0_given_1=0.0, factor=1.0)
-    factor = {QUIET: 0.0, PRESET: 1.0}.get(column) if isinstance(column, str) else column / config.noise.cz
-    assert factor is not None
-    built = config.noise
-    if readout is not ReadoutError.scaled and factor:
-        share = 0.0 if readout is ReadoutError.none else 1 / factor
-        built = dataclasses.replace(
-            built,
-            read_1_given_0=min(built.read_1_given_0 * share, 0.5),
-            read_0_given_1=min(built.read_0_given_1 * share, 0.5),
-        )
-    if readout is ReadoutError.fixed and factor == 0:
-        return dataclasses.replace(built, sx=0.0, cz=0.0, t1_us=None, t2_us=None, factor=1.0)
-    return dataclasses.replace(built, factor=factor)
+@dataclass
+class Axes(StudyAxes):
+    """Axes of `qrun sweep noise`."""
+
+    axes: list[str] = field(default_factory=lambda: ["gates", "readout"])
+    rates: list[float] = field(default_factory=lambda: [1e-3, 1e-2])  # of gates, by the two-qubit (or one-qubit) error
+    readout_rates: list[float] = field(default_factory=lambda: [1e-2])  # of axis readout: mean of its two errors
+    shots: list[int | None] = field(default_factory=lambda: [8192])
+    signs: list[Sign] = field(default_factory=lambda: [Sign.input])
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("rates", "readout_rates"):
+            rates = getattr(self, key)
+            rising = bool(rates) and rates == sorted(set(rates)) and rates[0] > 0
+            require(rising, f"study.{key}", rates, "give different rates above 0 in rising order")
+        for key in ("axes", "shots", "signs"):
+            different(f"study.{key}", getattr(self, key))
+        require(set(self.axes) <= set(AXES), "study.axes", self.axes, f"use {', '.join(AXES)}")
+        ok = all(s is None or s >= 1 for s in self.shots)
+        require(ok, "study.shots", self.shots, "give 1 or more, or null for exact probabilities")
+        require(all(b & (b - 1) == 0 for b in self.dims), "study.dims", self.dims, "circuits need powers of two")
 
 
-def train_cells(
-    config: NoiseSweepConfig, dims: dict[SiteSet, list[int]], weights: str, data: dict[str, str]
-) -> dict[tuple[Any, ...], Cell]:
-    """(site set, b, seed) -> the training cell, the same as in `qrun sweep dim`."""
-    cells: dict[tuple[Any, ...], Cell] = {}
-    for chosen, usable in dims.items():
-        for dim, seed in itertools.product(usable, config.study.seeds):
-            adapter = dataclasses.replace(at_sites(config.adapter, chosen), dim=dim)
-            cell = training_config(config, adapter, seed, config.training.lr)
-            cells[chosen, dim, seed] = training_cell(cell, weights, data, f"sites={chosen.value} b={dim} seed={seed}")
-    return cells
+@dataclass
+class Config(StudyRun):
+    """`qrun sweep noise`."""
+
+    device: DeviceConfig = field(default_factory=DeviceConfig)
+    noise: Noise = field(default_factory=Noise)
+    study: Axes = field(default_factory=Axes)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.device.kind == "noisy", "device", self.device.kind, "the noise sweep runs on device=noisy")
+        require(self.noise.cz > 0, "noise", self.noise.name, "rates stand in a preset's proportions; its cz is 0")
 
 
-def noisy_cells(
-    config: NoiseSweepConfig,
-    cells: dict[tuple[Any, ...], Cell],
-    runs: dict[str, Any],
-    weights: str,
-    data: dict[str, str],
-) -> dict[tuple[Any, ...], Cell]:
-    """(series, b, seed, column) -> one measurement."""
-    found: dict[tuple[Any, ...], Cell] = {}
-    for series in all_series(config):
-        for (chosen, dim, seed), trained in cells.items():
-            if chosen is not series.sites:
-                continue
-            work: Any = trained.work
-            columns: list[Any] = [QUIET, *config.study.rates, PRESET, UNIFORM]
-            for column in columns:
-                values: dict[str, Any] = {key: getattr(work.config, key) for key in TRAIN_KEYS} | {
-                    "sign": series.sign,
-                    "noise": noise_at(config, column, series.readout),
-                }
-                noisy = NoisyConfig(**values, device=dataclasses.replace(config.device, shots=series.shots))
-                name = f"{config.model.name}-b{dim}-s{seed}-{series.name}-cz{column}"
-                rate = (
-                    {QUIET: 0.0, PRESET: config.noise.cz, UNIFORM: -1.0}.get(column, column)
-                    if isinstance(column, str)
-                    else column
-                )
-                params = (("study.series", series.name), ("study.column", str(column)), ("study.rate", rate))
-                measured = NoisyWork(noisy, runs[trained.key].info.run_id, name, params=params)
-                found[series, dim, seed, column] = noisy_cell(
-                    measured, weights, data, trained.key, f"{series.name} b={dim} seed={seed} cz={column}"
-                )
-    return found
+def cells(config: Config, say: Say) -> Iterator[Cell]:
+    """Site set x b x seed trained (as in the dim study), then x sign x shots x points of noise measured."""
+    study, base = config.study, base_cell(config, {})
+    yield base
+    for chosen, dim in usable(config, say):
+        adapter = replace(at_sites(config.adapter, chosen), dim=dim)
+        points = list(noise_points(config, dim, say if chosen is study.sites[0] else lambda _: None))
+        for seed in study.seeds:
+            trained = train_cell(config, {"sites": chosen.value, "b": dim}, adapter, seed)
+            yield trained
+            exact = exact_cell(config, trained, base, {"axis": "exact"})
+            yield exact
+            for sign in study.signs:
+                for shots in study.shots:
+                    device = replace(config.device, shots=shots)
+                    here = replace(measurement(config), seed=seed, device=device, sign=sign)
+                    for axis, rate, noise in points:
+                        point = {"sign": sign.value, "shots": shots or 0, "axis": axis, "rate": rate}
+                        needs = {"adapter": trained, "base": base, "exact": exact}
+                        yield Cell({**trained.axes, **point}, Measure(replace(here, noise=noise)), needs)
 
 
-def sweep_noise(config: NoiseSweepConfig, dry: bool = False) -> dict[str, Any]:
-    """Measure every adapter at every rate; phase diagrams, critical rates, widths, collapse and verdicts."""
-    dims, said = usable_dims(config)
-    if dry:
-        from qrun.studies.dry import show
-
-        return show("sweep noise", list(train_cells(config, dims, "", {}).values()), said)
-    from qrun.quantum.circuits import preparation_and_block_counts
-    from qrun.studies.result import conclude
-
-    with open_study(config, "noise", said) as scene:
-        cells = train_cells(config, dims, scene.weights, scene.data)
-        trained = scene.run(list(cells.values()))
-        noisy = noisy_cells(config, cells, trained, scene.weights, scene.data)
-        found = scene.run(list(noisy.values()))
-        runs = {point: found[cell.key] for point, cell in noisy.items()}
-        exact = {point: trained[cell.key] for point, cell in cells.items()}
-        counts = {dim: preparation_and_block_counts(dim) for dim in config.study.dims}
-        values = {
-            series.name: summarise(scene, series, dims[series.sites], runs, exact, counts)
-            for series in all_series(config)
-        }
-        crossings = {
-            f"{n}/b{b}/critical_rate": row["critical_rate"]["rate"]
-            for n, v in values.items()
-            for b, row in v["dims"].items()
-        }
-        scene.parent.metrics({name: value for name, value in crossings.items() if value == value})
-        conclude(scene.parent, scene.store, judge(config, values))
-    return values
+def noise_points(config: Config, dim: int, say: Say) -> Iterator[tuple[str, float | None, Noise]]:
+    """Axis, rate and noise of every measurement of a block dimension; what cannot be is left out and said."""
+    preset = config.noise
+    yield "quiet", None, preset.quiet()
+    yield "preset", None, preset
+    yield "uniform", None, preset.uniform()
+    for part in PARTS:
+        if dim > 2 or part != "two_qubit":
+            yield f"only {part}", None, preset.only(part)
+    for axis in config.study.axes:
+        if dim == 2 and axis in PAIRS:
+            say(f"left out, b=2 on axis {axis}: its circuits have no two-qubit gate")
+            continue
+        for rate in config.study.readout_rates if axis == "readout" else config.study.rates:
+            try:
+                yield axis, rate, preset.along(axis, rate)
+            except InputError as error:
+                say(f"left out, b={dim}: {error}")
 
 
-def summarise(
-    scene: Scene,
-    series: Series,
-    dims: list[int],
-    runs: dict[tuple[Any, ...], Any],
-    trained: dict[tuple[Any, ...], Any],
-    counts: dict[int, Any],
-) -> dict[str, Any]:
-    """Curves of one series, with critical rate, width and the total error of the block circuit at the critical rate."""
-    config: NoiseSweepConfig = scene.config
-    rates, seeds = config.study.rates, config.study.seeds
-    exact = {point: run.data.metrics for point, run in trained.items()}
-    base = exact[series.sites, dims[0], seeds[0]]["base/perplexity"]
-    rows: dict[int, Any] = {}
-    for dim in dims:
-        at = {c: [runs[series, dim, seed, c].data.metrics for seed in seeds] for c in (QUIET, *rates, PRESET, UNIFORM)}
-        gains = {c: [m["gain"] for m in cells] for c, cells in at.items()}
-        curve = np.array([gains[rate] for rate in rates]).T
-        critical = zero_crossing(rates, curve)
-        preset = at[PRESET]
-        adapted = [exact[series.sites, dim, seed]["adapted/perplexity"] for seed in seeds]
-        penalty = [m["penalty"] for m in preset]
-        sides = (
-            [runs[series, dim, seed, PRESET] for seed in seeds],
-            [trained[series.sites, dim, seed] for seed in seeds],
-        )
-        total = [total_error(config, series, rate, counts[dim]) for rate in rates]
-        rows[dim] = {
-            "exact_gain": float(np.mean([exact[series.sites, dim, seed]["gain"] for seed in seeds])),
-            "exact_perplexity": float(np.mean(adapted)),
-            "relative": {str(c): 1 - float(np.mean(g)) / base for c, g in gains.items()},
-            "gains": {str(c): g for c, g in gains.items()},
-            "critical_rate": critical, "sharpness": sharpness(rates, curve, gains[QUIET]), "total_error": total,
-            "critical_error": math.nan if critical["side"] else
-            total_error(config, series, critical["rate"], counts[dim]),
-            "quiet_penalty": float(np.mean([m["penalty"] for m in at[QUIET]])),
-            "preset_perplexity": base - float(np.mean(gains[PRESET])),
-            "penalty": float(np.mean(penalty)), "penalty_seeds": mean_interval(penalty),
-            "penalty_documents": scene.documents_interval(*sides, ("noisy", "adapted")),
-            "counts": counts[dim], "sign_flips": float(np.mean([m["circuit/sign_flips"] for m in preset])),
+def numbers(results: Results) -> Mapping[str, pd.DataFrame]:
+    """Curves, where and how sharply they end, and what the preset costs and why."""
+    measured = results.table[results.table["kind"] == "measure"]
+    base = measured[measured["method"] == "none"]
+    exact, noisy = measured[measured["axis"] == "exact"], measured[measured["sign"].notna()].copy()
+    level = float(base["perplexity"].iloc[0])
+    noisy["relative"] = 1 - noisy["gain"] / level
+    by = [*SERIES, "b", "axis", "rate"]
+    relative = noisy.groupby(by, sort=False, dropna=False)[["relative", "gain", "penalty"]].mean().reset_index()
+    ends, costs = [], []
+    for point, group in noisy.groupby([*SERIES, "b"], sort=False):
+        here = dict(zip([*SERIES, "b"], point, strict=True))
+        own = exact[(exact["sites"] == here["sites"]) & (exact["b"] == here["b"])]
+        ends += [{**here, **end} for end in curve_ends(group, own)]
+        costs.append({**here, **preset_costs(results, group, own)})
+    return {
+        "text": text(results, base), "exact": gains(results, base, exact, ["sites", "b"]), "relative": relative,
+        "ends": pd.DataFrame(ends), "preset": pd.DataFrame(costs),
+    }  # fmt: skip
+
+
+def curve_ends(group: pd.DataFrame, exact: pd.DataFrame) -> Iterator[dict[str, object]]:
+    """Per axis of noise: critical rate, width, and the total error of the block circuit at the critical rate."""
+    quiet = group[group["axis"] == "quiet"].set_index("seed")["gain"]
+    for axis, rows in group[group["rate"].notna()].groupby("axis", sort=False):
+        gain = rows.pivot(index="seed", columns="rate", values="gain")
+        rates, curve = gain.columns.tolist(), gain.to_numpy()
+        critical, sharp = zero_crossing(rates, curve), sharpness(rates, curve, quiet.loc[gain.index].tolist())
+        total = rows.groupby("rate")["circuit/total_error"].first()
+        there = np.interp(np.log(critical["rate"]), np.log(rates), total) if not critical["side"] else math.nan
+        yield {
+            "axis": axis, "exact_gain": exact["gain"].mean(), **{f"critical_{k}": v for k, v in critical.items()},
+            **{f"width_{k}" if k != "width" else k: v for k, v in sharp.items()}, "critical_error": float(there),
         }  # fmt: skip
-    return {"base": base, "rates": rates, "preset_rate": config.noise.cz, "dims": rows, "spread": spreads(rows)}
 
 
-def total_error(config: NoiseSweepConfig, series: Series, rate: float, counts: dict[str, int]) -> float:
-    """Probability that something happened in one block circuit: 1 - (1 - 4/3 cz)^CZ (1 - 2 sx)^SX (1 - readout)^n."""
-    noise = noise_at(config, rate, series.readout).build()
-    readout = (noise.read_1_given_0 + noise.read_0_given_1) / 2
-    return (
-        1
-        - max(noise.keep_2q, 0.0) ** counts["cz"]
-        * max(noise.keep_1q, 0.0) ** counts["sx"]
-        * (1 - readout) ** counts["qubits"]
-    )
+def preset_costs(results: Results, group: pd.DataFrame, exact: pd.DataFrame) -> dict[str, float]:
+    """Penalty at the preset with intervals, as a share of the gain, and the parts that each kind of error carries. A
+    part is the penalty under that kind of error alone, less that of shots and signs, over the whole excess; the parts
+    need not sum to one."""
+    preset = group[group["axis"] == "preset"]
+    level, penalty, gain = exact["perplexity"].mean(), preset["penalty"].mean(), exact["gain"].mean()
+    alone = group.groupby("axis")["penalty"].mean()
+    excess = alone["preset"] - alone["quiet"]
+    arrays, size = (nats(results, preset), nats(results, exact)), weight(results, exact)
+    ratio = over_documents(perplexity_ratio, arrays, size, RESAMPLES, SEED)
+    harmed = {part: alone.get(f"only {part}", math.nan) - alone["quiet"] for part in PARTS}
+    shares = {f"part_{part}": value / excess if excess > 0 else math.nan for part, value in harmed.items()}
+    return {
+        "exact_perplexity": level, "preset_perplexity": preset["perplexity"].mean(), "penalty": penalty,
+        "quiet_penalty": alone["quiet"], **limits("seed", mean_interval(preset["penalty"].tolist())),
+        **limits("document", documents_interval(results, preset, exact)), **limits("ratio", ratio),
+        "percent": 100 * penalty / level, "of_gain": penalty / gain if gain > 0 else math.nan,
+        "preset_gain": preset["gain"].mean(), **shares,
+        "sign_flips": preset["circuit/sign_flips"].mean(), "seeds": len(preset),
+    }  # fmt: skip
 
 
-def spreads(rows: dict[int, Any]) -> dict[str, float]:
-    """Largest over smallest critical value among block dimensions, in rate and in total error.
-
-    A collapse would bring the second near 1.
-    """
-    found = {}
-    for name, values in (
-        ("rate", [row["critical_rate"]["rate"] for row in rows.values()]),
-        ("error", [row["critical_error"] for row in rows.values()])
+def grades(found: Mapping[str, pd.DataFrame]) -> list[Verdict]:
+    """The transition; what noise costs two- and three-qubit blocks."""
+    ends, preset = found["ends"], found["preset"]
+    seeds = int(preset["seeds"].max())
+    widths = [within(Interval(r.width_low, r.width_high), high=PROPORTIONAL / 2) for r in ends.itertuples()]
+    verdicts = [Verdict("transition", together(widths), {"seeds": seeds})]
+    paper = preset[(preset["sign"] == "input") & (preset["shots"] > 0)].drop_duplicates(["sites", "b"])
+    rows = {(row["sites"], row["b"]): row for row in paper.to_dict("records")}
+    for claim, point, low, high in (
+        ("penalty2", ("one", 4), -math.inf, 0.16), ("penalty3_percent", ("one", 8), 1.4, 5.6),
     ):  # fmt: skip
-        known = [value for value in values if value == value and value > 0]
-        found[name] = max(known) / min(known) if len(known) > 1 else math.nan
-    return found
-
-
-def judge(config: NoiseSweepConfig, values: dict[str, Any]) -> Any:
-    """Tables and the verdicts on the transition and on the two- and three-qubit penalties."""
-    from qrun.studies.result import StudyResult, Table
-
-    tables, verdicts, negatives = [], [], []
-    for name, v in values.items():
-        dims = v["dims"]
-        quiet = f"shots and {name.split('-')[1]} signs alone"
-        labels = {
-            QUIET: quiet,
-            PRESET: f"preset, {v['preset_rate']:.2g}",
-            UNIFORM: "uniform output",
-            **{str(r): f"{r:g}" for r in v["rates"]},
-        }
-        rows = [["gain, exact", *(f"{row['exact_gain']:+.3f}" for row in dims.values())]]
-        rows += [
-            [labels[c], *(f"{row['relative'][c]:.4f}" for row in dims.values())]
-            for c in (QUIET, *map(str, v["rates"]), PRESET, UNIFORM)
-        ]
-        rows += [["critical rate", *(crossing_words(row["critical_rate"]) for row in dims.values())]]
-        rows += [
-            [
-                "circuit error there",
-                *(
-                    f"{row['critical_error']:.2g}" if row["critical_error"] == row["critical_error"] else "-"
-                    for row in dims.values()
-                ),
-            ]
-        ]
-        rows += [["width, decades", *(width_words(row["sharpness"]) for row in dims.values())]]
-        caption = (
-            f"perplexity relative to the frozen model's {v['base']:.3f}, below 1 is a gain; other rates in the "
-            f"proportions of noise={config.noise.name}; "
-            f"{spread_words(v['spread'])}"
-        )
-        tables.append(
-            Table(f"{config.model.name}, {name}", ["two-qubit error rate", *(f"b = {b}" for b in dims)], rows, caption)
-        )
-        ended = [b for b, row in dims.items() if row["relative"][PRESET] > 1]
-        if ended:
-            negatives.append(
-                f"{name}: at noise={config.noise.name} the gain is gone for b = {', '.join(map(str, ended))}"
-            )
-    seeds = len(config.study.seeds)
-    paper = {
-        kind: next((v for n, v in values.items() if n.startswith(f"{kind}-input-") and n.endswith("-scaled")), None)
-        for kind in ("one", "all")
-    }
-    verdicts.append(transition_verdict(values, seeds))
-    if paper["one"] is not None and 4 in paper["one"]["dims"]:
-        verdicts.append(penalty_verdict(paper["one"], seeds))
-        if 8 in paper["one"]["dims"]:
-            verdicts.append(percent_verdict(paper["one"], seeds))
-    if paper["all"] is not None and 8 in paper["all"]["dims"]:
-        verdicts.append(fold_verdict(paper, seeds))
-    return StudyResult("noise", config.model.name, tables, values, verdicts, negatives)
-
-
-def transition_verdict(values: dict[str, Any], seeds: int) -> Any:
-    """Sharp means narrower than proportional damage: exponents clearly above 2."""
-    from qrun.studies.result import Verdict
-
-    parts, exponents = [], []
-    for name, v in values.items():
-        known = {
-            b: row["sharpness"]
-            for b, row in v["dims"].items()
-            if row["sharpness"]["width"] == row["sharpness"]["width"]
-        }
-        exponents += [s["exponent"] for s in known.values()]
-        shown = (
-            ", ".join(f"b = {b} {s['width']:.2f}" for b, s in known.items()) or "the gain does not end inside the rates"
-        )
-        parts.append(f"{name}: width in decades {shown}; {spread_words(v['spread'])}")
-    word = (
-        "not testable here"
-        if not exponents
-        else "reproduced"
-        if min(exponents) > 2
-        else "in part"
-        if max(exponents) > 2
-        else "not reproduced"
-    )
-    why = (
-        "A penalty proportional to the rate ends a gain over 0.95 decades; a phase transition would be much "
-        "narrower. What falls steeply with b is the "
-        "critical rate, as the gate count of the circuit grows."
-    )
-    return Verdict("transition", "; ".join(parts), seeds, "proportional damage: 0.95 decades", word, why)
-
-
-def penalty_verdict(one: dict[str, Any], seeds: int) -> Any:
-    """The paper's +0.007, 0.08 % at one site."""
-    from qrun.studies.result import Verdict, interval
-
-    row = one["dims"][4]
-    percent = 100 * row["penalty"] / row["exact_perplexity"]
-    low, high = row["penalty_documents"]
-    spread = f"over documents {interval(low, high)}, over seeds {interval(*row['penalty_seeds'])}"
-    ours = f"one v_proj, b = 4: {row['penalty']:+.3f} perplexity, {percent:+.2f} %, {spread}"
-    scaled = 0.0008 * row["exact_perplexity"]
-    word = "reproduced" if low <= scaled <= high and percent < 0.5 else "not reproduced"
-    why = f"0.08 % of this perplexity is {scaled:+.3f}; shots alone cost {row['quiet_penalty']:+.3f}."
-    return Verdict("penalty2", ours, seeds, "no gate noise: shots and input signs alone", word, why)
-
-
-def percent_verdict(one: dict[str, Any], seeds: int) -> Any:
-    """The milder reading of the three-qubit result."""
-    from qrun.studies.result import Verdict
-
-    two, three = one["dims"][4], one["dims"][8]
-    percent = 100 * three["penalty"] / three["exact_perplexity"]
-    fold = three["penalty"] / two["penalty"] if two["penalty"] > 0 else math.nan
-    ours = (
-        f"one v_proj, b = 8: {three['penalty']:+.3f} perplexity, {percent:+.2f} %, {fold:.1f} times the "
-        f"penalty of b = 4"
-    )
-    word = "reproduced" if 10 <= fold <= 100 and 1 <= percent <= 8 else "in part" if fold > 2 else "not reproduced"
-    return Verdict(
-        "penalty3_percent",
-        ours,
-        seeds,
-        "b = 4 at the same site",
-        word,
-        "Three-qubit circuits have about eight times the gates of two-qubit ones.",
-    )
-
-
-def fold_verdict(paper: dict[str, Any], seeds: int) -> Any:
-    """The harsher reading: 35 times the perplexity."""
-    from qrun.studies.result import Verdict
-
-    everywhere = paper["all"]["dims"][8]
-    fold = everywhere["preset_perplexity"] / everywhere["exact_perplexity"]
-    ours = (
-        f"all sites, b = 8: perplexity {everywhere['exact_perplexity']:.2f} to "
-        f"{everywhere['preset_perplexity']:.2f}, x {fold:.2f}"
-    )
-    if paper["one"] is not None and 8 in paper["one"]["dims"]:
-        single = paper["one"]["dims"][8]
-        ours += f"; one v_proj x {single['preset_perplexity'] / single['exact_perplexity']:.3f}"
-    word = "reproduced" if fold > 10 else "in part" if fold > 2 else "not reproduced"
-    return Verdict(
-        "penalty3_fold",
-        ours,
-        seeds,
-        "one site against all",
-        word,
-        "The factor grows with the number of sites: a deeper model with 210 sites loses more.",
-    )
-
-
-def spread_words(spread: dict[str, float]) -> str:
-    """Do the curves collapse?"""
-    if spread["rate"] != spread["rate"]:
-        return "no critical rates of two dimensions to compare"
-    return (
-        f"critical rates differ {spread['rate']:.2g}-fold between b, circuit errors at them {spread['error']:.2g}-fold"
-    )
-
-
-def crossing_words(crossing: dict[str, Any]) -> str:
-    """Critical error rate in a table cell."""
-    from qrun.studies.result import interval
-
-    if crossing["side"]:
-        return f"{crossing['side']} {crossing['bound']:g}"
-    return f"{crossing['rate']:.2g} {interval(crossing['low'], crossing['high'], '.2g')}"
-
-
-def width_words(sharp: dict[str, float]) -> str:
-    """Width in decades with its interval."""
-    from qrun.studies.result import interval
-
-    return (
-        f"{sharp['width']:.2f} {interval(sharp['low'], sharp['high'], '.2f')}"
-        if sharp["width"] == sharp["width"]
-        else "-"
-    )
+        if row := rows.get(point):
+            size = 100 / row["exact_perplexity"]
+            interval = both(*(Interval(size * row[f"{k}_low"], size * row[f"{k}_high"]) for k in ("seed", "document")))
+            facts = {k: row[k] for k in ("percent", "penalty", "of_gain", "quiet_penalty", "seeds")}
+            verdicts.append(Verdict(claim, within(interval, low, high), {**facts, **limits("percent", interval)}))
+    if row := rows.get(("all", 8)):
+        interval = Interval(row["ratio_low"], row["ratio_high"])
+        facts = {"fold": row["preset_perplexity"] / row["exact_perplexity"], "seeds": seeds, **limits("fold", interval)}
+        verdicts.append(Verdict("penalty3_fold", within(interval, 17.5, 70.0), facts))
+    return verdicts

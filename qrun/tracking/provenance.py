@@ -10,9 +10,8 @@ from typing import Any
 
 PACKAGES = (
     "qrun-adapters", "torch", "transformers", "tokenizers", "datasets", "safetensors", "numpy", "scipy", "numba",
-    "hydra-core", "omegaconf", "typer", "rich",
-    "mlflow", "pennylane", "pennylane-lightning", "pennylane-qiskit", "qiskit", "qiskit-aer", "qiskit-ibm-runtime",
-    "peft",
+    "hydra-core", "omegaconf", "typer", "rich", "mlflow", "pennylane", "pennylane-lightning", "pennylane-qiskit",
+    "qiskit", "qiskit-aer", "qiskit-ibm-runtime", "peft",
 )  # fmt: skip
 
 
@@ -51,7 +50,6 @@ def environment() -> dict[str, Any]:
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
     return {
         "command": ["qrun", *sys.argv[1:]], **git_state(), "python": platform.python_version(),
-        "platform": platform.platform(),
-        "processor": platform.machine(), "cpu_count": os.cpu_count(), "torch_threads": torch.get_num_threads(),
-        "gpu": gpu, "packages": packages(),
+        "platform": platform.platform(), "processor": platform.machine(), "cpu_count": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(), "gpu": gpu, "packages": packages(),
     }  # fmt: skip

@@ -2,27 +2,47 @@
 
     store = Store("results")
     with store.run("train", name, params, tags) as run:     FINISHED, FAILED or KILLED, whatever happens inside
-        run.metrics({"loss": 3.2}, step=1)
+        run.metrics({"loss": 3.2})
 
 Runs are written through MlflowClient by run id, so nothing depends on a process-wide active run or on MLFLOW_RUN_ID.
 """
 
+import fcntl
 import json
 import logging
+import math
 import os
+import shutil
+import sqlite3
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlparse
 
-from qrun.errors import InputError, Interrupted, RunFailed
+from qrun.errors import InputError, RunFailed, interruption
 
 PARAM_LENGTH = 6000  # MLflow cuts longer values without a word
 BATCH = 900  # metrics per request; MLflow takes 1,000
 PREFIX = "qrun/"
-VERSION = "2"  # of what runs and tags mean; 2: studies keep tables and verdicts in result.json
+VERSION = (
+    "3"  # of what runs and tags mean; 3: training and measuring are cells of their own, studies keep numbers alone
+)
+
+
+def _uri(database: Path) -> str:
+    return f"sqlite:///{database}?timeout=60"  # seconds a process waits while another writes
+
+
+def _hush() -> None:
+    """Keep MLflow's migration messages off the screen; it reads the level when it is first imported."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    level = os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(level)
 
 
 class Run:
@@ -43,8 +63,8 @@ class Run:
         for start in range(0, len(items), 100):
             self.client.log_batch(self.run_id, params=items[start : start + 100])
 
-    def metrics(self, values: dict[str, float], step: int = 0) -> None:
-        self.series([(step, values)])
+    def metrics(self, values: dict[str, float]) -> None:
+        self.series([(0, values)])
 
     def series(self, rows: list[tuple[int, dict[str, float]]]) -> None:
         """Many steps in few requests."""
@@ -55,12 +75,15 @@ class Run:
         for start in range(0, len(items), BATCH):
             self.client.log_batch(self.run_id, metrics=items[start : start + BATCH])
 
+    def last_step(self, metric: str) -> int:
+        """The last step at which a metric was logged; 0 if it never was."""
+        return max((point.step for point in self.client.get_metric_history(self.run_id, metric)), default=0)
+
     def tags(self, values: dict[str, Any]) -> None:
         from mlflow.entities import RunTag
 
-        self.client.log_batch(
-            self.run_id, tags=[RunTag(key, str(value)) for key, value in values.items() if value is not None]
-        )
+        tags = [RunTag(key, str(value)) for key, value in values.items() if value is not None]
+        self.client.log_batch(self.run_id, tags=tags)
 
     def note(self, markdown: str) -> None:
         """The run's description on its page."""
@@ -79,8 +102,12 @@ class Run:
     def json(self, value: Any, name: str) -> None:
         self.text(json.dumps(value, indent=1) + "\n", name)
 
-    def file(self, path: Path, folder: str | None = None) -> None:
-        self.client.log_artifact(self.run_id, str(path), folder)
+    def texts(self, texts: Mapping[str, str]) -> None:
+        """Several text artifacts in one go."""
+        with tempfile.TemporaryDirectory() as folder:
+            for name, text in texts.items():
+                (Path(folder) / name).write_text(text)
+            self.client.log_artifacts(self.run_id, folder)
 
     def folder(self, path: Path, name: str) -> None:
         self.client.log_artifacts(self.run_id, str(path), name)
@@ -92,23 +119,53 @@ class Run:
         self.client.set_terminated(self.run_id, status)
 
 
+@dataclass(frozen=True)
+class Recorded:
+    """A run as the store has it."""
+
+    run_id: str
+    name: str
+    status: str
+    started: float  # seconds since 1970
+    seconds: float  # from start to end; nan while it runs
+    metrics: Mapping[str, float]
+    params: Mapping[str, str]
+    tags: Mapping[str, str]
+    artifacts: Path
+
+    @classmethod
+    def of(cls, run: Any) -> "Recorded":
+        """Of MLflow's entity."""
+        info, data = run.info, run.data
+        seconds = (info.end_time - info.start_time) / 1000 if info.end_time else math.nan
+        folder = Path(unquote(urlparse(info.artifact_uri).path))
+        found = (dict(data.metrics), dict(data.params), dict(data.tags))
+        return cls(info.run_id, info.run_name, info.status, info.start_time / 1000, seconds, *found, folder)
+
+    def text(self, name: str) -> str:
+        """Content of a text artifact. Raises RunFailed if the run has none of that name."""
+        path = self.artifacts / name
+        if not path.is_file():
+            raise RunFailed(f"run {self.run_id} has no artifact {name} (looked in {path.parent})")
+        return path.read_text()
+
+
 class Store:
     """`<results>/mlflow.db` and `<results>/artifacts/`. Opening it writes nothing; the first run does."""
 
     def __init__(self, results: str | Path) -> None:
+        _hush()
         self.folder = Path(results).expanduser().resolve()
         self.database = self.folder / "mlflow.db"
         self._client: Any = None
 
     @property
     def uri(self) -> str:
-        return f"sqlite:///{self.database}?timeout=60"  # seconds a process waits while another writes
+        return _uri(self.database)
 
     def check_writable(self) -> None:
-        """Raise InputError, before any work, if runs could not be recorded here.
-
-        Leaves nothing behind in an existing folder.
-        """
+        """Raise InputError, before any work, if runs could not be recorded here. Leaves nothing behind in an existing
+        folder."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.folder):
@@ -116,115 +173,151 @@ class Store:
             if self.database.exists() and not os.access(self.database, os.W_OK):
                 raise PermissionError(13, "the database is read-only")
         except OSError as error:
-            raise InputError(
-                f"results={self.folder}: not writable ({error.strerror or error}); choose another folder with "
-                f"results=..."
-            ) from error
+            why = f"not writable ({error.strerror or error})"
+            raise InputError(f"results={self.folder}: {why}; choose another folder with results=...") from error
         if self.database.exists():
             _ = self.client  # a broken or foreign database is told now, not after the work
 
     @property
     def client(self) -> Any:
         if self._client is None:
-            os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-            os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")  # first use prints a screen of migration messages
-            logging.getLogger("alembic").setLevel(logging.ERROR)
             from mlflow import MlflowClient
             from mlflow.exceptions import MlflowException
             from sqlalchemy.exc import SQLAlchemyError
 
             try:
-                self._client = MlflowClient(tracking_uri=self.uri)
-                found = self._client.search_experiments(max_results=1000)
-            except (MlflowException, SQLAlchemyError) as error:
-                raise InputError(
-                    f"{self.database}: not a store this MLflow can open ({' '.join(str(error).split())[:200]})"
-                ) from error
+                self._create()
+                with closing(sqlite3.connect(self.database, timeout=60)) as database:
+                    database.execute("SELECT version_num FROM alembic_version")  # MLflow would fill a foreign database
+                client = MlflowClient(tracking_uri=self.uri)
+                found = client.search_experiments(max_results=1000)
+            except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
+                if stop := interruption(error):
+                    raise stop from None
+                why = f"not a store this MLflow can open ({' '.join(str(error).split())[:200]})"
+                how = "move it away, or choose another folder with results=..."
+                raise InputError(f"{self.database}: {why}; {how}") from error
             written = {e.tags.get("qrun.store_version", "1") for e in found if e.name.startswith(PREFIX)} - {VERSION}
             if written:
-                self._client = None
-                raise InputError(
-                    f"results={self.folder}: a store of another version of qrun (format "
-                    f"{', '.join(sorted(written))}, this one writes {VERSION}); "
-                    "choose another folder with results=..., or open it with that version"
-                )
+                formats = f"format {', '.join(sorted(written))}, this one writes {VERSION}"
+                how = "choose another folder with results=..., or open it with that version"
+                raise InputError(f"results={self.folder}: a store of another version of qrun ({formats}); {how}")
+            self._client = client
         return self._client
+
+    def _missing(self) -> bool:
+        return not self.database.exists() or self.database.stat().st_size == 0
+
+    def _create(self) -> None:
+        """Make the database aside and move it into place whole: MLflow opens none whose creation was interrupted. One
+        process at a time; the others wait and find it there. What a killed creator left is removed."""
+        from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+        if not self._missing():
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / ".mlflow.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not self._missing():
+                return
+            for left in self.folder.glob(".mlflow-new-*"):
+                shutil.rmtree(left)
+            for journal in ("-journal", "-wal", "-shm"):  # of a database that is gone; SQLite would play it into this
+                Path(f"{self.database}{journal}").unlink(missing_ok=True)
+            with tempfile.TemporaryDirectory(prefix=".mlflow-new-", dir=self.folder) as aside:
+                new = Path(aside, self.database.name)
+                made = SqlAlchemyStore(_uri(new), (self.folder / "artifacts").as_uri())  # no client: those are cached
+                made.search_experiments()
+                made.engine.dispose()
+                os.replace(new, self.database)
 
     def experiment(self, verb: str) -> str:
         """Id of the verb's experiment, created on first use with its artifacts under the results folder."""
+        from mlflow.exceptions import MlflowException
+
         name = PREFIX + verb
         found = self.client.get_experiment_by_name(name)
         if found is not None:
             return found.experiment_id
-        plain = {
-            "mlflow.experimentKind": "custom_model_development",
-            "qrun.store_version": VERSION,
-        }  # opens on runs and charts, not on the GenAI overview
-        return self.client.create_experiment(
-            name, artifact_location=(self.folder / "artifacts" / verb).as_uri(), tags=plain
-        )
+        # opens on runs and charts, not on the GenAI overview
+        plain = {"mlflow.experimentKind": "custom_model_development", "qrun.store_version": VERSION}
+        try:
+            return self.client.create_experiment(name, (self.folder / "artifacts" / verb).as_uri(), plain)
+        except MlflowException:
+            found = self.client.get_experiment_by_name(name)
+            if found is None:
+                raise
+            return found.experiment_id  # another process made it in between
 
     @contextmanager
     def run(
         self, verb: str, name: str, params: dict[str, Any], tags: dict[str, Any], resume_id: str | None = None
     ) -> Iterator[Run]:
         """A new run, or the interrupted one `resume_id` again. Its status is right on every exit that Python sees."""
-        if resume_id is not None:
-            self.client.update_run(resume_id, status="RUNNING")
-            run = Run(self.client, resume_id, name)
-        else:
-            created = self.client.create_run(self.experiment(verb), run_name=name)
-            run = Run(self.client, created.info.run_id, name)
+        run = self._begin(verb, name, resume_id)
         try:
             if resume_id is None:
                 run.params(params)
             run.tags(tags)
             yield run
-        except (Interrupted, KeyboardInterrupt):
-            run.end("KILLED")
-            raise
+            run.end("FINISHED")
         except BaseException as error:
+            if stop := interruption(error):  # GeneratorExit: a signal just before the caller's block
+                run.end("KILLED")
+                raise stop from None
             run.tags({"error": f"{type(error).__name__}: {error}"[:4000]})
             run.end("FAILED")
             raise
-        run.end("FINISHED")
+
+    def _begin(self, verb: str, name: str, resume_id: str | None) -> Run:
+        """A RUNNING run. A signal while MLflow writes it must not leave one behind whose id nobody knows."""
+        experiment, now = self.experiment(verb), int(time.time() * 1000)
+        try:
+            if resume_id is None:
+                return Run(self.client, self.client.create_run(experiment, now, run_name=name).info.run_id, name)
+            self.client.update_run(resume_id, status="RUNNING")
+            return Run(self.client, resume_id, name)
+        except BaseException as error:
+            stop = interruption(error)
+            if stop is None:
+                raise
+            mine = f"attributes.run_name = '{name}' AND attributes.start_time = {now}"
+            left = [resume_id] if resume_id else [r.info.run_id for r in self.client.search_runs([experiment], mine)]
+            for run_id in left:
+                self.client.set_terminated(run_id, "KILLED")
+            raise stop from None
 
     def find(self, word: str) -> Any:
         """The newest run of that name or id. Raises InputError if the store has none."""
         if not self.database.exists():
             raise InputError(f"{word}: no store at {self.database}")
         experiments = [e.experiment_id for e in self.client.search_experiments() if e.name.startswith(PREFIX)]
-        quoted = word.replace("'", "")
-        for condition in (f"attributes.run_name = '{quoted}'", f"attributes.run_id = '{quoted}'"):
-            found = (
-                self.client.search_runs(experiments, condition, max_results=1, order_by=["attributes.start_time DESC"])
-                if experiments
-                else []
-            )
-            if found:
+        order, quoted = ["attributes.start_time DESC"], word.replace("'", "")
+        for key in ("run_name", "run_id") if experiments else ():
+            condition = f"attributes.{key} = '{quoted}'"
+            if found := self.client.search_runs(experiments, condition, max_results=1, order_by=order):
                 return found[0]
         raise InputError(f"{word}: no run of that name or id in {self.database}")
 
-    def tagged(self, verb: str, tag: str, status: str | None = None) -> dict[str, Any]:
+    def tagged(self, verb: str, tag: str, status: str | None = None) -> dict[str, "Recorded"]:
         """The newest run of a verb for each value of a tag, of one status or any."""
         if not self.database.exists():
             return {}
         condition = f"tags.`{tag}` != ''" + (f" AND attributes.status = '{status}'" if status else "")
-        found: dict[str, Any] = {}
+        order, experiments = ["attributes.start_time DESC"], [self.experiment(verb)]
+        found: dict[str, Recorded] = {}
         token = None
         while True:
-            page = self.client.search_runs(
-                [self.experiment(verb)],
-                condition,
-                max_results=1000,
-                page_token=token,
-                order_by=["attributes.start_time DESC"],
-            )
+            page = self.client.search_runs(experiments, condition, max_results=1000, page_token=token, order_by=order)
             for run in page:
-                found.setdefault(run.data.tags[tag], run)
+                found.setdefault(run.data.tags[tag], Recorded.of(run))
             token = page.token
             if not token:
                 return found
+
+    def recorded(self, run_id: str) -> "Recorded":
+        """One run by id."""
+        return Recorded.of(self.client.get_run(run_id))
 
     def exists(self, run_id: str) -> bool:
         from mlflow.exceptions import MlflowException
@@ -236,18 +329,8 @@ class Store:
 
     def artifact_text(self, run_id: str, name: str) -> str:
         """Content of a text artifact. Raises RunFailed if the run has none of that name."""
-        path = self.artifact_folder(run_id) / name
-        if not path.is_file():
-            raise RunFailed(f"run {run_id} has no artifact {name} (looked in {path.parent})")
-        return path.read_text()
+        return self.recorded(run_id).text(name)
 
-    def artifact_folder(self, run_id: str) -> Path:
-        """Folder of a run's artifacts."""
-        from urllib.parse import unquote, urlparse
-
-        return Path(unquote(urlparse(self.client.get_run(run_id).info.artifact_uri).path))
-
-    def url(self, verb: str, port: int = 5000, run_id: str | None = None) -> str:
-        """Address of the plain run table, or of one run, in `qrun ui`."""
-        base = f"http://127.0.0.1:{port}/#/experiments/{self.experiment(verb)}"
-        return f"{base}/runs/{run_id}" if run_id else f"{base}/runs"
+    def url(self, verb: str, run_id: str) -> str:
+        """Address of a run in `qrun ui`."""
+        return f"http://127.0.0.1:5000/#/experiments/{self.experiment(verb)}/runs/{run_id}"

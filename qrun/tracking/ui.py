@@ -19,9 +19,8 @@ def serve(results: str | Path, port: int) -> None:
     """Start the UI, print the link to each experiment's run table, stay until interrupted."""
     store = Store(results)
     if not store.database.exists():
-        raise InputError(
-            f"no store at {store.database} yet; `qrun train` makes one, or name another folder with --results"
-        )
+        how = "`qrun train` makes one, or name another folder with --results"
+        raise InputError(f"no store at {store.database} yet; {how}")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -29,31 +28,20 @@ def serve(results: str | Path, port: int) -> None:
         except (OSError, OverflowError) as error:
             raise InputError(f"--port {port}: not free on 127.0.0.1 ({error}); choose another") from error
     experiments = [e for e in store.client.search_experiments() if e.name.startswith(PREFIX)]
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "server",
-        "--backend-store-uri",
-        store.uri,
-        "--default-artifact-root",
-        (store.folder / "artifacts").as_uri(),
-    ]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    artifacts = (store.folder / "artifacts").as_uri()
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store.uri]
+    command += ["--default-artifact-root", artifacts, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     log = store.folder / "ui.log"
+    env = {**os.environ, **quiet}
     with log.open("w") as output:
-        server = subprocess.Popen(
-            command, env={**os.environ, **quiet}, stdout=output, stderr=output, start_new_session=True
-        )
+        server = subprocess.Popen(command, env=env, stdout=output, stderr=output, start_new_session=True)
     stop = signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
     try:
         _wait(server, port, log)
         for experiment in experiments:
-            print(
-                f"{experiment.name:28} http://127.0.0.1:{port}/#/experiments/{experiment.experiment_id}/runs",
-                flush=True,
-            )
+            address = f"http://127.0.0.1:{port}/#/experiments/{experiment.experiment_id}/runs"
+            print(f"{experiment.name:28} {address}", flush=True)
         print("Ctrl-C stops the server.", flush=True)
         server.wait()
     except KeyboardInterrupt:

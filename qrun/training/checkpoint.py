@@ -19,6 +19,7 @@ from torch import Tensor
 
 from qrun.adapters.linear import Adapter
 from qrun.errors import InputError, RunFailed
+from qrun.files import replaced
 
 
 @dataclass
@@ -37,28 +38,20 @@ class Progress:
 def save(
     path: Path, adapter: Adapter, optimizer: torch.optim.Optimizer, best: dict[str, Tensor], progress: Progress
 ) -> None:
-    """Write beside the target, flush to disk, rename.
-
-    Raises RunFailed if that fails; the file that was there is kept.
-    """
+    """Write beside the target, flush to disk, rename. Raises RunFailed if that fails; the file that was there is
+    kept."""
     tensors: dict[str, Tensor] = {}
     for name, parameter in adapter.tensors().items():
         state = optimizer.state[parameter]
         tensors |= {f"value/{name}": parameter.detach(), f"best/{name}": best[name]}
         tensors |= {f"{moment}/{name}": state[moment] for moment in ("exp_avg", "exp_avg_sq") if moment in state}
-    temporary = path.with_suffix(".new")
+    scalars = {"progress": json.dumps(asdict(progress))}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(
-            {k: v.contiguous().cpu() for k, v in tensors.items()},
-            temporary,
-            metadata={"progress": json.dumps(asdict(progress))},
-        )
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with replaced(path) as fresh:
+            save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, fresh, metadata=scalars)
+            with fresh.open("rb") as file:
+                os.fsync(file.fileno())
     except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
         raise RunFailed(f"{path}: checkpoint could not be saved ({error}); the one before it is kept") from error
 
 

@@ -9,10 +9,8 @@ from qrun.errors import Interrupted
 
 
 class Interrupt:
-    """While `deferred`, a signal only sets `received`.
-
-    Otherwise it raises Interrupted. A second signal always raises.
-    """
+    """While `deferred`, a signal only sets `received`. Otherwise it raises Interrupted. A second signal always
+    raises."""
 
     def __init__(self) -> None:
         self.received: int | None = None

@@ -36,18 +36,14 @@ def training_windows(ids: Tensor, context: int) -> Tensor:
     """Disjoint windows [count, context] of a token stream [T]; a tail shorter than a window is left out of training."""
     count = len(ids) // context
     if count == 0:
-        raise InputError(
-            f"training.context={context}: the training split has only {len(ids)} tokens, shorter than one window"
-        )
+        why = f"the training split has only {len(ids)} tokens, shorter than one window"
+        raise InputError(f"training.context={context}: {why}")
     return ids[: count * context].view(count, context)
 
 
 def batch_rows(windows: int, size: int, index: int, seed: int) -> Tensor:
-    """Rows of the `index`-th batch.
-
-    A pass over all windows in an order drawn from (seed, epoch), then the next. Stateless, so a resumed run
-    continues it.
-    """
+    """Rows of the `index`-th batch. A pass over all windows in an order drawn from (seed, epoch), then the next.
+    Stateless, so a resumed run continues it."""
     first = index * size
     rows: list[int] = []
     while len(rows) < size:
@@ -58,24 +54,12 @@ def batch_rows(windows: int, size: int, index: int, seed: int) -> Tensor:
 
 
 def fit(
-    model: Any,
-    adapter: Adapter,
-    windows: Tensor,
-    validate: Callable[[], float],
-    config: TrainingConfig,
-    seed: int,
-    teacher: Teacher | None,
-    path: Path,
-    progress: Progress,
-    on_step: Callable[[Progress], None],
-    interrupt: Interrupt,
-) -> tuple[dict[str, Tensor], Progress]:
+    model: Any, adapter: Adapter, windows: Tensor, validate: Callable[[], float], config: TrainingConfig, seed: int,
+    teacher: Teacher | None, path: Path, progress: Progress, on_step: Callable[[Progress], None], interrupt: Interrupt,
+) -> tuple[dict[str, Tensor], Progress]:  # fmt: skip
     """Train from `progress` on (step 0, or what a checkpoint at `path` says) and return the best parameters by
-    validation.
-
-    windows [count, context] int64; `validate` gives nats per token on validation text. Raises RunFailed on
-    divergence and Interrupted, after a checkpoint, on a signal.
-    """
+    validation. windows [count, context] int64; `validate` gives nats per token on validation text. Raises RunFailed on
+    divergence and Interrupted, after a checkpoint, on a signal."""
     parameters = list(adapter.tensors().values())
     optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
     best = adapter.snapshot()
@@ -104,59 +88,38 @@ def fit(
             if last or stop or progress.step % config.checkpoint_every == 0:
                 checkpoint.save(path, adapter, optimizer, best, progress)
             if stop and not last:
-                raise Interrupted(
-                    stop,
-                    f"interrupted at step {progress.step}; checkpoint saved, add --resume to the same command to go on",
-                )
+                how = "checkpoint saved, add --resume to the same command to go on"
+                raise Interrupted(stop, f"interrupted at step {progress.step}; {how}")
     return best, progress
 
 
 def optimizer_step(
-    model: Any,
-    windows: Tensor,
-    optimizer: torch.optim.Optimizer,
-    parameters: list[Any],
-    config: TrainingConfig,
-    step: int,
-    seed: int,
-    teacher: Teacher | None,
-) -> dict[str, float]:
-    """One update over `accumulation` batches.
-
-    Returns loss and cross-entropy in nats per token, gradient norm and learning rate.
-    """
+    model: Any, windows: Tensor, optimizer: torch.optim.Optimizer, parameters: list[Any], config: TrainingConfig,
+    step: int, seed: int, teacher: Teacher | None,
+) -> dict[str, float]:  # fmt: skip
+    """One update over `accumulation` batches. Returns loss and cross-entropy in nats per token, gradient norm and
+    learning rate."""
     lr = learning_rate(config, step)
     for group in optimizer.param_groups:
         group["lr"] = lr
     loss_sum = ce_sum = 0.0
     for part in range(config.accumulation):
         rows = batch_rows(len(windows), config.batch, step * config.accumulation + part, seed)
-        loss, ce = window_loss(
-            model, windows[rows].to(model.device), teacher, config.distill_weight, config.temperature
-        )
+        ids = windows[rows].to(model.device)
+        loss, ce = window_loss(model, ids, teacher, config.distill_weight, config.temperature)
         (loss / config.accumulation).backward()
         loss_sum, ce_sum = loss_sum + loss.item(), ce_sum + ce
     norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip or math.inf).item()
     if math.isfinite(loss_sum) and math.isfinite(norm):
         optimizer.step()
     optimizer.zero_grad()
-    return {
-        "loss": loss_sum / config.accumulation,
-        "cross_entropy": ce_sum / config.accumulation,
-        "gradient_norm": norm,
-        "lr": lr,
-    }
+    loss_mean, ce_mean = loss_sum / config.accumulation, ce_sum / config.accumulation
+    return {"loss": loss_mean, "cross_entropy": ce_mean, "gradient_norm": norm, "lr": lr}
 
 
 def _check(loss: float, progress: Progress, config: TrainingConfig) -> None:
-    first = progress.history[0]["loss"]
+    first, how = progress.history[0]["loss"], f"lower training.lr (now {config.lr:g})"
     if not math.isfinite(loss) or not math.isfinite(progress.history[-1]["gradient_norm"]):
-        raise RunFailed(
-            f"loss or gradient became {loss} at step {progress.step}: training stopped; lower training.lr (now "
-            f"{config.lr:g})"
-        )
+        raise RunFailed(f"loss or gradient became {loss} at step {progress.step}: training stopped; {how}")
     if loss > first + config.divergence:
-        raise RunFailed(
-            f"loss rose from {first:.2f} to {loss:.2f} at step {progress.step}: diverged; lower training.lr "
-            f"(now {config.lr:g})"
-        )
+        raise RunFailed(f"loss rose from {first:.2f} to {loss:.2f} at step {progress.step}: diverged; {how}")

@@ -17,10 +17,8 @@ from qrun.evaluation.perplexity import LOGITS
 
 @dataclass(frozen=True)
 class Teacher:
-    """Where the soft targets come from.
-
-    Hidden states [batch, T, d] for ids [batch, T], and the head that reads them.
-    """
+    """Where the soft targets come from. Hidden states [batch, T, d] for ids [batch, T], and the head that reads
+    them."""
 
     hidden: Callable[[Tensor], Tensor]
     head: Callable[[Tensor], Tensor]

@@ -6,10 +6,11 @@ import torch
 
 from qrun.adapters.cayley import cayley
 from qrun.adapters.executor import CircuitExecutor, exact
-from qrun.config.noise import Noise
 from qrun.config.schema import Sign
 from qrun.errors import InputError
-from qrun.quantum.devices import NoisyDevice, ShotsDevice
+from qrun.quantum.devices.noisy import NoisyDevice
+from qrun.quantum.devices.shots import ShotsDevice
+from qrun.quantum.noise import Noise
 
 BLOCKS = cayley(torch.randn(6, 6, generator=torch.Generator().manual_seed(0)), 4)
 SLICES = torch.randn(50, 6, 4, generator=torch.Generator().manual_seed(1)) * 3

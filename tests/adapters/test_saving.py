@@ -1,14 +1,19 @@
+import dataclasses
 import json
 import subprocess
 import sys
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
 
-from qrun.adapters.linear import attach
+from qrun.adapters.linear import AdaptedLinear, Adapter, attach
+from qrun.adapters.methods import names
 from qrun.adapters.saving import CONFIG, WEIGHTS, read, save
 from qrun.adapters.sites import select, sites
-from qrun.config.schema import AdapterConfig, Side
+from qrun.config.schema import PROJECTIONS, AdapterConfig, Side
 from qrun.errors import InputError
 
 
@@ -39,10 +44,99 @@ def edit(folder, **changes):
     (folder / CONFIG).write_text(json.dumps({**config, **changes}))
 
 
-def test_a_newer_format_version_is_refused(saved):
-    edit(saved[0], format_version=2)
-    with pytest.raises(InputError, match="newer than this qrun"):
+@pytest.mark.parametrize(
+    ("version", "text"),
+    [(1, "written by an older qrun; train it again"), (None, "written by an older"), (3, "written by a newer qrun")],
+)
+def test_other_format_versions_are_refused(saved, version, text):
+    edit(saved[0], format_version=version)
+    with pytest.raises(InputError, match=rf"{text}.*\(format {version}, this qrun reads 2\)"):
         read(saved[0])
+
+
+CONFIGS = [
+    st.builds(
+        AdapterConfig,
+        dim=st.integers(2, 64), rank=st.integers(1, 64), factors=st.integers(1, 6),
+        projections=st.lists(st.sampled_from(PROJECTIONS), min_size=1, unique=True),
+        layers=st.lists(st.sampled_from(["all", "first", "last", "3", "2-5"]), min_size=1),
+        **({"side": st.sampled_from(Side), "sign_constrained": st.booleans()} if name == "cayley" else {}),
+        method=st.just(name),
+    )
+    for name in names()
+]  # fmt: skip
+
+
+@settings(deadline=None, max_examples=60)
+@given(config=st.one_of(CONFIGS))
+def test_every_field_of_every_config_comes_back(config, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("adapter")
+    module = AdaptedLinear(torch.nn.Linear(8, 8), 4, Side.input, False)
+    save(folder, Adapter(config, {"layers.0.self_attn.q_proj": module}), {"name": "m", "weights": "w"}, {})
+    assert read(folder).config == config
+    stored = json.loads((folder / CONFIG).read_text())["adapter"]
+    assert set(stored) == {f.name for f in dataclasses.fields(AdapterConfig)}
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"adapter": {"reflections": 4}}, "adapter.reflections=4: Key"),  # of a future qrun
+        ({"adapter": {"dim": "4"}}, "adapter.dim='4' cannot be kept"),
+        ({"adapter": {"dim": 4.5}}, "adapter.dim=4.5: Value"),
+        ({"adapter": {"dim": True}}, "adapter.dim=True: Value"),
+        ({"adapter": {"dim": 0}}, "adapter.dim=0"),
+        ({"adapter": {"side": "left"}}, "adapter.side='left': Invalid"),
+        ({"adapter": {"method": "lorra"}}, "adapter.method=lorra: use block"),
+        ({"adapter": {"projections": 5}}, "adapter.projections=5"),
+        ({"adapter": {"options": {"alpha": 1}}}, "adapter.options.alpha=1: possible words"),
+        ({"adapter": {"rank": None}}, "adapter.rank=None: "),
+        ({"adapter": []}, r"adapter=\[\] is not a dict"),
+        ({"base_model": None}, "base_model=None is not a dict"),
+        ({"base_model": {"name": "m"}}, "base_model.weights=None"),
+        ({"facts": 1}, "facts=1 is not a dict"),
+        ({"sites": "all"}, "sites='all' is not a list"),
+        ({"sites": [1]}, "are not names"),
+        ({"parameters": 1.5}, "parameters=1.5 is not a int"),
+        ({"parameters": 7}, "but parameters=7"),
+    ],
+    ids=str,
+)
+def test_wrong_values_are_refused_in_one_line_that_names_them(saved, change, text):
+    stored = json.loads((saved[0] / CONFIG).read_text())["adapter"]
+    edit(saved[0], **{k: {**stored, **v} if k == "adapter" and isinstance(v, dict) else v for k, v in change.items()})
+    with pytest.raises(InputError, match=text) as caught:
+        read(saved[0])
+    assert "\n" not in str(caught.value) and CONFIG in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["adapter", "base_model", "sites", "parameters", "facts", "dim", "options", "method"])
+def test_missing_keys_are_refused_by_name(saved, key):
+    config = json.loads((saved[0] / CONFIG).read_text())
+    (config if key in config else config["adapter"]).pop(key)
+    (saved[0] / CONFIG).write_text(json.dumps(config))
+    with pytest.raises(InputError, match=key):
+        read(saved[0])
+
+
+def test_tables_with_other_rows_are_refused_and_never_broadcast(saved):
+    folder, adapter = saved
+    whole = adapter.snapshot()
+    first = next(iter(whole))
+    cut = {**whole, first: whole[first][:1]}
+    with pytest.raises(
+        InputError, match=rf"{first}: tensor of shape \[1, 28\], but adapter.method=cayley has \[2, 28\]"
+    ):
+        adapter.load(cut)
+    with pytest.raises(InputError, match="missing"):
+        adapter.load({n: v for n, v in whole.items() if n != first})
+    assert all(torch.equal(p, whole[n]) for n, p in adapter.tensors().items())
+    save_file(cut, folder / WEIGHTS)
+    with pytest.raises(InputError, match="values, but parameters="):
+        read(folder)
+    save_file({**whole, first: whole[first] * float("nan")}, folder / WEIGHTS)
+    with pytest.raises(InputError, match=f"{first} is not a finite table"):
+        read(folder)
 
 
 def test_a_foreign_adapter_is_refused(saved):
@@ -77,7 +171,7 @@ from pathlib import Path
 import torch
 from qrun.adapters.linear import Adapter, AdaptedLinear
 from qrun.adapters.saving import read, save
-from qrun.config.schema import AdapterConfig, Side
+from qrun.config.schema import PROJECTIONS, AdapterConfig, Side
 from qrun.errors import RunFailed
 from qrun.training import checkpoint
 from qrun.training.checkpoint import Progress

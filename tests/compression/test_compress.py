@@ -8,11 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qrun.adapters.controls import attach_method
+from qrun.adapters.methods import spec
 from qrun.adapters.sites import sites
 from qrun.compression.compress import allocate, compress, input_covariances, nats, save, sensitivity
-from qrun.compression.factors import Form, balanced, contract, factorise, read_factors
-from qrun.config.schema import AdapterConfig, CompressionConfig, CompressionKind, Method, ModelConfig, Profile
+from qrun.compression.factors import contract, factorise, read_factors
+from qrun.compression.forms import Form, balanced
+from qrun.config.schema import AdapterConfig, CompressionConfig, CompressionKind, ModelConfig, Profile
 from qrun.errors import InputError
 from qrun.language.models import load
 
@@ -98,7 +99,9 @@ def test_a_compressed_folder_is_an_ordinary_model_and_healing_starts_where_it_is
         torch.testing.assert_close(logits, tiny.model(input_ids=IDS[:1]).logits)
         cores = read_factors(tmp_path / "small")
         assert sum(c.numel() for found in cores.values() for c in found) == facts["kept_parameters"]
-        adapter = attach_method(back.model, sites(back.shape), AdapterConfig(method=Method.healing), tmp_path / "small")
+        adapter = spec("healing").attach(
+            back.model, sites(back.shape), AdapterConfig(method="healing"), tmp_path / "small"
+        )
         assert adapter.count() == facts["kept_parameters"]
         torch.testing.assert_close(back.model(input_ids=IDS[:1]).logits, logits, atol=1e-4, rtol=1e-4)
     assert json.loads((tmp_path / "small" / "compression.json").read_text())["bonds"] == compressed.bonds
@@ -139,7 +142,7 @@ def test_healing_moves_the_factored_sites_and_leaves_those_that_a_profile_left_d
     compressed = compress(tiny, CompressionConfig(ratio=0.85, profile=Profile.sensitivity), IDS)
     assert 0 < len(compressed.cores) < len(sites(tiny.shape))
     save(tmp_path / "small", tiny, compressed)
-    adapter = attach_method(tiny.model, sites(tiny.shape), AdapterConfig(method=Method.healing), tmp_path / "small")
+    adapter = spec("healing").attach(tiny.model, sites(tiny.shape), AdapterConfig(method="healing"), tmp_path / "small")
     assert set(adapter.modules) == set(compressed.cores) and adapter.count() == sum(
         c.numel() for cores in compressed.cores.values() for c in cores
     )

@@ -4,9 +4,16 @@ import sys
 import pytest
 
 from qrun.config.compose import compose, config_hash, flatten, options, plain, to_yaml
+from qrun.config.schema import DataConfig, ModelConfig, QuestionsConfig
 from qrun.errors import InputError
+from qrun.studies import STUDIES, configure
 
 OPTIONS = [(group, option) for group, found in options().items() for option in found if group != "experiment"]
+
+
+def composed(verb, words):
+    """The config of a verb or of a study."""
+    return configure(verb, words) if verb in STUDIES else compose(verb, words)
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
@@ -17,7 +24,7 @@ def test_every_option_composes_and_has_a_headline(group, option):
     )
     verb = verbs.get(group, "perplexity")
     words += ["device=noisy"] if group == "noise" else []
-    assert to_yaml(compose(verb, words))
+    assert to_yaml(composed(verb, words))
     assert len(options()[group][option]) > 20
 
 
@@ -94,14 +101,52 @@ def test_stride_beyond_the_window_is_refused():
 
 def test_a_list_value_is_not_a_grid():
     assert compose("train", ["adapter.projections=[q_proj,k_proj]"]).adapter.projections == ["q_proj", "k_proj"]
-    assert compose("train", ["name='a,b'"]).name == "a,b"
+    assert compose("train", ["results='a,b'"]).results == "a,b"
+
+
+NAMES = [
+    ("train", "name", []),
+    ("dim", "name", []),
+    ("questions", "name", []),
+    ("train", "model.name", []),
+    ("train", "teacher.name", ["model@teacher=nano"]),
+    ("questions", "original.name", ["model@original=nano"]),
+    ("train", "data.name", []),
+    ("recover", "home.name", ["data@home=pydoc"]),
+    ("questions", "questions.name", []),
+]
+
+
+@pytest.mark.parametrize(("verb", "key", "words"), NAMES)
+def test_every_name_that_leads_out_of_its_folder_is_refused(verb, key, words):
+    with pytest.raises(InputError) as caught:
+        composed(verb, [*words, f"{key}=../zz"])
+    group = key.replace("teacher", "model").replace("original", "model").replace("home", "data")
+    possible = "use 1 to 120 letters a-z and A-Z, digits, '.', '_' or '-', but not '.' or '..'"
+    assert str(caught.value) == f"{group}=../zz: {possible}"
+
+
+@pytest.mark.parametrize("given", ["..", ".", "/abs", "a/b", "a\\b", "a b", "a&b", "é", "a\n", "x" * 121, ""])
+def test_a_name_of_other_characters_is_refused_in_one_line(given):
+    with pytest.raises(InputError, match=r"model.name=.*use 1 to 120") as caught:
+        ModelConfig(name=given, embedded=True)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("given", ["a", "...", "-x", "nano-svd-0.5", "Llama_3.2", "x" * 120])
+def test_a_plain_name_is_taken(given):
+    assert compose("train", [f"name={given}"]).name == ModelConfig(name=given, embedded=True).name == given
+
+
+def test_a_name_that_is_not_stated_yet_is_no_wrong_name():
+    assert ModelConfig(embedded=True).name == DataConfig(source="pydoc").name == QuestionsConfig(source="mmlu").name
 
 
 def test_wrong_words_are_answered_before_torch_is_imported():
     code = (
         "import sys; from qrun.config.compose import compose\n"
-        "from qrun.recipes.train import train\n"
-        "try: train(compose('train', ['adapter.dim=7']))\n"
+        "from qrun.cli.main import app\n"
+        "try: app(['train', 'adapter.dim=7'], standalone_mode=False)\n"
         "except Exception as e: print(e)\n"
         "print(sorted({'torch', 'transformers', 'mlflow', 'numpy'} & set(sys.modules)))"
     )

@@ -3,10 +3,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qrun.config.schema import EvaluationConfig, ProtocolConfig, ProtocolKind
+from qrun.config.schema import EvaluationConfig, ProtocolConfig, ProtocolKind, Sample
 from qrun.errors import InputError
-from qrun.evaluation.protocols import build, detokenize, disjoint, prefix_token, strided
+from qrun.evaluation.protocols import build, detokenize, disjoint, draw, prefix_token, strided
 from qrun.language.corpus import Corpus
+from qrun.language.tokens import TokenStream
 
 KINDS = [
     ProtocolConfig(ProtocolKind.fixed_window, 64),
@@ -25,7 +26,7 @@ def test_strided_windows_score_every_token_but_the_first_exactly_once(tokens, ct
     stride = data.draw(st.integers(1, ctx))
     scored = np.zeros(tokens, dtype=int)
     for window in strided(tokens, ctx, stride):
-        assert 0 <= window.start < window.first <= window.end <= tokens and window.end - window.start <= ctx
+        assert 0 <= window.start < window.first < window.end <= tokens and window.end - window.start <= ctx
         scored[window.first : window.end] += 1
     # at stride = ctx windows do not overlap and the first token of each has no context: it stays unscored, as in
     # fixed_window
@@ -105,3 +106,106 @@ def test_prefix_is_bos_else_eos():
     Tokenizer.eos_token_id = None
     with pytest.raises(InputError, match="neither"):
         prefix_token(Tokenizer)
+
+
+# --- evaluation.sample=passages
+
+
+def written(lengths, first=0):
+    """Documents of so many tokens, each of tokens of its own."""
+    document = np.repeat(np.arange(len(lengths)), lengths)
+    ids = np.concatenate([1000 * (first + i) + np.arange(size) for i, size in enumerate(lengths)] or [[]]).astype(int)
+    return TokenStream(ids, document, np.ones_like(ids), np.ones(len(lengths), int))
+
+
+def contents(text, windows):
+    """What is fed of each window, whatever its place in the stream."""
+    return [(tuple(text.ids[w.start : w.end].tolist()), w.first - w.start) for w in windows]
+
+
+lengths = st.lists(st.integers(2, 90), min_size=1, max_size=8)
+strides = st.sampled_from([None, 5, 16])
+
+
+@given(lengths=lengths, stride=strides)
+def test_passages_never_cross_documents_and_score_what_each_document_alone_would(lengths, stride):
+    text = written(lengths)
+    windows = draw(text, 16, stride, None)
+    for window in windows:
+        assert len(set(text.document[window.start : window.end].tolist())) == 1
+        assert window.start < window.first < window.end <= window.start + 16
+    scored = np.zeros(len(text.ids), int)
+    for window in windows:
+        scored[window.first : window.end] += 1
+    at = np.cumsum([0, *lengths])
+    for i, size in enumerate(lengths):
+        alone = np.zeros(size, int)
+        for window in disjoint(size, 16) if stride is None else strided(size, 16, stride):
+            alone[window.first : window.end] += 1
+        assert scored[at[i] : at[i + 1]].tolist() == alone.tolist()
+
+
+@given(lengths=lengths, stride=strides, most=st.integers(2, 300) | st.none())
+def test_every_document_gives_a_passage_before_any_gives_another(lengths, stride, most):
+    text = written(lengths)
+    given_by = [int(text.document[w.start]) for w in draw(text, 16, stride, most)]
+    turns = [given_by[:i].count(d) for i, d in enumerate(given_by)]
+    assert turns == sorted(turns)
+    available = {d: len(disjoint(n, 16) if stride is None else strided(n, 16, stride)) for d, n in enumerate(lengths)}
+    for turn in range(max(turns)):  # before the next turn, every document that can give has given
+        assert {d for d, t in zip(given_by, turns, strict=True) if t == turn} == {
+            d for d, count in available.items() if count > turn
+        }
+
+
+@given(lengths=lengths, stride=strides, most=st.integers(2, 300))
+def test_max_tokens_is_kept_and_a_larger_one_only_adds(lengths, stride, most):
+    text = written(lengths)
+    everything, windows = draw(text, 16, stride, None), draw(text, 16, stride, most)
+    size = sum(w.end - w.first for w in windows)
+    assert windows == everything[: len(windows)]
+    assert size <= most or len(windows) == 1  # one passage at the least
+    if len(windows) < len(everything):
+        assert size + everything[len(windows)].end - everything[len(windows)].first > most
+
+
+@given(lengths=lengths, others=lengths, stride=strides, data=st.data())
+def test_other_documents_do_not_change_which_passages_a_document_gives_first(lengths, others, stride, data):
+    both, alone = [*zip(lengths, range(len(lengths)), strict=True)], written(lengths)
+    both += [(size, 100 + i) for i, size in enumerate(others)]
+    order = data.draw(st.permutations(both))
+    parts = [written([size], first=name) for size, name in order]
+    text = TokenStream(
+        np.concatenate([p.ids for p in parts]), np.repeat(np.arange(len(parts)), [len(p.ids) for p in parts]),
+        np.concatenate([p.bytes for p in parts]), np.ones(len(parts), int),
+    )  # fmt: skip
+    mine = [found for found in contents(text, draw(text, 16, stride, None)) if found[0][0] < 100_000]
+    assert mine == contents(alone, draw(alone, 16, stride, None))
+
+
+def drawn(**changes):
+    return EvaluationConfig(sample=Sample.passages, **changes)
+
+
+@pytest.mark.parametrize("protocol", KINDS, ids=lambda p: p.kind.value)
+def test_only_a_drawn_sample_is_stated(nano, protocol):
+    whole = build(protocol, EvaluationConfig(), corpus(), nano.tokenizer, 1024)
+    passages = build(protocol, drawn(), corpus(), nano.tokenizer, 1024)
+    assert "sample" not in whole.statement and passages.statement["sample"] == "passages"
+    assert {**whole.statement, "sample": "passages"} == passages.statement
+    assert whole.fingerprint != passages.fingerprint
+
+
+def test_whole_documents_are_drawn_for_the_harness_in_an_order_of_their_own(nano):
+    one, other = (build(KINDS[2], drawn(max_tokens=120), corpus(documents), nano.tokenizer, 1024) for documents in
+                  (DOCUMENTS, DOCUMENTS[::-1]))  # fmt: skip
+    assert [p.stream.ids.tolist() for p in one.passages] == [p.stream.ids.tolist() for p in other.passages]
+    whole = build(KINDS[2], drawn(), corpus(), nano.tokenizer, 1024)
+    assert 0 < len(one.passages) < len(whole.passages) == len(DOCUMENTS)
+    assert one.words.tolist() == whole.words[: len(one.passages)].tolist() and len(one.words) == len(one.bytes)
+    assert sorted(whole.bytes.tolist()) == sorted(len(d.encode()) for d in DOCUMENTS)
+
+
+def test_a_text_shorter_than_a_window_can_still_give_passages(nano):
+    task = build(ProtocolConfig(ctx=512), drawn(), corpus(["Short text."]), nano.tokenizer, 1024)
+    assert len(task.passages[0].windows) == 1 and task.scored == len(task.passages[0].stream.ids) - 1

@@ -9,6 +9,7 @@ from qrun.config.schema import QuestionsConfig
 from qrun.errors import InputError
 from qrun.evaluation.questions import Answers, answer, binomial_interval, both_fail, mcnemar
 from qrun.language.questions import load
+from qrun.studies import configure
 
 MMLU = "question,choice0,choice1,choice2,choice3,answer\nOne and one?,1,2,3,4,1\nTwo and two?,1,2,3,4,3\n"
 
@@ -30,6 +31,7 @@ def test_likelihood_is_the_sum_over_the_tokens_of_the_choice(tiny, tmp_path):
     assert found.likelihood[1, 2] == pytest.approx(direct, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_continuation_is_built_by_seed_from_held_out_text_and_nano_is_far_above_chance(nano):
     config = QuestionsConfig(name="continuation", source="continuation", limit=24)
     first, again, other = load(config, 0), load(config, 0), load(config, 1)
@@ -80,9 +82,8 @@ def test_parquet_is_read_and_its_columns_checked(tmp_path):
 
 @pytest.mark.data
 def test_the_papers_two_questions_stand_where_the_config_says(shared):
-    from qrun.config.compose import compose
 
-    config = compose("questions", ["questions=paper", f"questions.path={shared / 'mmlu'}"]).questions
+    config = configure("questions", ["questions=paper", f"questions.path={shared / 'mmlu'}"]).questions
     first, second = load(config, 0).questions
     assert first.text == "Which of the jovian planets have rings?" and first.shown[first.answer] == "all of the above"
     assert (
@@ -111,14 +112,11 @@ def test_mcnemar_counts_changed_answers_only():
 
 
 def test_what_both_fail_is_compared_with_random_changes():
-    likelihood = {k: np.eye(4)[np.full(30, k)] for k in range(4)}
-    right, ones = np.zeros(30, int), np.ones((30, 4), int)
-    arms = [Answers(likelihood[1], ones, right), Answers(likelihood[2], ones, right)]
-    mixed = np.where(
-        np.arange(30)[:, None] < 5, likelihood[0], np.where(np.arange(30)[:, None] < 15, likelihood[3], likelihood[2])
-    )
-    found = both_fail(*arms, Answers(mixed, ones, right))
-    assert found["both_fail"] == 30 and found["answered"] == [0, 1, 2, 3, 4] and found["flips"] == 5.0
+    before = np.full(30, 2)  # where choice 0 is right
+    after = np.where(np.arange(30) < 5, 0, np.where(np.arange(30) < 15, 3, 2))
+    found = both_fail(np.zeros(30, bool), before == 0, after == 0, before, after)
+    assert found["failed"] == 30 and found["answered"] == [0, 1, 2, 3, 4] and found["flips"] == 5.0
+    assert found["changed"] == 15 and found["guessing"] == 7.5
     assert found["p"] == pytest.approx(stats.binom.sf(4, 15, 1 / 3))
 
 

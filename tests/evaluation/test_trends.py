@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from qrun.evaluation.intervals import recovery_interval
+from qrun.evaluation.intervals import over_documents, recovery
 from qrun.evaluation.trends import mean_interval, monotone_trend, sharpness, zero_crossing
 
 
@@ -59,7 +59,8 @@ def test_recovery_is_the_share_of_the_loss_and_its_interval_holds_it():
     original = weight * rng.normal(3.0, 0.2, 40)
     compressed = original + 0.5 * weight
     adapted = original + 0.1 * weight * rng.normal(1, 0.3, 40)
-    value, low, high = recovery_interval(compressed, adapted, original, weight, 999, 0)
+    value = recovery(compressed, adapted, original, weight)
+    low, high = over_documents(recovery, (compressed, adapted, original), weight, 999, 0)
     p, q, r = (np.exp(x.sum() / weight.sum()) for x in (compressed, adapted, original))
     assert value == pytest.approx((p - q) / (p - r)) and low < value < high and high - low < 0.2
-    assert recovery_interval(compressed, compressed, original, weight, 999, 0)[0] == 0
+    assert over_documents(recovery, (compressed, compressed, original), weight, 999, 0) == (0, 0)

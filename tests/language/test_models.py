@@ -3,6 +3,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from qrun.config.compose import compose
 from qrun.config.schema import DataConfig, Dtype, EvaluationConfig, ModelConfig, ProtocolConfig
@@ -10,9 +11,12 @@ from qrun.errors import InputError
 from qrun.evaluation.perplexity import measure
 from qrun.evaluation.protocols import build
 from qrun.language.corpus import load as load_corpus
-from qrun.language.models import load, model_shape, weights_digest
+from qrun.language.models import load, model_folder, model_shape
+
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
+@pytest.mark.slow
 def test_the_embedded_model_is_llama_in_smollm2s_proportions_and_knows_english(nano):
     assert (
         nano.shape.hidden_size,
@@ -30,12 +34,10 @@ def test_nothing_of_a_loaded_model_is_trainable(nano):
     assert not any(p.requires_grad for p in nano.model.parameters()) and not nano.model.training
 
 
-def test_weights_digest_sees_values_and_ignores_the_loading_type(tiny_folder):
+def test_the_identity_ignores_the_loading_type(tiny_folder):
     full = load(ModelConfig(name="tiny", path=str(tiny_folder)))
     half = load(ModelConfig(name="tiny", path=str(tiny_folder), dtype=Dtype.bfloat16))
-    assert half.model.dtype == torch.bfloat16 and full.identity["weights"] == half.identity["weights"]
-    full.model.model.layers[1].mlp.down_proj.weight.data[0, 0] += 1
-    assert weights_digest(full.model) != half.identity["weights"]
+    assert half.model.dtype == torch.bfloat16 and full.identity == half.identity
 
 
 def copy(folder, to, *without):
@@ -59,6 +61,87 @@ def test_folders_with_something_missing_or_broken_are_named(tiny_folder, tmp_pat
     weights.write_bytes(weights.read_bytes()[:5000])
     with pytest.raises(InputError, match="could not be loaded"):
         load(broken)
+
+
+def edited(folder, to, config, tensors=lambda w: None):
+    """A copy with other values in config.json and other tensors."""
+    copied = copy(folder, to)
+    values = json.loads((to / "config.json").read_text())
+    (to / "config.json").write_text(json.dumps({**values, **config}))
+    weights = load_file(to / "model.safetensors")
+    tensors(weights)
+    save_file(weights, to / "model.safetensors", metadata={"format": "pt"})
+    return copied
+
+
+Q = "model.layers.1.self_attn.q_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("config", "tensors", "said"),
+    [
+        ({}, lambda w: w.pop(Q), f"tensors missing: {Q}$"),
+        ({}, lambda w: w.update(extra=torch.ones(2)), "tensors not in the model of config.json: extra$"),
+        ({}, lambda w: w.update({Q: torch.ones(32, 16)}), f"tensors of another shape than config.json says: {Q}$"),
+        ({"num_hidden_layers": 3}, lambda w: None, r"tensors missing: model.layers.2.\S+, \S+, \S+ and 6 more$"),
+        ({"num_hidden_layers": 1}, lambda w: None, r"not in the model of config.json: model.layers.1.* and 6 more$"),
+        ({"num_hidden_layers": -1}, lambda w: None, "num_hidden_layers=-1; a positive whole number is needed$"),
+        ({"num_attention_heads": 0}, lambda w: None, "num_attention_heads=0; a positive whole number"),
+        ({"hidden_size": None}, lambda w: None, "hidden_size=None; a positive whole number"),
+        ({"tie_word_embeddings": False}, lambda w: None, "tensors missing: lm_head.weight$"),
+        ({"attention_bias": True}, lambda w: None, r"tensors missing: model.layers.0.self_attn.k_proj.bias, .* 5 more"),
+    ],
+)
+def test_files_and_config_must_have_the_same_tensors(tiny_folder, tmp_path, config, tensors, said):
+    with pytest.raises(InputError, match=said) as stop:
+        load(edited(tiny_folder, tmp_path / "m", config, tensors))
+    assert "\n" not in str(stop.value)
+
+
+def test_a_tied_head_may_be_stored_or_not(tiny_folder, tmp_path):
+    stored = edited(tiny_folder, tmp_path / "m", {}, lambda w: w.update({HEAD: w[EMBEDDING].clone()}))
+    assert torch.equal(load(stored).model.lm_head.weight, load_file(tiny_folder / "model.safetensors")[EMBEDDING])
+
+
+def test_a_folder_that_names_another_base_model_is_refused(tiny_folder, tmp_path):
+    config = copy(tiny_folder, tmp_path / "m")
+    (tmp_path / "m" / "adapter_config.json").write_text('{"base_model_name_or_path": "elsewhere"}')
+    with pytest.raises(InputError, match=r"has an adapter_config.json"):
+        load(config)
+
+
+def test_hub_models_are_fetched_at_their_revision_and_read_from_that_folder(tiny_folder, monkeypatch):
+    import huggingface_hub
+
+    asked = []
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: asked.append((a, k)) or str(tiny_folder))
+    language = load(ModelConfig(name="hub", hub_id="owner/name", revision="0" * 40))
+    (where,), options = asked[0]
+    assert (where, options["revision"]) == ("owner/name", "0" * 40) and len(asked) == 1
+    assert not any(pattern.endswith((".bin", ".py", ".pt")) for pattern in options["allow_patterns"])
+    assert language.identity["hub_id"] == "owner/name" and language.identity["path"] is None
+    assert language.digest == load(ModelConfig(name="tiny", path=str(tiny_folder))).digest
+
+
+@pytest.mark.parametrize(
+    ("gated", "token", "error", "said"),
+    [
+        (False, None, ConnectionError("no route"), r"owner/name at 0{40} could not be fetched \(ConnectionError\)"),
+        (True, None, OSError("401"), "owner/name is gated; accept its licence"),
+        (True, "hf_x", OSError("403 gated repo"), "the hub refused owner/name for this HF_TOKEN"),
+    ],
+)
+def test_a_hub_that_does_not_give_the_model_is_one_line(gated, token, error, said, monkeypatch):
+    import huggingface_hub
+
+    def refuse(*_args, **_options):
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    monkeypatch.setenv("HF_TOKEN", token) if token else monkeypatch.delenv("HF_TOKEN", raising=False)
+    with pytest.raises(InputError, match=said) as stop:
+        model_folder(ModelConfig(name="hub", hub_id="owner/name", revision="0" * 40, gated=gated))
+    assert "\n" not in str(stop.value) and "hf_x" not in str(stop.value)
 
 
 def test_other_architectures_are_refused_and_named(tiny_folder, tmp_path):

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -42,6 +44,18 @@ def test_pages_are_tokenised_alone(nano):
 def test_an_empty_text_is_refused(nano):
     with pytest.raises(InputError, match="empty"):
         stream(nano.tokenizer, [""])
+
+
+def test_the_tokenizers_fingerprint_sees_all_but_padding_and_truncation(nano):
+    from tokenizers import pre_tokenizers
+
+    tokenizer = copy.deepcopy(nano.tokenizer)
+    before = tokenizer_digest(tokenizer)
+    tokenizer.backend_tokenizer.enable_padding(length=8)
+    tokenizer.backend_tokenizer.enable_truncation(5)
+    assert len(before) == 8 and tokenizer_digest(tokenizer) == before
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    assert tokenizer_digest(tokenizer) != before
 
 
 @pytest.mark.data

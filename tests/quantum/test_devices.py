@@ -1,14 +1,22 @@
 """One conformance suite for every device, and the fast simulator against Aer and default.mixed."""
 
+from importlib import import_module
+
 import numpy as np
 import pytest
 from quantum_support import FULL, rotations, unit_slices
 from scipy.stats import chisquare
 
-from qrun.config.noise import Noise
+from qrun.config.compose import compose
 from qrun.errors import InputError
 from qrun.quantum.cache import BlockCache
-from qrun.quantum.devices import AerDevice, NoisyDevice, PennyLaneDevice, ShotsDevice
+from qrun.quantum.devices import KINDS
+from qrun.quantum.devices.aer import AerDevice
+from qrun.quantum.devices.base import Setting
+from qrun.quantum.devices.noisy import NoisyDevice
+from qrun.quantum.devices.pennylane import PennyLaneDevice
+from qrun.quantum.devices.shots import ShotsDevice
+from qrun.quantum.noise import Noise
 from qrun.quantum.sampling import sample
 
 MAKERS = {
@@ -27,6 +35,25 @@ def run(device, blocks, units, key=1, first=0, mask=None):
     return device.run(
         device.prepare(blocks), units, np.ones(units.shape[:2], bool) if mask is None else mask, key, first
     )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_device_has_a_module_that_opens_it_and_says_whether_it_takes_noise(kind, tmp_path, monkeypatch):
+    monkeypatch.delenv("QISKIT_IBM_TOKEN", raising=False)
+    words = [f"device={kind}", *(["device.shots=null"] if kind not in ("fake", "ibm") else [])]
+    config = compose("perplexity", [*words, "data=pydoc"]).device
+    setting = Setting(config, Noise(block=1.0), tmp_path)
+    if kind == "ibm":
+        with pytest.raises(InputError, match="set QISKIT_IBM_TOKEN"):
+            import_module(f"qrun.quantum.devices.{kind}").open(setting)
+        return
+    device = import_module(f"qrun.quantum.devices.{kind}").open(setting)
+    assert device.name == config.kind == kind and config.takes_noise == (kind in ("aer", "noisy", "pennylane"))
+    if config.takes_noise:
+        np.testing.assert_allclose(run(device, rotations(1, 1), unit_slices(1, 2, 1)), 0.5, atol=1e-6)
+    else:
+        with pytest.raises(InputError, match=f"device={kind} has no noise model; use device=noisy"):
+            compose("perplexity", [f"device={kind}", "noise=none", "noise.cz=0.1"])
 
 
 @pytest.mark.parametrize("name", MAKERS)
@@ -84,8 +111,9 @@ def test_bad_blocks_and_shots_are_refused(name):
         Noise(t1_us=30, t2_us=50, sx_ns=40, cz_ns=90),
         Noise(read_1_given_0=0.03, read_0_given_1=0.1),
         Noise(sx=0.5, cz=0.75),
+        Noise(sx=3e-4, cz=3e-3, dephasing=0.02),
     ],
-    ids=["all", "depolarising", "thermal", "readout", "complete"],
+    ids=["all", "depolarising", "thermal", "readout", "complete", "dephasing"],
 )
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5])
 def test_the_fast_simulator_agrees_with_aer_under_every_noise(n, noise):
@@ -175,7 +203,7 @@ def test_prepared_blocks_come_back_from_disk(tmp_path, monkeypatch):
     blocks, units = rotations(4, 4), unit_slices(4, 5, 4)
     first = run(NoisyDevice(FULL, None, cache=BlockCache(tmp_path)), blocks, units)
     assert {p.name.split("-")[0] for p in tmp_path.iterdir()} == {"gates", "readout"}
-    monkeypatch.setattr("qrun.quantum.devices.synthesise", lambda block: pytest.fail("synthesised again"))
+    monkeypatch.setattr("qrun.quantum.devices.noisy.synthesise", lambda block: pytest.fail("synthesised again"))
     np.testing.assert_array_equal(run(NoisyDevice(FULL, None, cache=BlockCache(tmp_path)), blocks, units), first)
     other = Noise(cz=0.01)  # another noise: gates from disk, new readout matrices
     assert not np.allclose(run(NoisyDevice(other, None, cache=BlockCache(tmp_path)), blocks, units), first)
@@ -192,29 +220,3 @@ def test_pennylane_qiskits_device_agrees_within_shot_noise():
     np.testing.assert_allclose(counted, run(NoisyDevice(noise, None, np.float64), blocks, units), atol=0.02)
     with pytest.raises(InputError, match="only counts"):
         run(AerDevice(noise, None, "pennylane"), blocks, units)
-
-
-@pytest.mark.parametrize(
-    ("values", "said"),
-    [
-        ({"cz": 0.8}, "cz=0.8: give a rate from 0 to 0.75"),
-        ({"sx": -0.1}, "sx=-0.1"),
-        ({"read_1_given_0": 1.1}, "from 0 to 1"),
-        ({"t1_us": 10.0, "t2_us": 21.0}, "T2 cannot exceed 2 T1 = 20"),
-        ({"t1_us": 0.0}, "above 0"),
-        ({"cz_ns": -1.0}, "0 or more"),
-    ],
-)
-def test_unphysical_noise_is_refused(values, said):
-    with pytest.raises(InputError, match=said):
-        Noise(**values)
-
-
-def test_scaling_multiplies_rates_and_shortens_times():
-    ten = FULL.scaled(10)
-    assert (ten.sx, ten.cz, ten.t1_us, ten.read_0_given_1) == (pytest.approx(0.03), pytest.approx(0.1), 2.0, 0.5)
-    assert (
-        FULL.scaled(0).digest == Noise(sx_ns=36, cz_ns=68).digest
-        and FULL.scaled(1) == FULL
-        and FULL.scaled(1e9).cz == 0.75
-    )

@@ -10,8 +10,10 @@ import pytest
 from qiskit.quantum_info import Statevector
 from quantum_support import rotations, unit_slices
 
+from qrun.config.schema import DeviceConfig
 from qrun.errors import InputError, RunFailed
 from qrun.quantum import hardware
+from qrun.quantum.devices.base import Setting
 from qrun.quantum.hardware import (
     FakeService,
     ProcessorDevice,
@@ -23,6 +25,7 @@ from qrun.quantum.hardware import (
     read_jobs,
 )
 from qrun.quantum.layout import Chip, read_chip
+from qrun.quantum.noise import Noise
 from qrun.quantum.plan import path_circuit
 
 LINE = Chip("line", 4, {(0, 1): 0.0, (1, 2): 0.0, (2, 3): 0.0}, [0.0] * 4)
@@ -77,6 +80,7 @@ def run(d, blocks, units, mask=None):
     return d.run(d.prepare(blocks), units, np.ones(units.shape[:2], bool) if mask is None else mask, 0, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 2])
 def test_packed_circuits_measure_every_block_of_every_token(tmp_path, n):
     blocks, units = rotations(n, 3, seed=n), unit_slices(n, 4, 3, seed=n)
@@ -152,8 +156,9 @@ def test_tokens_of_zero_slices_are_not_sent(tmp_path):
     assert service.jobs["job-0"][0].data.c000.shape[0] == 3
 
 
+@pytest.mark.slow
 def test_a_recorded_backend_runs_the_whole_path_offline(tmp_path):
-    d = open_processor("fake", "FakeMarrakesh", 2000, 3, None, tmp_path)
+    d = open_processor(Setting(DeviceConfig("fake", 2000, "FakeMarrakesh"), Noise(), tmp_path))
     blocks, units = rotations(2, 2), unit_slices(2, 3, 2)
     found = run(d, blocks, units)
     np.testing.assert_allclose(found.sum(-1), 1)

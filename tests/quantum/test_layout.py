@@ -2,10 +2,10 @@ import itertools
 
 import pytest
 
-from qrun.config.noise import Noise
 from qrun.errors import InputError
 from qrun.quantum.hardware import fake_backend
 from qrun.quantum.layout import Chip, heavy_hex, pack, read_chip
+from qrun.quantum.noise import Noise
 from qrun.quantum.plan import block_cost, plan
 from qrun.quantum.presets import average_infidelity, medians
 

@@ -1,14 +1,14 @@
-"""Experiment files.
-
-Each is composed by the command in its own header, and listed at its model's true shape without weights.
-"""
+"""Experiment files: composed by the command in their headers, stated at their models' true shapes without weights."""
 
 import re
 import shlex
+from collections import Counter
 
 import pytest
 
+from qrun.cells.cell import with_needs
 from qrun.config.compose import TREE, options
+from qrun.studies import STUDIES, configure, module
 
 FILES = sorted(options()["experiment"])
 
@@ -35,37 +35,39 @@ def test_the_header_says_command_machine_and_expectation_and_the_command_compose
     assert out
 
 
-@pytest.mark.parametrize(
-    ("name", "shown"),
-    [
-        (
-            "smollm2_dim",
-            [
-                "sites=all b=4 seed=0: 224,640 parameters",
-                "sites=all b=64 seed=4: 4,717,440",
-                "sites=one b=4 seed=0: 864 parameters",
-                "72 cells",
-            ],
-        ),
-        (
-            "smollm2_controls",
-            ["oft b=4 seed=0: 224,640", "sites=one dense b=4 seed=0: 331,776", "sites=one diagonal b=4 seed=2: 576"],
-        ),
-        ("smollm2_noise", ["sites=all b=8 seed=0: 524,160 parameters"]),
-        (
-            "smollm2_recover",
-            [
-                "shifted compressed 0.75, sign-constrained, distilled b=4 seed=0: 224,640",
-                "home compressed 0.6, healing",
-            ],
-        ),
-        ("llama_noise", ["sites=one b=4 seed=0: 6,144 parameters", "sites=one b=8 seed=0: 14,336"]),
-    ],
-)
-def test_studies_are_listed_at_their_true_shapes_without_weights(qrun, tmp_path, name, shown):
-    code, out, err = qrun(*command(name), "--dry-run", f"results={tmp_path / 'r'}")
+GRIDS = {  # cells by kind, and trained parameters of some points
+    "smollm2_dim": (
+        {"train": 72, "measure": 73},
+        {("all", 4, "cayley"): 224_640, ("all", 64, "cayley"): 4_717_440, ("one", 4, "cayley"): 864},
+    ),
+    "smollm2_controls": (
+        {"train": 42, "measure": 61},
+        {("all", 4, "oft"): 224_640, ("one", 4, "dense"): 331_776, ("one", 4, "diagonal"): 576},
+    ),
+    "smollm2_noise": ({"train": 24}, {("all", 8, "cayley"): 524_160}),
+    "smollm2_recover": ({"compress": 2}, {(None, 4, "cayley"): 224_640}),
+    "llama_noise": ({"train": 6, "measure": 103}, {("one", 4, "cayley"): 6_144, ("one", 8, "cayley"): 14_336}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_studies_are_stated_at_their_true_shapes_without_weights(name):
+    words = command(name)
+    study = next(word for word in words if word in STUDIES)
+    grid = list(module(study).cells(configure(study, words[words.index(study) + 1 :]), lambda _: None))
+    kinds, counts = GRIDS[name]
+    assert Counter(cell.task.kind for cell in grid).items() >= kinds.items()
+    trained = [cell for cell in grid if cell.task.kind == "train"]
+    sizes = {tuple(cell.axes.get(k) for k in ("sites", "b", "method")): cell.task.parameters() for cell in trained}
+    assert sizes.items() >= counts.items()
+    assert all(need in with_needs(grid) for cell in grid for need in cell.needs.values())
+
+
+def test_a_dry_run_lists_the_whole_grid_and_writes_nothing(qrun, tmp_path):
+    code, out, err = qrun(*command("smollm2_dim"), "--dry-run", f"results={tmp_path / 'r'}")
     assert code == 0, err
-    assert all(text in out for text in shown), out
+    lines = out.splitlines()
+    assert "train sites=all b=4 method=cayley seed=0: 224,640 parameters" in lines and len(lines) == 146
     assert not (tmp_path / "r").exists()
 
 

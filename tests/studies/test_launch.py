@@ -1,139 +1,155 @@
 """Launchers: the same numbers from this process, from two, and from Ray; failures and lost processes are named."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
-import time
 
+import pandas as pd
 import pytest
+from tests_support import PATIENCE, Breaks, Dies, Says, columns, finished, saved, study, until
 
-from qrun.cells.pool import Cell, launch, workers
-from qrun.config.schema import LauncherConfig, LauncherKind
+from qrun.cells.cell import Place
+from qrun.cells.pool import Here, Processes, open_pool, workers
+from qrun.cells.workspace import MODELS, Workspace
+from qrun.config.schema import LauncherConfig, LauncherKind, ModelConfig
 from qrun.tracking.store import Store
 
-STEPS = [
-    "training.context=64",
-    "training.batch=2",
-    "training.steps=3",
-    "training.eval_every=3",
-    "training.warmup=1",
-    "training.lr=0.05",
-]
+STEPS = ["training.context=64", "training.batch=2", "training.steps=3", "training.eval_every=3", "training.warmup=1",
+         "training.lr=0.05"]  # fmt: skip
 AXES = ["study.dims=[2,4]", "study.seeds=[0]", "study.sites=[adapter]", "study.controls=[]"]
 
 
 @pytest.fixture(scope="module")
 def words(tiny_folder, story_file):
     model = ["model=local", f"model.path={tiny_folder}", "model.name=tiny", "data=text", f"data.path={story_file}"]
-    return ["sweep", "dim", *model, "protocol.ctx=64", "evaluation.max_tokens=640", *STEPS, *AXES, "name=dims"]
-
-
-def table(folder):
-    store = Store(folder)
-    return json.loads(store.artifact_text(store.find("dims").info.run_id, "result.json"))["values"]
+    return [*model, "protocol.ctx=64", *STEPS, *AXES, "name=dims"]
 
 
 @pytest.fixture(scope="module")
 def alone(words, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("alone")
-    subprocess.run(
-        [sys.executable, "-m", "qrun", *words, "launcher.workers=1", f"results={folder}"],
-        check=True,
-        capture_output=True,
-    )
-    return table(folder)
+    """Table of the study in one process."""
+    return study("dim", [*words, "launcher.workers=1"], results=tmp_path_factory.mktemp("alone")).table
 
 
+def same(found, alone):
+    """All numbers of the two tables are the same to the last bit."""
+    assert alone["gain"].notna().sum() == 2
+    pd.testing.assert_frame_equal(columns(found), columns(alone), check_dtype=False, check_exact=True)
+
+
+@pytest.mark.slow
 def test_two_processes_give_the_table_of_one(qrun, words, alone, tmp_path):
-    code, out, err = qrun(*words, "launcher.workers=2", f"results={tmp_path}")
-    assert code == 0 and "[2/2]" in out, err
-    assert table(tmp_path) == alone
+    code, _, err = qrun("sweep", "dim", *words, "launcher.workers=2", f"results={tmp_path}")
+    assert code == 0, err
+    same(saved(tmp_path, "dims").table, alone)
 
 
+@pytest.mark.slow
 def test_ray_gives_the_same_table(qrun, words, alone, tmp_path):
     pytest.importorskip("ray", reason="the optional extra ray is not installed")
-    code, out, err = qrun(*words, "launcher=ray", "launcher.workers=2", f"results={tmp_path}")
-    assert code == 0 and "[2/2]" in out, err
-    assert table(tmp_path) == alone
+    code, _, err = qrun("sweep", "dim", *words, "launcher=ray", "launcher.workers=2", f"results={tmp_path}")
+    assert code == 0, err
+    same(saved(tmp_path, "dims").table, alone)
 
 
 def test_ray_missing_or_out_of_reach_is_one_line(qrun, words, tmp_path, monkeypatch):
     if "ray" in sys.modules or __import__("importlib.util").util.find_spec("ray"):
-        code, _, err = qrun(*words, "launcher=ray", "launcher.address=127.0.0.1:1", f"results={tmp_path}")
+        typed = [*words, "launcher=ray", "launcher.address=127.0.0.1:1", f"results={tmp_path}"]
+        code, _, err = qrun("sweep", "dim", *typed)
         assert code == 2 and "no Ray cluster answers there" in err and err.count("\n") == 1, err
     monkeypatch.setitem(sys.modules, "ray", None)
-    code, _, err = qrun(*words, "launcher=ray", f"results={tmp_path}")
+    code, _, err = qrun("sweep", "dim", *words, "launcher=ray", f"results={tmp_path}")
     assert code == 2 and "pip install 'qrun-adapters[ray]'" in err and err.count("\n") == 1
 
 
-class Breaks:
-    """A cell with a bug."""
-
-    def run(self, shelf, tags):
-        raise ZeroDivisionError("a bug")
+def place(key):
+    return Place("nowhere", key, key, {}, {}, {})
 
 
 def test_a_bug_in_a_cell_is_its_own_failure(capsys):
-    outcomes = list(
-        launch([Cell("bad", "k", Breaks()), Cell("worse", "l", Breaks())], {}, LauncherConfig(workers=1), "cpu", None)
-    )
-    assert [o.error for o in outcomes] == ["ZeroDivisionError: a bug"] * 2 and "Traceback" in capsys.readouterr().err
+    pool = Here(Workspace())
+    for key in ("bad", "worse"):
+        pool.submit(key, Breaks(), place(key))
+    outcomes = [pool.next(), pool.next()]
+    assert [(o.key, o.error) for o in outcomes] == [(k, "ZeroDivisionError: a bug") for k in ("bad", "worse")]
+    assert capsys.readouterr().err.count("Traceback") == 2
+
+
+@pytest.mark.slow
+def test_a_lost_process_is_named_and_the_next_cells_get_another():
+    pool = Processes(1, 1)
+    try:
+        outcomes = []
+        for key, task in (("lost", Dies()), ("bug", Breaks()), ("kept", Says())):
+            pool.submit(key, task, place(key))
+            outcomes.append(pool.next())
+    finally:
+        pool.pool.shutdown(wait=True, cancel_futures=True)
+    lost, bug, kept = outcomes
+    assert (lost.key, lost.run_id) == ("lost", "") and "its process ended" in lost.error
+    assert bug.error == "ZeroDivisionError: a bug" and (kept.run_id, kept.error) == ("run of kept", None)
+
+
+def test_one_cell_or_one_worker_needs_no_process_beside_this_one():
+    for config, cells in ((LauncherConfig(workers=1), 5), (LauncherConfig(workers=4), 1)):
+        with open_pool(config, "cpu", Workspace(), cells) as pool:
+            assert isinstance(pool, Here) and pool.capacity == 1
 
 
 def test_workers_share_the_cores_and_an_accelerator_has_one():
     cores = len(os.sched_getaffinity(0))
     assert workers(LauncherConfig(), "cpu") == cores and workers(LauncherConfig(threads=cores), "cpu") == 1
-    assert (
-        workers(LauncherConfig(), "cuda") == 1
-        and workers(LauncherConfig(kind=LauncherKind.ray, workers=7), "cuda") == 7
-    )
+    assert workers(LauncherConfig(), "cuda") == 1
+    assert workers(LauncherConfig(kind=LauncherKind.ray, workers=7), "cuda") == 7
 
 
-def test_interrupting_a_study_stops_its_processes_and_leaves_a_state_to_go_on_from(words, alone, tmp_path):
-    long = [w for w in words if not w.startswith("training.steps")]
-    command = [
-        sys.executable,
-        "-m",
-        "qrun",
-        *long,
-        "training.steps=400",
-        "training.checkpoint_every=5",
-        "launcher.workers=2",
-        f"results={tmp_path}",
-    ]
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    for _ in range(600):
-        if list(tmp_path.glob("runs/*/checkpoint.safetensors")):
-            break
-        time.sleep(0.1)
+def left(process):
+    """Processes of a session that still live."""
+    shown = subprocess.run(["ps", "-o", "pid=,stat=", "-s", str(process.pid)], capture_output=True, text=True).stdout
+    return [row for row in shown.splitlines() if row.strip() and "Z" not in row]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["training", "opening"])
+def test_a_study_of_two_processes_stops_within_the_running_steps_and_starts_no_other_cell(
+    start, words, tmp_path, moment
+):
+    from qrun.training.checkpoint import read_progress
+
+    long = [w for w in words if not w.startswith(("training.steps", "study.seeds"))]
+    long += ["training.steps=100000", "training.checkpoint_every=1", "study.seeds=[0,1]", "launcher.workers=2"]
+    process, store = start("sweep", "dim", *long, f"results={tmp_path}"), Store(tmp_path)
+    if moment == "training":
+        until(lambda: len(list(tmp_path.glob("runs/*/checkpoint.safetensors"))) == 2, process)
+    else:
+        until(lambda: len(left(process)) >= 3, process)  # the parent, Python's tracker of resources, a worker
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 143, err
-    assert list((tmp_path / "runs").glob("*/checkpoint.safetensors"))
-    for _ in range(100):
-        left = subprocess.run(
-            ["ps", "-o", "pid=,stat=", "-s", str(process.pid)], capture_output=True, text=True
-        ).stdout.split("\n")
-        left = [row for row in left if row.strip() and "Z" not in row]
-        if not left:
-            break
-        time.sleep(0.1)
-    assert not left
-    store = Store(tmp_path)
+    assert process.wait(PATIENCE) == 143, process.told()
+    until(lambda: not left(process), Ended())
+    killed = store.tagged("study", "cell_key", "KILLED")
     assert store.find("dims").info.status == "KILLED" and not store.tagged("study", "cell_key", "RUNNING")
+    states = list(tmp_path.glob("runs/*/checkpoint.safetensors"))
+    if moment == "training":
+        assert len(killed) == len(states) == 2 and {run.tags["kind"] for run in killed.values()} == {"train"}
+        assert all(0 < read_progress(state).step < 100_000 for state in states)
+    assert len(killed) <= 2 and len(finished(store)) <= 1  # the frozen model may have been measured
 
 
-def test_a_shelf_keeps_the_models_asked_for_last(tiny_folder):
-    from qrun.config.schema import ModelConfig
-    from qrun.recipes.record import MODELS, Shelf
+class Ended:
+    """A process that is waited for already."""
 
-    shelf = Shelf()
+    def poll(self):
+        return None
+
+    def told(self):
+        return "processes are left"
+
+
+def test_a_workspace_keeps_the_models_asked_for_last(tiny_folder):
+    workspace = Workspace()
     configs = [ModelConfig(name=f"m{k}", path=str(tiny_folder)) for k in range(MODELS + 1)]
-    first, *_ = [shelf.model(config) for config in configs[:MODELS]]
-    assert shelf.model(configs[0]) is first
-    shelf.model(configs[MODELS])
-    assert shelf.model(configs[0]) is first and len(shelf._models) == MODELS
+    first, *_ = [workspace.model(config) for config in configs[:MODELS]]
+    assert workspace.model(configs[0]) is first
+    workspace.model(configs[MODELS])
+    assert workspace.model(configs[0]) is first and len(workspace._models) == MODELS

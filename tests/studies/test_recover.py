@@ -2,210 +2,194 @@
 
 import json
 import random
+import shutil
 
+import pandas as pd
 import pytest
+from tests_support import columns, finished, saved, study
 
+from qrun.studies import module
 from qrun.tracking.store import Store
 
-STEPS = [
-    "training.context=64",
-    "training.batch=2",
-    "training.steps=4",
-    "training.eval_every=4",
-    "training.warmup=1",
-    "training.lr=0.05",
-]
+STEPS = ["training.context=64", "training.batch=2", "training.steps=4", "training.eval_every=4", "training.warmup=1",
+         "training.lr=0.05", "protocol.ctx=64", "launcher.workers=1"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def home_file(tmp_path_factory):
     rng = random.Random(1)
     path = tmp_path_factory.mktemp("home") / "home.json"
-    path.write_text(
-        json.dumps(
-            [
-                " ".join(
-                    rng.choices(["a", "model", "of", "its", "own", "text", "reads", "other", "words", "again"], k=60)
-                )
-                + f" {i}."
-                for i in range(60)
-            ]
-        )
-    )
+    known = ["a", "model", "of", "its", "own", "text", "reads", "other", "words", "again"]
+    path.write_text(json.dumps([" ".join(rng.choices(known, k=40)) + f" {i}." for i in range(300)]))
     return path
 
 
 @pytest.fixture(scope="module")
-def words(tiny_folder, story_file, home_file, tmp_path_factory):
-    results = tmp_path_factory.mktemp("recover") / "results"
-    model = [
-        "model=local",
-        f"model.path={tiny_folder}",
-        "model.name=tiny",
-        "data=text",
-        f"data.path={story_file}",
-        "launcher.workers=1",
-    ]
-    return [*model, "protocol.ctx=64", "evaluation.max_tokens=640", *STEPS], results, home_file
+def words(tiny_folder, story_file):
+    model = ["model=local", f"model.path={tiny_folder}", "model.name=tiny", "data=text", f"data.path={story_file}"]
+    return [*model, *STEPS]
 
 
-def result(store, study):
-    runs = store.tagged("study", "study_key", "FINISHED").values()
-    return next(
-        found
-        for run in runs
-        if (found := json.loads(store.artifact_text(run.info.run_id, "result.json")))["study"] == study
-    )
+@pytest.fixture(scope="module")
+def axes(home_file):
+    return ["study.ratios=[0.6]", "study.dims=[4]", "study.seeds=[0,1]", "study.controls=[lora,diagonal]",
+            "compression=svd", "data@home=text", f"home.path={home_file}"]  # fmt: skip
 
 
-def recover_words(words, *more):
-    axes = [
-        "study.ratios=[0.6]",
-        "study.dims=[4]",
-        "study.controls=[lora,diagonal]",
-        "compression=svd",
-        "data@home=text",
-        f"home.path={words[2]}",
-    ]
-    return ["recover", *words[0], *axes, f"results={words[1]}", *more]
+@pytest.fixture(scope="module")
+def recovered(words, axes, tmp_path_factory):
+    """A finished recovery: results and store."""
+    store = Store(tmp_path_factory.mktemp("recover") / "results")
+    return study("recover", [*words, *axes], results=store.folder, name="rec"), store
 
 
-def test_recovery_stands_beside_its_controls_on_both_texts_and_is_never_computed_twice(qrun, words):
-    code, out, err = qrun(*recover_words(words))
-    assert code == 0, err
-    assert "1 cells: 0 finished before, 1 to compute" in out and "11 cells: 0 finished before, 11 to compute" in out, (
-        out
-    )
-    store = Store(words[1])
-    values = result(store, "recover-svd")["values"]
-    kinds = {(row["text"], row["what"]) for row in values["rows"]}
-    assert (
-        len(kinds) == 9 and ("home", "lora, distilled") in kinds and ("shifted", "sign-constrained, distilled") in kinds
-    )
-    for row in values["rows"]:
-        assert row["recovery"]["value"] == pytest.approx(
-            (row["compressed"] - row["adapted"]) / (row["compressed"] - row["original"])
-        )
+@pytest.mark.slow
+def test_recovery_stands_beside_its_controls_on_both_texts(recovered):
+    results, store = recovered
+    assert set(finished(store)) == set(results.table["key"]) and results.table["key"].is_unique
+    found = module("recover").numbers(results)
+    table = found["recovery"]
+    assert set(table[["text", "what"]].itertuples(index=False, name=None)) == {
+        *(("shifted", what) for what in (
+            "adapter, distilled", "adapter", "sign-constrained, distilled", "lora, distilled", "diagonal, distilled",
+            "healing, distilled")),
+        *(("home", what) for what in ("adapter, distilled", "lora, distilled", "healing, distilled")),
+    }  # fmt: skip
+    assert (table["seeds"] == 2).all()
+    measured = results.table[results.table["kind"] == "measure"]
+    assert measured["perplexity"].notna().all() and (measured["effective_documents"] > 20).all()
+    for row in table.to_dict("records"):
+        own = measured[(measured["text"] == row["text"]) & (measured["ratio"] == 0.6)]
+        mean = own[own["what"] == row["what"]]["perplexity"].mean()
+        assert row["perplexity"] == pytest.approx(mean) and row["compressed"] != row["original"]
+        assert row["recovery_document_low"] <= row["recovery"] <= row["recovery_document_high"], row
+        share = (row["compressed"] - mean) / (row["compressed"] - row["original"])
+        assert row["recovery"] == pytest.approx(share, rel=0.05, abs=0.02)  # of averaged nats, not perplexities
         if row["text"] == "shifted":
-            expected = (row["compressed"] - row["adapted"]) / (row["compressed"] - row["original_adapted"])
-            assert row["against_adapted"]["value"] == pytest.approx(expected)
-    parameters = {row["what"]: row["parameters"] for row in values["rows"]}
-    assert parameters["healing, distilled"] == values["sizes"]["0.6"]["kept_parameters"] > parameters["adapter"]
-    code, out, _ = qrun(*recover_words(words))
-    assert code == 0 and "11 cells: 11 finished before, 0 to compute" in out
+            share = (row["compressed"] - mean) / (row["compressed"] - row["original_adapted"])
+            assert row["adapted"] == pytest.approx(share, rel=0.05, abs=0.02)
 
 
-def test_a_compressed_folder_that_is_gone_is_made_again(qrun, words):
-    import shutil
+@pytest.mark.slow
+def test_the_compressed_model_is_smaller_and_healing_trains_all_of_what_is_left(recovered):
+    results, store = recovered
+    (made,) = results.table[results.table["kind"] == "compress"].to_dict("records")
+    assert made["kept_ratio"] <= 0.6 and (store.folder / "compressed" / made["run"] / "config.json").is_file()
+    trained = results.table[(results.table["kind"] == "train") & (results.table["ratio"] == 0.6)]
+    healing, adapter = (trained[trained["what"] == what]["parameters"] for what in ("healing, distilled", "adapter"))
+    assert set(healing) == {made["kept_parameters"]} and healing.iloc[0] > adapter.iloc[0] == 720
 
-    qrun(*recover_words(words))
-    shutil.rmtree(words[1] / "compressed")
-    code, out, err = qrun(*recover_words(words))
-    assert code == 0 and "1 cells: 0 finished before, 1 to compute" in out and "11 finished before" in out, err
+
+@pytest.mark.slow
+def test_a_compressed_folder_that_is_gone_is_made_again_only_for_a_cell_that_wants_it(recovered, words, axes):
+    results, store = recovered
+    before = finished(store)
+    gone = store.folder / "compressed"
+    shutil.rmtree(gone)
+    again = study("recover", [*words, *axes], results=store.folder, name="rec")
+    assert finished(store) == before and not gone.exists() and again.table["run_id"].equals(results.table["run_id"])
+    more = study("recover", [*words, *axes, "study.controls=[block]"], results=store.folder, name="more")
+    after = finished(store)
+    made = results.table[results.table["kind"] == "compress"]["key"].iloc[0]
+    assert gone.is_dir() and after[made] != before[made]
+    assert {key for key in before if after[key] != before[key]} == {made}
+    assert len(set(more.table["key"]) - set(before)) == 8
 
 
-def test_controls_stand_beside_the_adapter_and_oft_is_the_same_adapter(qrun, words):
-    device = ["noise=gates", "noise.cz=1e-3"]
-    code, _, err = qrun(
-        "sweep", "controls", *words[0], "study.seeds=[0,1]", "study.sites=[adapter]", *device, f"results={words[1]}"
-    )
+@pytest.fixture(scope="module")
+def controls(words, tmp_path_factory):
+    store = Store(tmp_path_factory.mktemp("controls") / "results")
+    more = ["study.seeds=[0,1]", "study.sites=[adapter]", "noise=gates", "noise.cz=1e-3"]
+    return study("controls", [*words, *more], results=store.folder, name="controls")
+
+
+@pytest.mark.slow
+def test_a_trained_oft_is_the_same_adapter_by_other_hands(controls):
+    trained = controls.table[(controls.table["kind"] == "measure") & (controls.table["null"] == "trained")]
+    ours, oft = (trained[trained["method"] == m].set_index("seed")["perplexity"] for m in ("cayley", "oft"))
+    assert len(ours) == len(oft) == 2 and oft.to_numpy() == pytest.approx(ours.to_numpy(), rel=1e-4)
+    base = controls.table[(controls.table["kind"] == "measure") & (controls.table["method"] == "none")]
+    assert ours.mean() < 0.999 * base["perplexity"].iloc[0]  # it did move
+    found = module("controls").numbers(controls)
+    assert found["pairs"]["oft"].iloc[0] == pytest.approx(float((oft / ours - 1).abs().max()))
+    verdicts = {v.claim: v.outcome.value for v in module("controls").grades(found)}
+    assert verdicts["oft"] == "reproduced" and set(verdicts) == {"oft", "efficiency"}
+
+
+@pytest.mark.slow
+def test_untrained_nulls_stand_beside_the_trained_methods(controls):
+    gains = module("controls").numbers(controls)["gains"].set_index(["method", "null"])
+    assert set(gains.index) == {
+        *((m, "trained") for m in ("cayley", "oft", "boft", "lora", "diagonal", "block", "dense")),
+        *(("cayley", null) for null in ("shuffled K", "K = 0 on the device", "adapter on the device")),
+    }  # fmt: skip
+    level = controls.table[controls.table["method"] == "none"]["perplexity"].iloc[0]
+    nothing = gains.loc[("cayley", "K = 0 on the device")]
+    assert nothing["parameters"] == 0 and abs(nothing["gain"]) < 0.05 * level
+    assert gains.loc[("cayley", "trained"), "gain"] > max(0, gains.loc[("cayley", "shuffled K"), "gain"])
+
+
+@pytest.fixture(scope="module")
+def asked(recovered, tiny_folder):
+    results, store = recovered
+    made = results.table[results.table["kind"] == "compress"].iloc[0]
+    trained = results.table[(results.table["kind"] == "train") & (results.table["what"] == "adapter")]
+    adapter = store.folder / "runs" / trained[trained["ratio"] == 0.6]["run"].iloc[0] / "adapter"
+    own = json.loads((adapter / "adapter_config.json").read_text())["base_model"]["path"]
+    assert own.endswith(made["run"])
+    typed = ["model=local", f"model.path={own}", "model.name=small", "model@original=local",
+             f"original.path={tiny_folder}", "original.name=tiny", f"adapter.path={adapter}", "questions.limit=12",
+             "trials=5", "launcher.workers=1", "device=shots"]  # fmt: skip
+    return typed, study("questions", typed, results=store.folder, name="asked"), store
+
+
+@pytest.mark.slow
+def test_questions_compare_original_compressed_and_adapter(asked):
+    typed, results, store = asked
+    found = module("questions").numbers(results)
+    shares = found["shares"].set_index("arm")
+    assert list(shares.index) == ["original", "compressed", "adapter", "adapter on shots"]
+    assert (shares["questions"] == 12).all()
+    assert (shares["low"] <= shares["right"] / 12).all() and (shares["right"] / 12 <= shares["high"]).all()
+    pair = found["pairs"].set_index(["first", "second"]).loc[("compressed", "adapter")]
+    gained = pair["wrong_to_right"] - pair["right_to_wrong"]
+    assert gained == shares.loc["adapter", "right"] - shares.loc["compressed", "right"]
+    assert {v.claim for v in module("questions").grades(found)} <= {"both_fail"}
+    again = study("questions", typed, results=store.folder, name="asked")
+    assert again.table["run_id"].tolist() == results.table["run_id"].tolist()
+
+
+@pytest.mark.slow
+def test_the_report_is_written_from_the_store_alone_and_again_from_itself(qrun, recovered, asked, words, tmp_path):
+    _, store = recovered
+    more = ["study.dims=[2,4]", "study.seeds=[0]", "study.sites=[adapter]", "study.controls=[]"]
+    study("dim", [*words, *more], results=store.folder, name="dims")
+    code, _, err = qrun("report", "--results", store.folder, "--out", tmp_path / "out")
     assert code == 0, err
-    found = result(Store(words[1]), "controls")
-    methods = found["values"]["adapter-4"]
-    names = {
-        "cayley",
-        "oft",
-        "boft",
-        "lora",
-        "diagonal",
-        "block",
-        "dense",
-        "K = 0 on the device",
-        "adapter on the device",
-        "shuffled K, exact",
-    }
-    assert set(methods) == names
-    assert methods["cayley"]["gain"] > 0 and methods["oft"]["relative_difference"] < 1e-4, methods["oft"]
-    assert (
-        methods["K = 0 on the device"]["parameters"] == 0
-        and abs(methods["K = 0 on the device"]["gain"]) < 0.05 * methods["cayley"]["base"]
-    )
-    verdicts = {v["claim"]: v["verdict"] for v in found["verdicts"]}
-    assert verdicts["oft"] == "confirmed" and verdicts["efficiency"] in ("reproduced", "in part", "not reproduced")
-
-
-def test_questions_compare_original_compressed_and_adapter(qrun, words, tiny_folder):
-    qrun(*recover_words(words))
-    store = Store(words[1])
-    folder = next((words[1] / "compressed").iterdir())
-    runs = store.tagged("study", "cell_key", "FINISHED").values()
-    run = next(r for r in runs if r.data.tags["cell"].startswith("shifted compressed 0.6, adapter b=4"))
-    adapter = words[1] / "runs" / run.info.run_name / "adapter"
-    models = [
-        "model=local",
-        f"model.path={folder}",
-        "model.name=small",
-        "model@original=local",
-        f"original.path={tiny_folder}",
-        "original.name=tiny",
-    ]
-    asked = [f"adapter.path={adapter}", "questions.limit=12", "trials=5", f"results={words[1]}"]
-    code, _, err = qrun("eval", "questions", *models, *asked, "device=shots")
-    assert code == 0, err
-    found = result(store, "questions-continuation")
-    assert list(found["values"]["shares"]) == ["original", "compressed", "adapter", "adapter on shots"]
-    for name, share in found["values"]["shares"].items():
-        assert share["questions"] == 12 and share["interval"][0] <= share["right"] / 12 <= share["interval"][1], name
-    pair = found["values"]["pairs"]["compressed to adapter"]
-    gained = len(pair["wrong_to_right"]) - len(pair["right_to_wrong"])
-    assert gained == found["values"]["shares"]["adapter"]["right"] - found["values"]["shares"]["compressed"]["right"]
-    assert {v["claim"] for v in found["verdicts"]} == {"both_fail"}
-
-
-def test_the_report_is_written_from_the_store_alone(qrun, words, tmp_path):
-    qrun(*recover_words(words))
-    qrun(
-        "sweep",
-        "dim",
-        *words[0],
-        "study.dims=[2,4]",
-        "study.seeds=[0,1]",
-        "study.sites=[adapter]",
-        "study.controls=[]",
-        f"results={words[1]}",
-    )
-    code, _, err = qrun("report", "--results", words[1], "--out", tmp_path / "out")
-    assert code == 0, err
-    folder = tmp_path / "out" / "recover-svd" / "tiny"
-    assert {p.name for p in folder.iterdir()} == {
-        "table.md",
-        "table.json",
-        "command.txt",
-        "recovery.png",
-        "recovery.svg",
-    }
-    table = json.loads((folder / "table.json").read_text())
-    assert (
-        table["record"]["model_weights"]
-        and table["record"]["code_digest"]
-        and table["command"].startswith("qrun recover")
-    )
-    assert "| shifted: healing, distilled, b = 4 |" in (folder / "table.md").read_text()
-    claims = (tmp_path / "out" / "README.md").read_text()
-    assert (
-        "83 %" in claims
-        and "[tiny](recover-svd/tiny/table.md)" in claims
-        and "not testable here: needs gated hub weights" in claims
-    )
-    assert (tmp_path / "out" / "dim" / "tiny" / "dim-adapter.svg").read_text().startswith("<?xml")
+    folders = {p.parent.relative_to(tmp_path / "out").parts[0]: p.parent for p in tmp_path.glob("out/*/*/study.json")}
+    assert set(folders) == {"recover", "questions", "dim"}
+    assert not (tmp_path / "out" / "README.md").exists()  # two seeds and four steps are below the standard
+    here = folders["dim"]
+    assert {"page.md", "cells.csv", "units.json", "study.json"} < {p.name for p in here.iterdir()}
+    original = saved(store.folder, "dims")
+    assert (here / "cells.csv").read_bytes() == (store.folder / "studies" / "dims" / "cells.csv").read_bytes()
+    pd.testing.assert_frame_equal(columns(pd.read_csv(here / "cells.csv", float_precision="round_trip")),
+                                  columns(original.table))  # fmt: skip
+    pictures = list(here.glob("*.svg"))
+    assert pictures and all(p.read_text().startswith("<?xml") for p in pictures)
     first = {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
-    qrun("report", "--results", words[1], "--out", tmp_path / "out")
-    assert first == {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    for source in (["--results", store.folder], ["--from", tmp_path / "out"]):
+        code, _, err = qrun("report", *source, "--out", tmp_path / "out")
+        assert code == 0, err
+        assert first == {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
 
 
-def test_a_store_without_studies_has_nothing_to_report(qrun, tmp_path):
+def test_a_report_needs_a_folder_and_a_study(qrun, tmp_path, monkeypatch):
     code, _, err = qrun("report", "--results", tmp_path, "--out", tmp_path / "out")
     assert code == 2 and "no finished study" in err and not (tmp_path / "out").exists()
+    monkeypatch.chdir(tmp_path)
+    code, _, err = qrun("report", "--results", tmp_path)
+    assert code == 2 and "--out" in err and err.count("\n") == 1 and not (tmp_path / "results").exists()
 
 
 @pytest.mark.parametrize(
@@ -217,16 +201,17 @@ def test_a_store_without_studies_has_nothing_to_report(qrun, tmp_path):
         (["compression.bond=4"], "the study's axis is study.ratios"),
         (["study.dims=[6]"], "does not divide"),
         (["study.sites=[all,one]"], "one set of sites"),
+        (["study.healing_lr=0.1"], "no such key"),
     ],
 )
-def test_bad_axes_end_in_one_line(qrun, words, tmp_path, more, said):
-    code, _, err = qrun(*recover_words((words[0], tmp_path / "r", words[2])), *more)
+def test_bad_axes_end_in_one_line(qrun, words, axes, tmp_path, more, said):
+    code, _, err = qrun("recover", *words, *axes, *more, f"results={tmp_path / 'r'}")
     assert code == 2 and said in err and err.count("\n") == 1, err
     assert not (tmp_path / "r").exists()
 
 
 def test_a_bond_above_full_rank_is_refused_before_anything_is_written(qrun, words, tmp_path):
-    model = words[0][:3]
+    model = words[:3]
     code, _, err = qrun("compress", *model, "compression=mpo", "compression.bond=500", "--out", tmp_path / "small")
     assert code == 2 and "above the full rank" in err and not (tmp_path / "small").exists()
     code, out, err = qrun("compress", *model, "compression=mpo", "compression.bond=12", "--out", tmp_path / "small")

@@ -1,10 +1,20 @@
 import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
 
 import pytest
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+from sqlalchemy import event
 
 from qrun.errors import InputError, Interrupted, RunFailed
 from qrun.tracking.provenance import environment, git_state
 from qrun.tracking.store import Store
+from qrun.training.interrupt import Interrupt
+
+pytestmark = pytest.mark.usefixtures("making_stores")
 
 
 @pytest.fixture(scope="module")
@@ -32,11 +42,66 @@ def test_status_is_right_on_every_exit(store, error, expected):
             assert status(store, run) == "RUNNING"
             if error:
                 raise error
-    except (Exception, KeyboardInterrupt) as raised:
+    except BaseException as raised:
         if raised is not error:
             raise
     assert status(store, run) == expected
     assert ("error" in store.client.get_run(run.run_id).data.tags) == (expected == "FAILED")
+
+
+def interrupted_run(store, name, resume_id=None):
+    """Statuses of the runs of that name after a run that something sends a SIGTERM into."""
+    with pytest.raises(Interrupted), Interrupt().installed(), store.run("train", name, {"a": 1}, {}, resume_id) as run:
+        run.metrics({"loss": 1.0})
+    return [r.info.status for r in store.client.search_runs([store.experiment("train")], f"run_name = '{name}'")]
+
+
+@pytest.mark.parametrize(
+    ("statement", "left"),
+    [
+        ("INSERT INTO runs", []),
+        ("INSERT INTO params", ["KILLED"]),
+        ("INSERT INTO metrics", ["KILLED"]),
+        ("UPDATE runs", ["KILLED"]),
+    ],
+)
+def test_a_signal_inside_a_transaction_of_mlflow_is_an_interruption(store, statement, left):
+    waiting = [statement]
+
+    def strike(_connection, _cursor, sql, *_):
+        if waiting and sql.startswith(waiting[0]):
+            waiting.clear()
+            signal.raise_signal(signal.SIGTERM)
+
+    engine = store.client._tracking_client.store.engine
+    event.listen(engine, "before_cursor_execute", strike)
+    try:
+        assert interrupted_run(store, f"struck at {statement}") == left
+    finally:
+        event.remove(engine, "before_cursor_execute", strike)
+
+
+@pytest.mark.parametrize("method", ["create_run", "update_run_info", "log_batch"])
+def test_a_signal_after_a_transaction_and_before_its_answer_leaves_no_running_run(store, monkeypatch, method):
+    with pytest.raises(Interrupted), store.run("train", f"late in {method}", {}, {}) as run:
+        raise Interrupted(2)
+    whole = getattr(SqlAlchemyStore, method)
+
+    def strike(*words, **more):
+        monkeypatch.undo()
+        whole(*words, **more)
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(SqlAlchemyStore, method, strike)
+    resume_id = run.run_id if method == "update_run_info" else None
+    assert set(interrupted_run(store, f"late in {method}", resume_id)) == {"KILLED"}
+
+
+def test_a_run_whose_block_never_began_is_killed(store):
+    begun = store.run("train", "never entered", {}, {})
+    run = begun.__enter__()
+    del begun  # as where a signal comes between the manager and the block
+    assert status(store, run) == "KILLED"
 
 
 def test_a_killed_run_goes_on_under_its_id(store):
@@ -112,6 +177,120 @@ def test_a_store_of_another_version_is_named_and_left_alone(tmp_path):
 
     MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db").create_experiment("qrun/train")
     before = (tmp_path / "mlflow.db").read_bytes()
-    with pytest.raises(InputError, match=r"a store of another version of qrun \(format 1, this one writes 2\)"):
+    with pytest.raises(InputError, match=r"a store of another version of qrun \(format 1, this one writes 3\)"):
         Store(tmp_path).check_writable()
     assert (tmp_path / "mlflow.db").read_bytes() == before
+
+
+# Forked children share one import of MLflow. A child is struck at its n-th statement, or before or after the rename.
+STARTS = """
+import os, signal, sys
+import mlflow.store.tracking.sqlalchemy_store
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
+from qrun.tracking.store import Store
+from qrun.training.interrupt import Interrupt
+
+folder, replace = sys.argv[1], os.replace
+
+def start(name, moment=None, signum=None):
+    count = 0
+    def strike(*_):
+        nonlocal count
+        count += 1
+        if count == moment:
+            os.kill(os.getpid(), signum)
+    def renamed(*paths):
+        if moment == "before":
+            os.kill(os.getpid(), signum)
+        replace(*paths)
+        os.kill(os.getpid(), signum)
+    if isinstance(moment, int):
+        event.listen(Engine, "before_cursor_execute", strike)
+    elif moment:
+        os.replace = renamed
+    with Interrupt().installed(), Store(folder).run("train", name, {}, {}):
+        pass
+
+def fork(*words):
+    child = os.fork()
+    if child:
+        return child
+    try:
+        start(*words)
+        os._exit(0)
+    except BaseException as error:
+        print(type(error).__name__, error, flush=True)
+        os._exit(1)
+
+def ended(child):
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+"""
+
+
+def starts(folder, script):
+    done = subprocess.run(
+        [sys.executable, "-c", STARTS + script, str(folder)], capture_output=True, text=True, timeout=600, check=True
+    )
+    return done.stdout.split("\n")[:-1]
+
+
+@pytest.mark.slow
+def test_a_start_works_after_starts_that_were_killed_while_they_created_the_store(tmp_path):
+    said = starts(
+        tmp_path,
+        """
+kill, term = signal.SIGKILL, signal.SIGTERM
+strikes = [(1, kill), (120, kill), (120, term), (250, kill), (250, term), ("before", kill), ("after", kill)]
+for moment, signum in strikes:
+    print(moment, ended(fork("struck", moment, signum)), os.path.exists(folder + "/mlflow.db"))
+print("whole", ended(fork("whole")))
+""",
+    )
+    killed = ["1 -9 False", "120 -9 False", "250 -9 False", "before -9 False", "after -9 True"]
+    assert [line for line in said if " -9 " in line] == killed and said[-1] == "whole 0"
+    assert [line for line in said if "Interrupted" in line or " 1 " in line] == [
+        "Interrupted interrupted", "120 1 False", "Interrupted interrupted", "250 1 False",
+    ]  # fmt: skip
+    assert Store(tmp_path).find("whole").info.status == "FINISHED"
+
+
+def test_what_a_killed_creation_left_is_removed_by_the_next_and_nothing_else(tmp_path):
+    (tmp_path / ".mlflow-new-dead").mkdir()
+    (tmp_path / ".mlflow-new-dead" / "mlflow.db").write_text("half")
+    (tmp_path / "mlflow.db").touch()
+    (tmp_path / "mlflow.db-journal").write_text("of the empty one")
+    (tmp_path / "mlflow.db-backup").write_text("mine")
+    assert Store(tmp_path).client.search_experiments()[0].name == "Default"
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".mlflow.lock", "mlflow.db", "mlflow.db-backup"]
+
+
+@pytest.mark.slow
+def test_two_first_starts_at_once_share_the_store(tmp_path):
+    script = "children = [fork('a'), fork('b'), fork('c')]\nprint([ended(child) for child in children])"
+    assert starts(tmp_path, script) == ["[0, 0, 0]"]
+    assert {Store(tmp_path).find(name).info.status for name in "abc"} == {"FINISHED"}
+
+
+def test_a_foreign_database_is_named_and_left_alone(tmp_path):
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
+        database.execute("CREATE TABLE theirs (x)")
+    before = (tmp_path / "mlflow.db").read_bytes()
+    with pytest.raises(InputError, match=r"mlflow.db: not a store .* move it away, or choose another folder"):
+        Store(tmp_path).check_writable()
+    assert (tmp_path / "mlflow.db").read_bytes() == before
+
+
+def test_a_folder_in_the_place_of_the_database_is_told_at_once(tmp_path):
+    (tmp_path / "mlflow.db").mkdir()
+    with pytest.raises(InputError, match=r"mlflow.db: not a store"):
+        Store(tmp_path).check_writable()
+
+
+def test_making_a_store_says_nothing(tmp_path):
+    """MLflow would tell of its migrations; it reads its level of logging when it is first imported."""
+    code = "import sys; from qrun.tracking.store import Store\nwith Store(sys.argv[1]).run('train', 'n', {}, {}): pass"
+    for first in ("", "import mlflow\n"):
+        command = [sys.executable, "-c", first + code, str(tmp_path / f"made{len(first)}")]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert (done.stdout, done.stderr) == ("", "")

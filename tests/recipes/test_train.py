@@ -2,14 +2,11 @@
 
 import os
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests_support import PATIENCE, until
 
 from qrun.tracking.store import Store
 
@@ -20,6 +17,7 @@ SMALL = [
     "training.eval_every=2",
     "training.checkpoint_every=1",
     "training.warmup=1",
+    "training.threads=1",
 ]
 
 
@@ -128,66 +126,68 @@ def test_exports_give_the_adapted_perplexity(qrun, words, trained, tmp_path, kin
     assert code == 2 and "exists already" in err
 
 
-def start(words, *more):
-    return subprocess.Popen(
-        [sys.executable, "-m", "qrun", "train", *words, *more],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def wait_for(path: Path, process):
-    for _ in range(1200):
-        if path.exists():
-            return
-        assert process.poll() is None, process.stdout.read()
-        time.sleep(0.05)
-    raise AssertionError(f"{path} did not appear")
-
-
 LONG = ["training.steps=60", "training.lr=0.02"]
 
 
+@pytest.fixture(scope="module")
+def whole(words, tmp_path_factory):
+    """The adapter of a run that nothing stopped."""
+    from qrun.config.compose import compose
+    from qrun.recipes.train import train
+
+    typed = [w if not w.startswith("results") else f"results={tmp_path_factory.mktemp('whole')}" for w in words[0]]
+    return load_file(train(compose("train", [*typed, *LONG, "name=whole"])) / "adapter_model.safetensors")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("signum", "code", "status"),
     [(signal.SIGTERM, 143, "KILLED"), (signal.SIGINT, 130, "KILLED"), (signal.SIGKILL, -9, "RUNNING")],
+    ids=["SIGTERM", "SIGINT", "SIGKILL"],
 )
-def test_a_run_that_is_stopped_resumes_to_the_very_same_adapter(words, qrun, signum, code, status):
-    results = words[1].parent / f"results{signum}"
-    typed = [w if not w.startswith("results") else f"results={results}" for w in words[0]] + LONG
-    process = start(typed, "name=stopped")
-    wait_for(results / "runs" / "stopped" / "checkpoint.safetensors", process)
+def test_a_run_that_is_stopped_resumes_to_the_very_same_adapter(
+    start, words, whole, qrun, tmp_path, signum, code, status
+):
+    typed = [w if not w.startswith("results") else f"results={tmp_path}" for w in words[0]] + LONG
+    process = start("train", *typed, "name=stopped")
+    until((tmp_path / "runs" / "stopped" / "checkpoint.safetensors").exists, process)
     process.send_signal(signum)
-    output = process.communicate(timeout=60)[0]
-    assert process.returncode == code, output
-    store = Store(results)
+    assert process.wait(PATIENCE) == code, process.told()
+    store = Store(tmp_path)
     run = store.find("stopped")
     assert run.info.status == status
     exit_code, out, err = qrun("train", *typed, "name=stopped", "--resume")
     assert exit_code == 0 and "resuming stopped at step" in out, err
     finished = store.find("stopped")
     assert finished.info.run_id == run.info.run_id and finished.info.status == "FINISHED"
-    assert [m.step for m in store.client.get_metric_history(run.info.run_id, "train/loss")][-1] == 60
-    if signum == signal.SIGTERM:
-        assert qrun("train", *typed, "name=whole")[0] == 0
-    reference = Store(words[1].parent / f"results{signal.SIGTERM.value}").folder / "runs" / "whole" / "adapter"
-    ours, whole = (
-        load_file(f / "adapter_model.safetensors") for f in (results / "runs" / "stopped" / "adapter", reference)
-    )
-    assert all(torch.equal(ours[name], whole[name]) for name in whole)
+    logged = [m.step for m in store.client.get_metric_history(run.info.run_id, "train/loss")]
+    assert logged[-1] == 60 and set(logged) == set(range(1, 61))
+    ours = load_file(tmp_path / "runs" / "stopped" / "adapter" / "adapter_model.safetensors")
+    assert ours.keys() == whole.keys() and all(torch.equal(ours[name], whole[name]) for name in whole)
 
 
-def test_resuming_under_changed_circumstances_is_refused(words, qrun, tmp_path):
+def test_resuming_under_changed_circumstances_is_refused(words, qrun, tmp_path, monkeypatch):
+    from qrun.training import loop
+
     typed = [w if not w.startswith("results") else f"results={tmp_path}/r" for w in words[0]] + LONG
-    process = start(typed, "name=stopped")
-    wait_for(tmp_path / "r" / "runs" / "stopped" / "checkpoint.safetensors", process)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+    step = loop.optimizer_step
+
+    def stopped(*words):
+        if words[5] == 3:
+            signal.raise_signal(signal.SIGTERM)
+        return step(*words)
+
+    monkeypatch.setattr(loop, "optimizer_step", stopped)
+    assert qrun("train", *typed, "name=stopped")[0] == 143
+    monkeypatch.undo()
+    assert (tmp_path / "r" / "runs" / "stopped" / "checkpoint.safetensors").exists()
     code, _, err = qrun("train", *typed, "name=stopped", "--resume", "training.lr=0.03")
     assert code == 2 and "another config_hash" in err
+    stopped = Store(tmp_path / "r").find("stopped").info
     code, out, _ = qrun("train", *typed, "name=stopped", "training.steps=2")
     assert code == 0 and "starting over" in out
+    again = Store(tmp_path / "r").find("stopped").info
+    assert (stopped.status, again.status) == ("KILLED", "FINISHED") and again.run_id != stopped.run_id
 
 
 def test_a_diverging_run_is_failed_in_the_store_and_ends_with_code_1(words, qrun):
@@ -230,6 +230,7 @@ def test_bad_input_is_one_line_code_2_and_nothing_in_the_store(words, qrun, tmp_
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.slow
 def test_an_adapter_of_another_model_is_refused(qrun, trained, tmp_path):
     code, _, err = qrun(
         "eval",

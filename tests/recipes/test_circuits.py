@@ -4,8 +4,6 @@ import pytest
 
 from qrun.tracking.store import Store
 
-SMALL = ["protocol.ctx=64", "evaluation.max_tokens=640"]
-
 
 @pytest.fixture(scope="module")
 def adapter(tiny_folder, story_file, tmp_path_factory):
@@ -20,7 +18,8 @@ def adapter(tiny_folder, story_file, tmp_path_factory):
     folder = train(
         compose("train", [*words, *steps, "adapter.projections=[v_proj]", "adapter.layers=last", "name=source"])
     )
-    return folder, model, [*words, f"adapter.path={folder}", "evaluation.max_tokens=640"], Store(results)
+    small = ["evaluation.max_tokens=640", "evaluation.resamples=99"]
+    return folder, model, [*words, f"adapter.path={folder}", *small], Store(results)
 
 
 def measure(qrun, adapter, name, *words):
@@ -36,6 +35,7 @@ def test_circuits_without_shots_noise_or_sign_rule_give_the_exact_perplexity(qru
         assert data.tags["device"] == device and data.metrics["circuit/relative_error"] < 1e-3
 
 
+@pytest.mark.slow
 def test_the_sign_rule_is_exact_for_sign_constrained_adapters(qrun, adapter, tmp_path):
     from qrun.config.compose import compose
     from qrun.recipes.train import train
@@ -61,6 +61,7 @@ def test_the_sign_rule_is_exact_for_sign_constrained_adapters(qrun, adapter, tmp
     )  # the rotation does change signs; the forward pass restores them as the readout does
 
 
+@pytest.mark.slow
 def test_devices_that_share_a_noise_model_agree(qrun, adapter):
     found = {}
     for device in ("noisy", "aer"):
@@ -78,6 +79,7 @@ def test_devices_that_share_a_noise_model_agree(qrun, adapter):
     assert found["noisy"] == pytest.approx(found["aer"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_noise_costs_more_when_it_is_scaled_and_the_same_seed_repeats(qrun, adapter):
     words = ["device=noisy", "noise=paper", "readout=exact"]
     one, _ = measure(qrun, adapter, "paper", *words)
@@ -90,6 +92,7 @@ def test_noise_costs_more_when_it_is_scaled_and_the_same_seed_repeats(qrun, adap
     )
 
 
+@pytest.mark.slow
 def test_a_recorded_processor_measures_and_resumes_from_its_counts(qrun, adapter):
     words = ["device=fake", "device.shots=256", "protocol.ctx=4", "evaluation.max_tokens=4"]
     first, _ = measure(qrun, adapter, "fake", *words)
@@ -112,7 +115,7 @@ def test_a_recorded_processor_measures_and_resumes_from_its_counts(qrun, adapter
         (["device=fake", "device.shots=null"], "fake only counts"),
         (["device=fake", "device.backend=FakeNowhere"], "recorded backends are"),
         (["device=ibm"], "QISKIT_IBM_TOKEN"),
-        (["device=aer", "device.backend=statevector"], "use density_matrix or pennylane"),
+        (["device=aer", "device.backend=statevector"], "density_matrix"),
         (["device=pennylane", "noise=paper", "device.backend=default.qubit"], "use default.mixed"),
         (["device=noisy", "adapter.path=null"], "no adapter to run there"),
         (["readout.sign=maybe"], "expected one of"),
@@ -140,6 +143,7 @@ def test_a_budget_too_small_sends_nothing(qrun, adapter):
     assert code == 2 and "it was not sent" in err and adapter[3].find("poor").info.status == "FAILED"
 
 
+@pytest.mark.slow
 def test_an_adapter_that_is_no_circuit_names_the_nearest_dimension(qrun, adapter, tmp_path):
     from qrun.config.compose import compose
     from qrun.recipes.train import train

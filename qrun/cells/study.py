@@ -1,0 +1,164 @@
+"""A study from its grid to its results: dry run, lock, parent run, missing cells, one table.
+
+    run_study("noise", module, config, dry_run=False)
+
+A study module declares `cells(config, say)`, `numbers(results)` and `grades(numbers)`; this is everything else. The
+store is the only memory: kill a study at any point, start it again, and no finished cell is computed twice.
+"""
+
+import fcntl
+import hashlib
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+import pandas as pd
+
+from qrun.cells.cell import Cell
+from qrun.cells.keys import Keys, Sources
+from qrun.cells.schedule import Plan, plan, run_missing
+from qrun.cells.table import collect
+from qrun.config.compose import config_hash, to_yaml
+from qrun.config.schema import LauncherConfig, ModelConfig
+from qrun.errors import InputError
+from qrun.evaluation.results import Results
+from qrun.report.grade import Verdict
+from qrun.report.page import About, show
+from qrun.report.screen import say
+from qrun.tracking.provenance import environment, git_state
+from qrun.tracking.store import Recorded, Store
+from qrun.training.interrupt import Interrupt
+
+EXPERIMENT = "study"
+ABOUT = "study.json"
+# FLOP a second of one process on two shared cores, nano: what a dry run assumes where the store has no finished cell
+RATES = {"train": 5e10, "measure": 3e10, "compress": 5e10, "ask": 3e10}
+
+
+class StudyConfig(Protocol):
+    """What the engine needs of a study's config."""
+
+    model: ModelConfig
+    launcher: LauncherConfig
+    results: str
+    name: str | None
+
+
+class Study(Protocol):
+    """A module in qrun/studies."""
+
+    def cells(self, config: StudyConfig, say: Callable[[str], None]) -> Iterator[Cell]:
+        """The whole grid, before anything runs; `say` what is left out."""
+        ...
+
+    def numbers(self, results: Results) -> Mapping[str, pd.DataFrame]:
+        """Grouping and statistics."""
+        ...
+
+    def grades(self, numbers: Mapping[str, pd.DataFrame]) -> list[Verdict]:
+        """Pure rules."""
+        ...
+
+
+def run_study(name: str, study: Study, config: StudyConfig, dry_run: bool) -> Results | None:
+    """Compute what is missing, record and show the results; with `dry_run` list the cells, and return None."""
+    grid = list(study.cells(config, say))
+    if dry_run:
+        _list(name, grid, config)
+        return None
+    store, sources = Store(config.results), Sources()
+    keys = Keys(sources)
+    for cell in grid:
+        keys.of(cell)  # everything that is wrong with models and texts is told before anything is recorded
+    study_key = hashlib.sha256(json.dumps([name, *sorted({keys.of(c) for c in grid})]).encode()).hexdigest()[:16]
+    about = About(
+        study=name, model=config.model.name, command=" ".join(["qrun", *sys.argv[1:]]), config=to_yaml(config),
+        config_hash=config_hash(config), study_key=study_key, **git_state(),
+    )  # fmt: skip
+    with alone(store), Interrupt().installed():
+        finished = store.tagged(EXPERIMENT, "cell_key", "FINISHED")
+        todo = plan(grid, keys, finished)
+        count, missing = len(todo.cells), len(todo.missing)
+        say(f"{count} cells: {count - missing} finished before, {missing} to compute")
+        parent = store.tagged(EXPERIMENT, "study_key").get(study_key)
+        if todo.missing or parent is None or parent.status != "FINISHED":
+            results, run_id = _compute(store, keys, grid, todo, finished, about, config, parent)
+        else:  # a finished study stays finished, whatever happens to this look at it
+            results, run_id = collect(grid, keys, finished), parent.run_id
+    show(about, results, study)
+    say(f"run  {store.url(EXPERIMENT, run_id=run_id)}  (after `qrun ui`)")
+    return results
+
+
+def _compute(
+    store: Store, keys: Keys, grid: Sequence[Cell], todo: Plan, finished: Mapping[str, Recorded], about: About,
+    config: StudyConfig, parent: Recorded | None,
+) -> tuple[Results, str]:  # fmt: skip
+    """The missing cells, below the study's parent run."""
+    for killed in store.tagged(EXPERIMENT, "cell_key", "RUNNING").values():  # nobody else is here
+        store.client.set_terminated(killed.run_id, "KILLED")
+    name = config.name or f"{about.model}-{about.study}-{about.study_key[:8]}"
+    words = {"study": about.study, "study_key": about.study_key, "model_name": about.model, **git_state()}
+    params = {"study": about.study, "model.name": about.model, "cells": len(todo.cells)}
+    with store.run(EXPERIMENT, name, params, words, parent.run_id if parent else None) as run:
+        run.texts({"config.yaml": about.config, "env.json": json.dumps(environment(), indent=1)})
+        if todo.missing:
+            from qrun.cells.pool import open_pool  # torch: what is finished is shown without it
+            from qrun.cells.workspace import Workspace
+
+            workspace, runs = Workspace(keys.sources), {key: done.run_id for key, done in finished.items()}
+            with open_pool(config.launcher, config.model.device, workspace, len(todo.missing)) as pool:
+                run_missing(todo, keys, runs, pool, config.results, run.run_id)
+            finished = store.tagged(EXPERIMENT, "cell_key", "FINISHED")
+        results = collect(grid, keys, finished)
+        folder = store.folder / "studies" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        results.write(folder)
+        (folder / ABOUT).write_text(about.to_json())
+        run.folder(folder, "results")
+    return results, run.run_id
+
+
+@contextmanager
+def alone(store: Store) -> Iterator[None]:
+    """One study at a time in a store. Raises InputError if another process has one open."""
+    store.check_writable()
+    with (store.folder / "study.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            why = "another study is running in this store; wait or choose another folder"
+            raise InputError(f"results={store.folder}: {why}") from error
+        yield
+
+
+def _list(name: str, grid: Sequence[Cell], config: StudyConfig) -> None:
+    """What would run, at the model's true shape: neither weights nor text nor store are needed."""
+    for cell in grid:
+        count = cell.task.parameters()
+        say(cell.label + (f": {count:,} parameters" if count else ""))
+    kinds = Counter(cell.task.kind for cell in grid)
+    work = sum(cell.task.work() / RATES[cell.task.kind] for cell in grid)
+    speed, where = measured_rates(config), "at rates of finished cells in this store"
+    if speed:
+        work = sum(cell.task.work() / speed.get(cell.task.kind, RATES[cell.task.kind]) for cell in grid)
+    else:
+        where = "at the rates of nano on two cores"
+    listed = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    say(f"{name}: {len(grid)} cells ({listed}); about {work / 60:.0f} process-minutes {where}; nothing was run")
+
+
+def measured_rates(config: StudyConfig) -> dict[str, float]:
+    """FLOP a second by kind of task, from the finished cells of the store; empty for a new store."""
+    store = Store(config.results)
+    if not Path(store.database).exists():
+        return {}
+    rates: dict[str, list[float]] = {}
+    for run in store.tagged(EXPERIMENT, "cell_key", "FINISHED").values():
+        if (work := float(run.tags.get("work", 0))) and run.seconds > 0:
+            rates.setdefault(run.tags["kind"], []).append(work / run.seconds)
+    return {kind: sorted(found)[len(found) // 2] for kind, found in rates.items()}

@@ -1,0 +1,86 @@
+"""Models and texts that a process has opened, each once; the model that was not asked for longest makes room."""
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from qrun.cells.keys import Sources
+from qrun.config.compose import to_yaml
+from qrun.config.schema import DataConfig, EvaluationConfig, ModelConfig, ProtocolConfig
+from qrun.evaluation import protocols
+from qrun.evaluation.protocols import Task
+from qrun.language import models
+from qrun.language.corpus import Corpus
+from qrun.language.models import LanguageModel
+from qrun.language.tokens import stream
+from qrun.report.screen import say
+from qrun.training.loop import training_windows
+
+MODELS = 3  # kept open at once: a study over compressed models would else fill the memory with them
+
+
+class Measurable(Protocol):
+    """A config that says what is measured."""
+
+    model: ModelConfig
+    data: DataConfig
+    protocol: ProtocolConfig
+    evaluation: EvaluationConfig
+
+
+@dataclass
+class Opened:
+    """A loaded model, its text and the measurement to make of it."""
+
+    language: LanguageModel
+    corpus: Corpus
+    task: Task
+
+    windows: dict[int, Tensor] = field(default_factory=dict)  # training windows by context
+
+    def training_windows(self, context: int) -> Tensor:
+        """Windows [count, context] of the training split, tokenised once."""
+        if context not in self.windows:
+            text = stream(self.language.tokenizer, self.corpus.splits["train"], self.corpus.wikitext)
+            self.windows[context] = training_windows(torch.from_numpy(text.ids), context)
+        return self.windows[context]
+
+
+class Workspace:
+    """Everything opened in this process."""
+
+    def __init__(self, sources: Sources | None = None) -> None:
+        self.sources = sources or Sources()
+        self._models: dict[str, LanguageModel] = {}
+        self._opened: dict[str, Opened] = {}
+
+    def model(self, config: ModelConfig) -> LanguageModel:
+        """Load a model, frozen. It is then the youngest of those kept."""
+        key = to_yaml(config)
+        language = self._models.pop(key, None)
+        if language is None:
+            language = models.load(config)
+            count = sum(p.numel() for p in language.model.parameters())
+            say(f"model {config.name}: {count:,} parameters, {config.dtype.value} on {language.device}")
+        self._models[key] = language
+        while len(self._models) > MODELS:
+            gone = self._models.pop(next(iter(self._models)))
+            self._opened = {k: opened for k, opened in self._opened.items() if opened.language is not gone}
+        return language
+
+    def open(self, config: Measurable) -> Opened:
+        """Load model and text and state the task. Every InputError about them is raised here, before anything is
+        recorded."""
+        key = "".join(to_yaml(part) for part in (config.model, config.data, config.protocol, config.evaluation))
+        language = self.model(config.model)
+        if key not in self._opened:
+            text = self.sources.text(config.data)
+            positions = language.shape.max_position_embeddings
+            task = protocols.build(config.protocol, config.evaluation, text, language.tokenizer, positions)
+            sizes = ", ".join(f"{split} {len(documents):,}" for split, documents in text.splits.items())
+            stated = f"{task.scored:,} tokens scored, protocol {task.statement['protocol']} {task.fingerprint}"
+            say(f"data {text.name}: {sizes} documents; {stated}")
+            self._opened[key] = Opened(language, text, task)
+        return self._opened[key]

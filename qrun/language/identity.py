@@ -1,0 +1,283 @@
+"""Which model a folder holds: three digests that change whenever a number of the frozen model can.
+
+    identify(folder) -> Identity(weights, config, tokenizer)      16 hex digits each, `digest` over all three
+
+    weights    every byte of every tensor that is loaded, by name, dtype and shape; shards and metadata do not count
+    config     config.json with defaults written out and one spelling of RoPE, without what cannot change a number
+    tokenizer  tokenizer.json without padding and truncation, and the keys of tokenizer_config.json that change ids
+
+Saving a loaded model with save_pretrained in the type it was stored in gives the same identity. Nothing heavy is
+imported. The digest of the weights is kept in ~/.cache/qrun/identities.json, by size and time of the files.
+"""
+
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qrun.errors import InputError
+from qrun.files import cache_folder, replaced
+
+SINGLE, INDEX, KEPT = "model.safetensors", "model.safetensors.index.json", "identities.json"
+FLOATS = ("F64", "F32", "F16", "BF16")
+CHUNK = 1 << 24  # bytes read at once
+VERSION = 1  # of what is digested: raise it and kept digests are not found
+
+# Keys of config.json that change no number of a frozen model in evaluation mode.
+IGNORED = (
+    "_name_or_path", "transformers_version", "transformers_weights", "torch_dtype", "dtype", "use_cache",
+    "initializer_range", "attention_dropout", "pad_token_id", "bos_token_id", "eos_token_id",
+)  # fmt: skip
+DEFAULTS = {"hidden_act": "silu", "rms_norm_eps": 1e-6, "pretraining_tp": 1}
+KEY_VALUE_HEADS = {"mistral": 8, "qwen2": 32}  # where config.json has none; else as many as there are heads
+SCALED = ("llama3", "yarn", "longrope")  # RoPE types that know the length of pretraining
+
+TOKENIZER_KEYS = (
+    "tokenizer_class", "add_bos_token", "add_eos_token", "add_prefix_space", "legacy", "chat_template",
+    "bos_token", "eos_token", "unk_token", "pad_token",
+)  # fmt: skip
+SLOW_FILES = ("tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What has to be equal for two folders to hold the same model."""
+
+    weights: str
+    config: str
+    tokenizer: str
+
+    @property
+    def digest(self) -> str:
+        return _hex(f"{self.weights} {self.config} {self.tokenizer}".encode())
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    """Where a tensor's bytes are."""
+
+    path: Path
+    dtype: str
+    shape: list[int]
+    start: int
+    size: int
+
+
+def identify(folder: Path) -> Identity:
+    """Identity of a model folder in the hub's layout; InputError in one line for what is missing, broken or unsafe."""
+    return Identity(weights_digest(folder), config_digest(folder), tokenizer_files_digest(folder))
+
+
+def weights_entry(folder: Path) -> str:
+    """The file that loading starts from: model.safetensors, else its index, else the only *.safetensors there."""
+    for name in (SINGLE, INDEX):
+        if (folder / name).is_file():
+            return name
+    others = sorted(path.name for path in folder.glob("*.safetensors"))
+    if not others:
+        raise InputError(f"model.path={folder}: no *.safetensors there (pickled weights are not read)")
+    if len(others) > 1:
+        raise InputError(f"model.path={folder}: {len(others)} *.safetensors, but neither {SINGLE} nor {INDEX}")
+    return others[0]
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that are loaded. Raises InputError for an index that names anything else."""
+    entry = weights_entry(folder)
+    if entry != INDEX:
+        return [folder / entry]
+    places = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise InputError(f"model.path={folder}: {INDEX} has no weight_map")
+    names = sorted({str(name) for name in places.values()})
+    for name in names:
+        if not name.endswith(".safetensors") or "/" in name or "\\" in name:
+            raise InputError(f"model.path={folder}: {INDEX} names {name!r}; only *.safetensors beside it are read")
+        if not (folder / name).is_file():
+            raise InputError(f"model.path={folder}: {INDEX} names {name}, which is not there")
+    return [folder / name for name in names]
+
+
+def weights_digest(folder: Path) -> str:
+    """Digest of all tensors, kept by name, size and time of their files."""
+    files = weight_files(folder)
+    stats = [(path.name, path.stat()) for path in files]
+    stamp = [VERSION, [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]]
+    known, key = _kept(), str(folder.resolve())
+    entry = known.get(key)
+    if isinstance(entry, dict) and entry.get("stamp") == stamp and isinstance(entry.get("weights"), str):
+        return entry["weights"]
+    weights = _digest_tensors(folder, files)
+    _keep({**known, key: {"stamp": stamp, "weights": weights}})
+    return weights
+
+
+def _digest_tensors(folder: Path, files: list[Path]) -> str:
+    where: dict[str, _Tensor] = {}
+    for path in files:
+        for name, tensor in _tensors(folder, path):
+            if name in where:
+                raise InputError(f"model.path={folder}: {name} is both in {where[name].path.name} and in {path.name}")
+            where[name] = tensor
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(CHUNK))
+    with ExitStack() as stack:
+        opened = {path: stack.enter_context(path.open("rb", buffering=0)) for path in files}
+        for name, tensor in sorted(where.items()):
+            digest.update(json.dumps([name, tensor.dtype, tensor.shape]).encode())
+            file, left = opened[tensor.path], tensor.size
+            file.seek(tensor.start)
+            while left:
+                count = file.readinto(buffer[: min(left, CHUNK)])
+                if not count:
+                    raise InputError(f"model.path={folder}: {tensor.path.name} became shorter while it was read")
+                digest.update(buffer[:count])
+                left -= count
+    return digest.hexdigest()[:16]
+
+
+def _tensors(folder: Path, path: Path) -> Iterator[tuple[str, _Tensor]]:
+    """Tensors by the header of a safetensors file: its length (8 bytes), JSON, then the bytes."""
+    incomplete = f"model.path={folder}: {path.name} could not be loaded (not a complete safetensors file)"
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size - 8
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > size:
+                raise InputError(incomplete)
+            header = dict(json.loads(file.read(length)))
+        header.pop("__metadata__", None)
+        found = {
+            name: _Tensor(path, str(entry["dtype"]), [int(n) for n in entry["shape"]], 8 + length + start, end - start)
+            for name, entry in header.items()
+            for start, end in [entry["data_offsets"]]
+        }
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, struct.error) as error:
+        raise InputError(incomplete) from error
+    for name, tensor in found.items():
+        if tensor.size < 0 or not 8 + length <= tensor.start <= 8 + size - tensor.size:
+            raise InputError(incomplete)
+        if tensor.dtype not in FLOATS:
+            raise InputError(f"model.path={folder}: {name} is of type {tensor.dtype}; possible: {', '.join(FLOATS)}")
+    yield from found.items()
+
+
+def config_digest(folder: Path) -> str:
+    """Digest of what config.json says about the numbers."""
+    values = read_json(folder / "config.json")
+    try:
+        return _hex(_canonical(_normal(values)))
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        said = f"{type(error).__name__}: {error}"
+        raise InputError(f"model.path={folder}: config.json is not that of a decoder ({said})") from error
+
+
+def _normal(config: Mapping[str, Any]) -> dict[str, Any]:
+    """One spelling of config.json; null and false are what an absent key means."""
+    values = {**DEFAULTS, **{k: v for k, v in config.items() if k not in IGNORED}}
+    kind, heads = values.get("model_type"), values["num_attention_heads"]
+    values["head_dim"] = values.get("head_dim") or values["hidden_size"] // heads
+    if values.get("num_key_value_heads") is None:
+        missing = "num_key_value_heads" not in values
+        values["num_key_value_heads"] = KEY_VALUE_HEADS.get(str(kind), heads) if missing else heads
+    rope = dict(values.pop("rope_scaling", None) or values.get("rope_parameters") or {})
+    rope.setdefault("rope_type", rope.get("type", "default"))
+    rope.pop("type", None)
+    for key, default in (("rope_theta", 10_000.0), ("partial_rotary_factor", None)):
+        rope.setdefault(key, values.pop(key, default))
+        values.pop(key, None)
+    if rope["rope_type"] in SCALED:
+        stated = values.get("original_max_position_embeddings")
+        rope.setdefault("original_max_position_embeddings", values["max_position_embeddings"])
+        rope["original_max_position_embeddings"] = stated or rope["original_max_position_embeddings"]
+    values["rope_parameters"] = rope
+    if kind == "mistral":
+        values.setdefault("sliding_window", 4096)
+    if kind == "qwen2":  # its window acts on the upper layers, and only if it is switched on
+        window = values.get("sliding_window", 4096) if values.pop("use_sliding_window", False) else None
+        first, layers = values.pop("max_window_layers", 28), range(values["num_hidden_layers"])
+        spread = ["sliding_attention" if window is not None and i >= first else "full_attention" for i in layers]
+        values["layer_types"], values["sliding_window"] = values.get("layer_types") or spread, window
+    return values
+
+
+def tokenizer_files_digest(folder: Path) -> str:
+    """Digest of the tokenizer's files."""
+    digest = hashlib.sha256()
+    if (folder / "tokenizer.json").is_file():
+        values = read_json(folder / "tokenizer.json")
+        kept = {k: v for k, v in values.items() if k not in ("padding", "truncation")}
+        digest.update(json.dumps(kept, sort_keys=True).encode())
+    else:
+        found = [folder / name for name in SLOW_FILES if (folder / name).is_file()]
+        if not found:
+            raise InputError(f"model.path={folder}: no tokenizer there; copy tokenizer.json of the same model into it")
+        for path in found:
+            digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
+    digest.update(_canonical(_tokenizer_settings(folder)))
+    return digest.hexdigest()[:16]
+
+
+def _tokenizer_settings(folder: Path) -> dict[str, Any]:
+    """TOKENIZER_KEYS of tokenizer_config.json, special tokens as their text, names of classes without their age."""
+    values: dict[str, Any] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        if (folder / name).is_file():
+            values.update(read_json(folder / name))
+    template = folder / "chat_template.jinja"
+    if template.is_file():
+        values["chat_template"] = template.read_text(errors="replace")
+    kept = {key: values.get(key) for key in TOKENIZER_KEYS}
+    for key, value in kept.items():
+        if isinstance(value, dict) and "content" in value:
+            kept[key] = value["content"]
+    kind = str(kept["tokenizer_class"] or "")
+    kept["tokenizer_class"] = "TokenizersBackend" if kind == "PreTrainedTokenizerFast" else kind.removesuffix("Fast")
+    return kept
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object, or one line that says what is wrong with the file."""
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not readable as JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: not a JSON object")
+    return values
+
+
+def _canonical(values: Any) -> bytes:
+    return json.dumps(_plain(values), sort_keys=True).encode()
+
+
+def _plain(value: Any) -> Any:
+    """Without null, false and empty entries of objects, and with one kind of number."""
+    if isinstance(value, dict):
+        items = ((str(key), _plain(item)) for key, item in value.items())
+        return {key: item for key, item in items if not (item is None or item is False or item in ({}, [], ""))}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _hex(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _kept() -> dict[str, Any]:
+    try:
+        found = json.loads((cache_folder() / KEPT).read_text())
+    except (OSError, ValueError, RuntimeError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _keep(known: dict[str, Any]) -> None:
+    """A cache that cannot be written is only slower."""
+    with suppress(OSError, RuntimeError), replaced(cache_folder() / KEPT) as file:
+        file.write_text(json.dumps(known))

@@ -1,0 +1,178 @@
+"""The heavy half of tasks: each opens its model, computes, and leaves one run in the store's `study` experiment."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from qrun.adapters.linear import Adapter, detach
+from qrun.adapters.saving import read, save
+from qrun.cells.cell import Place
+from qrun.cells.workspace import Opened, Workspace
+from qrun.config.compose import config_hash, to_yaml
+from qrun.config.verbs import CompressConfig, QuestionsRunConfig, TrainConfig
+from qrun.evaluation.measurement import Difference, Measurement, difference
+from qrun.evaluation.questions import answer
+from qrun.language import questions
+from qrun.quantum.circuits import preparation_and_block_counts
+from qrun.recipes.compress import compress_into
+from qrun.recipes.device import open_executor
+from qrun.recipes.fitting import fit_adapter, fit_metrics, prepared, resume
+from qrun.recipes.measuring import attach_saved, measured, shuffled
+from qrun.recipes.record import Words, device_tags, interval_metrics, peak_memory_mb, tags
+from qrun.recipes.tasks import MADE, Measure
+from qrun.tracking.provenance import environment, git_state
+from qrun.tracking.store import Run, Store
+from qrun.training.interrupt import Interrupt
+
+EXPERIMENT = "study"
+UNITS = "units.json"  # what an interval over documents or questions needs
+MEASUREMENT = "measurement.json"
+
+
+@contextmanager
+def cell_run(place: Place, words: Mapping[str, object], resume_id: str | None = None) -> Iterator[Run]:
+    """The run of a cell: its axes are its parameters, its key is a tag."""
+    everything = {**words, **place.tags, "cell_key": place.key}
+    everything |= {f"needs.{name}": run for name, run in place.needs.items()}
+    params = {axis: value for axis, value in place.axes.items() if value is not None}
+    with Store(place.results).run(EXPERIMENT, place.name, params, everything, resume_id) as run:
+        yield run
+
+
+def train_cell(config: TrainConfig, workspace: Workspace, place: Place) -> str:
+    """Train, save the adapter, record size, curve and diagnostics."""
+    store = Store(place.results)
+    folder = store.folder / "runs" / place.name
+    state = folder / "checkpoint.safetensors"
+    with prepared(config, workspace) as job, Interrupt().installed() as interrupt:
+        progress, run_id = resume(job, state, store)
+        with cell_run(place, tags(config, job.opened), run_id) as run:
+            progress = fit_adapter(job, run, state, progress, interrupt)
+            metrics = {**fit_metrics(job, progress), "peak_memory_mb": peak_memory_mb()}
+            facts = {
+                "config_hash": config_hash(config), "seed": config.seed, "steps": progress.step,
+                "best_step": progress.best_step, "best_validation_nats": progress.best_nats,
+                "data": job.opened.corpus.name, "cell_key": place.key,
+            }  # fmt: skip
+            save(folder / "adapter", job.adapter, job.opened.language.identity, facts)
+            run.metrics(metrics)
+            run.texts({"config.yaml": to_yaml(config), "env.json": _environment()})
+            run.folder(folder / "adapter", "adapter")
+    state.unlink(missing_ok=True)
+    return run.run_id
+
+
+def measure_cell(task: Measure, workspace: Workspace, place: Place) -> str:
+    """Measure, with paired differences to the frozen model (`base`) and to the exact adapter (`exact`)."""
+    config, store = task.config, Store(place.results)
+    opened = workspace.open(config)
+    others = {
+        name: Measurement.from_json(store.recorded(place.needs[name]).text(MEASUREMENT))
+        for name in ("base", "exact") if name in place.needs
+    }  # fmt: skip
+    adapter = _needed_adapter(task, opened, store, place)
+    try:
+        executor = None
+        if adapter is not None and task.circuits:
+            executor = open_executor(config, adapter.config.dim, config.sign)
+            adapter.set_executor(executor)
+        with Interrupt().installed(), cell_run(place, {**tags(config, opened), **device_tags(config)}) as run:
+            result = measured("measuring", opened.language.model, opened.task, config.evaluation.batch)
+            metrics = {
+                "perplexity": result.perplexity, "bits_per_byte": result.bits_per_byte, "seconds": result.seconds,
+                "documents": len(result.nats), "effective_documents": result.effective_documents,
+                "tokens": sum(result.tokens), "peak_memory_mb": peak_memory_mb(),
+            }  # fmt: skip
+            for name, gap in _gaps(result, others, config.evaluation.resamples, config.seed).items():
+                metrics |= interval_metrics(name, gap)
+            if adapter is not None:
+                metrics["parameters"] = adapter.count() if task.values == "trained" else 0
+            if executor is not None and adapter is not None:
+                metrics |= {f"circuit/{name}": value for name, value in executor.statistics.summary().items()}
+                metrics["circuit/total_error"] = config.noise.total_error(_counts(adapter.config.dim))
+            run.metrics(metrics)
+            run.texts({
+                "config.yaml": to_yaml(config), "env.json": _environment(), MEASUREMENT: result.to_json(),
+                UNITS: json.dumps(result.units()),
+            })  # fmt: skip
+    finally:
+        if adapter is not None:
+            adapter.set_executor(None)
+            detach(opened.language.model, adapter)
+    return run.run_id
+
+
+def _gaps(result: Measurement, others: Mapping[str, Measurement], resamples: int, seed: int) -> dict[str, Difference]:
+    gaps = {}
+    if "base" in others:
+        gaps["gain"] = difference(others["base"], result, resamples, seed)
+    if "exact" in others:
+        gaps["penalty"] = difference(result, others["exact"], resamples, seed)
+    return gaps
+
+
+def _needed_adapter(task: Measure, opened: Opened, store: Store, place: Place) -> Adapter | None:
+    """The trained adapter in the model, its values replaced for a null."""
+    if "adapter" not in place.needs:
+        return None
+    folder = store.folder / "runs" / store.recorded(place.needs["adapter"]).name / "adapter"
+    adapter = attach_saved(opened.language, read(folder), folder)
+    if task.values != "trained":
+        generator = torch.Generator().manual_seed(task.config.seed)
+        change = {"zero": torch.zeros_like, "shuffled": lambda value: shuffled(value, generator)}[task.values]
+        adapter.load({name: change(value) for name, value in adapter.snapshot().items()})
+    return adapter
+
+
+def compress_cell(config: CompressConfig, folder: Path, place: Place) -> str:
+    """Compress into `folder`, record the sizes."""
+    words: Words = {**git_state(), "config_hash": config_hash(config), "model_name": config.model.name}
+    with Interrupt().installed(), cell_run(place, words) as run:
+        run.params({MADE: str(folder)})
+        statement = compress_into(config, folder)
+        run.metrics({k: v for k, v in statement.items() if isinstance(v, int | float) and not isinstance(v, bool)})
+        run.texts({"config.yaml": to_yaml(config), "compression.json": json.dumps(statement, indent=1)})
+    return run.run_id
+
+
+def ask_cell(config: QuestionsRunConfig, circuits: bool, workspace: Workspace, place: Place) -> str:
+    """Let one arm answer every question: by likelihood, and sampled at each temperature."""
+    language, asked = workspace.model(config.model), questions.load(config.questions, config.seed)
+    adapter = None
+    if config.adapter.path is not None:
+        saved = read(Path(config.adapter.path).expanduser())
+        adapter = attach_saved(language, saved, config.adapter.path)
+        if circuits:
+            adapter.set_executor(open_executor(config, saved.config.dim, config.readout.sign))
+    words: Words = {
+        **git_state(), "config_hash": config_hash(config), "model_name": config.model.name,
+        "model_weights": language.identity["weights"], "questions_digest": asked.digest,
+        "questions_source": asked.source, **(device_tags(config) if circuits else {"device": "exact"}),
+    }  # fmt: skip
+    try:
+        with Interrupt().installed(), cell_run(place, words) as run:
+            found = answer(language.model, language.tokenizer, asked.questions, config.batch)
+            units = {"chosen": found.chosen.tolist(), "right": found.right.tolist()}
+            for t in config.temperatures:
+                units[f"sampled {t:g}"] = found.sampled(t, config.trials, config.seed).tolist()
+            run.metrics({"right": float(found.correct.mean()), "questions": len(found.right), "trials": config.trials})
+            run.texts({"config.yaml": to_yaml(config), "env.json": _environment(), UNITS: json.dumps(units)})
+    finally:
+        if adapter is not None:
+            adapter.set_executor(None)
+            detach(language.model, adapter)
+    return run.run_id
+
+
+@cache
+def _environment() -> str:
+    return json.dumps(environment(), indent=1)
+
+
+@cache
+def _counts(dim: int) -> dict[str, int]:
+    return preparation_and_block_counts(dim)

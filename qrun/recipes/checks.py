@@ -1,0 +1,22 @@
+"""What can be told from the words alone, before anything heavy is imported."""
+
+from qrun.adapters.methods import spec
+from qrun.adapters.sites import select, sites
+from qrun.config.schema import AdapterConfig, DeviceConfig, ModelConfig
+from qrun.errors import InputError
+from qrun.language.models import model_shape
+
+
+def check_sites(model: ModelConfig, adapter: AdapterConfig) -> None:
+    """Sites and block dimension, where the model's shape is known without its weights."""
+    shape = model_shape(model)
+    if shape is not None:
+        spec(adapter.method).check(adapter, select(sites(shape), adapter.projections, adapter.layers))
+
+
+def check_device(model: ModelConfig, device: DeviceConfig, adapter: str | None) -> None:
+    """A device runs circuits, so there must be an adapter."""
+    model_shape(model)
+    if device.kind != "exact" and not adapter:
+        how = "give adapter.path=<folder written by `qrun train`>"
+        raise InputError(f"device={device.kind}: no adapter to run there; {how}")

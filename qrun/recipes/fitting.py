@@ -1,0 +1,156 @@
+"""Training an adapter in an opened model: check, resume, fit. `qrun train` and the training cells of studies share it.
+
+with prepared(config, workspace) as job:        everything that can be wrong is told here
+    progress, run_id = resume(job, ...)         an unfinished checkpoint of this very training
+    fit_adapter(job, ...)                       the best parameters by validation are in the model's adapter
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from qrun.adapters.diagnostics import describe, on_text
+from qrun.adapters.linear import Adapter, detach
+from qrun.adapters.methods import spec
+from qrun.adapters.sites import Site, select, sites
+from qrun.cells.workspace import Opened, Workspace
+from qrun.config.compose import config_hash, plain
+from qrun.config.schema import EvaluationConfig, ProtocolConfig, Split
+from qrun.config.verbs import TrainConfig
+from qrun.errors import InputError
+from qrun.evaluation.perplexity import measure
+from qrun.evaluation.protocols import Task, build
+from qrun.report.screen import bar, say
+from qrun.tracking.store import Run, Store
+from qrun.training.checkpoint import Progress, read_progress
+from qrun.training.interrupt import Interrupt
+from qrun.training.loop import fit
+from qrun.training.losses import Teacher, frozen_teacher, teacher_of
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training, opened and checked, its adapter attached to the model."""
+
+    config: TrainConfig
+    opened: Opened
+    adapter: Adapter
+    sites: list[Site]
+    windows: Tensor  # [count, context]
+    validation: Task
+    teacher: Teacher | None
+    facts: dict[str, object]  # what a checkpoint must have been written with
+
+    @property
+    def label(self) -> str:
+        """`b4`, `lora-r2`: what is trained."""
+        return spec(self.config.adapter.method).label(self.config.adapter)
+
+
+@contextmanager
+def prepared(config: TrainConfig, workspace: Workspace) -> Iterator[Job]:
+    """Open and check everything, attach the adapter, and leave the model as it was."""
+    if config.training.threads:
+        torch.set_num_threads(config.training.threads)
+    torch.manual_seed(config.seed)
+    opened = workspace.open(config)
+    language, method = opened.language, spec(config.adapter.method)
+    selected = select(sites(language.shape), config.adapter.projections, config.adapter.layers)
+    method.check(config.adapter, selected)
+    positions, context = language.shape.max_position_embeddings, config.training.context
+    if context > positions:
+        raise InputError(f"training.context={context}: the model has {positions} positions")
+    windows = opened.training_windows(context)
+    watched = EvaluationConfig(split=Split.validation, max_tokens=config.training.eval_tokens)
+    validation = build(ProtocolConfig(ctx=context), watched, opened.corpus, language.tokenizer, positions)
+    original = None
+    if config.teacher is not None and config.training.distill_weight and plain(config.teacher) != plain(config.model):
+        original = workspace.model(config.teacher)
+        if original.model.config.vocab_size != language.model.config.vocab_size:
+            why = f"its vocabulary is not that of model={config.model.name}"
+            raise InputError(f"model@teacher={config.teacher.name}: {why}")
+    adapter = method.attach(language.model, selected, config.adapter, language.identity["path"])
+    try:
+        teacher = None
+        if config.training.distill_weight:
+            own = frozen_teacher(language.model, adapter)
+            teacher = teacher_of(original.model) if original is not None else own
+        facts: dict[str, object] = {"config_hash": config_hash(config), "data": opened.corpus.digests}
+        facts |= {key: language.identity[key] for key in ("weights", "config", "tokenizer")}
+        yield Job(config, opened, adapter, selected, windows, validation, teacher, facts)
+    finally:
+        detach(language.model, adapter)  # a failed cell must not leave its layers in the model that the next one uses
+
+
+def resume(job: Job, state: Path, store: Store) -> tuple[Progress, str | None]:
+    """Progress of an unfinished checkpoint and its run, which must be of this very training; else a fresh start."""
+    if not state.is_file():
+        return Progress(facts=dict(job.facts)), None
+    progress = read_progress(state)
+    changed = [key for key, value in job.facts.items() if progress.facts.get(key) != value]
+    if changed:
+        raise InputError(f"{state}: was written with another {' and '.join(changed)}; delete it to start over")
+    say(f"resuming {state.parent.name} at step {progress.step} of {job.config.training.steps}")
+    run_id = progress.facts["run_id"]
+    return progress, run_id if store.exists(run_id) else None
+
+
+def fit_adapter(job: Job, run: Run, state: Path, progress: Progress, interrupt: Interrupt) -> Progress:
+    """Train to the end, log the curve, put the best parameters in place."""
+    model, training = job.opened.language.model, job.config.training
+    progress.facts = {**job.facts, "run_id": run.run_id}
+
+    def validate() -> float:
+        result = measure(model, job.validation, job.config.evaluation.batch)
+        return sum(result.nats) / sum(result.tokens)
+
+    with bar("training", training.steps - progress.step, "steps") as advance:
+        logged = run.last_step("train/loss") if progress.step else 0  # a killed run's log ends before its checkpoint
+        on_step = _curve(run, logged, interrupt, advance)
+        best, progress = fit(
+            model, job.adapter, job.windows, validate, training, job.config.seed, job.teacher, state, progress,
+            on_step, interrupt,
+        )  # fmt: skip
+    job.adapter.load(best)
+    return progress
+
+
+def _curve(
+    run: Run, logged: int, interrupt: Interrupt, advance: Callable[[int, str], None]
+) -> Callable[[Progress], None]:
+    """What happens after each step: the bar moves; at each validation the steps since the last one are logged."""
+
+    def on_step(now: Progress) -> None:
+        nonlocal logged
+        fresh = bool(now.evaluations) and now.evaluations[-1]["step"] == now.step
+        if now.step:
+            nats = now.evaluations[-1]["validation_nats"]
+            advance(1, f"loss {now.history[-1]['cross_entropy']:.3f}  validation {nats:.4f} nats/token")
+        if fresh or interrupt.received:
+            named = [{f"train/{key}": value for key, value in row.items()} for row in now.history[logged:]]
+            rows = [(int(row.pop("train/step")), row) for row in named]
+            if fresh:
+                rows.append((now.step, {"validation/nats": now.evaluations[-1]["validation_nats"]}))
+            run.series(rows)
+            logged = max(logged, now.step)
+
+    return on_step
+
+
+def fit_metrics(job: Job, progress: Progress) -> dict[str, float]:
+    """What a training leaves as metrics: size, steps, speed, and what the trained blocks look like."""
+    training = job.config.training
+    tokens = progress.step * training.batch * training.accumulation * (training.context - 1)
+    found: dict[str, float] = {
+        "parameters": job.adapter.count(), "sites": len(job.sites), "steps": progress.step,
+        "best_step": progress.best_step, "best_validation_nats": progress.best_nats,
+        "train/seconds": progress.seconds, "train/tokens_per_second": tokens / max(progress.seconds, 1e-9),
+    }  # fmt: skip
+    if job.config.adapter.method == "cayley":
+        seen = on_text(job.opened.language.model, job.adapter, job.windows[:4, :-1])
+        found |= {f"blocks/{key}": value for key, value in {**describe(job.adapter), **seen}.items()}
+    return found

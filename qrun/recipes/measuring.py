@@ -1,0 +1,54 @@
+"""A saved adapter in its model, and perplexities of the two: the step that evaluations, cells and generation share."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qrun.adapters.linear import Adapter, detach
+from qrun.adapters.methods import spec
+from qrun.adapters.saving import SavedAdapter
+from qrun.adapters.sites import sites
+from qrun.errors import InputError
+from qrun.evaluation.measurement import Measurement
+from qrun.evaluation.perplexity import measure
+from qrun.evaluation.protocols import Task
+from qrun.language.models import LanguageModel
+from qrun.report.screen import bar
+
+SAME = ("weights", "config", "tokenizer")  # digests that model and adapter must share
+
+
+def attach_saved(language: LanguageModel, saved: SavedAdapter, path: str | Path) -> Adapter:
+    """Put a saved adapter into the model it was trained in; InputError for any other model."""
+    own, base = language.identity, saved.base
+    if not base.keys() >= set(SAME):
+        raise InputError(f"adapter.path={path}: says too little of its model; written by an older qrun; train it again")
+    other = [key for key in SAME if base.get(key) != own[key]]
+    if other:
+        which = ", ".join(f"{key} {base.get(key)} there, {own[key]} here" for key in other)
+        raise InputError(f"adapter.path={path}: trained in {base.get('name')}, not in model={own['name']} ({which})")
+    selected = [site for site in sites(language.shape) if site.name in saved.sites]
+    adapter = spec(saved.config.method).attach(language.model, selected, saved.config, own["path"])
+    if set(adapter.tensors()) != set(saved.tensors):
+        detach(language.model, adapter)
+        method = saved.config.method
+        raise InputError(f"adapter.path={path}: its tensors are not those of method {method} at these sites")
+    adapter.load(saved.tensors)
+    return adapter
+
+
+def shuffled(value: Tensor, generator: torch.Generator) -> Tensor:
+    """A rotation of the same size that knows nothing: the entries of K in another order and with other signs."""
+    order = torch.randperm(value.numel(), generator=generator)
+    signs = torch.randint(0, 2, (value.numel(),), generator=generator) * 2 - 1
+    return (value.cpu().flatten()[order] * signs).view(value.shape).to(value.device)
+
+
+def measured(title: str, model: Any, task: Task, batch: int) -> Measurement:
+    """`measure` behind a progress bar; `model` is a transformers model."""
+    with bar(title, task.scored, "tokens") as advance:
+        result = measure(model, task, batch, lambda tokens: advance(tokens, ""))
+        advance(0, f"perplexity {result.perplexity:.3f}")
+    return result

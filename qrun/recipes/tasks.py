@@ -1,0 +1,257 @@
+"""What cells compute: train an adapter, measure on a device, compress a model, ask questions.
+
+Each task is a small description that travels to another process. Its `identity` is what makes its number; a need called
+`model` is a cell that makes the model (a compression), `adapter` one that trains, `base` and `exact` measurements that
+it is compared with.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from qrun.adapters.methods import spec
+from qrun.adapters.sites import select, sites
+from qrun.cells.cell import Place, Scalar
+from qrun.cells.keys import Sources
+from qrun.config.schema import DeviceConfig, ModelConfig, Sign
+from qrun.config.verbs import CompressConfig, QuestionsRunConfig, RunConfig, TrainConfig
+from qrun.language import questions
+from qrun.language.models import model_shape
+from qrun.quantum.noise import Noise
+from qrun.tracking.store import Store
+
+if TYPE_CHECKING:
+    from qrun.cells.workspace import Workspace
+
+FILES = ("adapter_config.json", "adapter_model.safetensors")
+MADE = "folder"  # parameter of a run that made a model: where it is
+
+
+def model_of(config: ModelConfig, place: Place) -> ModelConfig:
+    """The model of a cell: the configured one, or what the needed cell made of it."""
+    if "model" not in place.needs:
+        return config
+    made = Store(place.results).recorded(place.needs["model"])
+    changes = {"name": made.name, "path": made.params[MADE], "hub_id": None, "embedded": False, "shape": None}
+    return dataclasses.replace(config, **changes)  # type: ignore[arg-type]
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else "missing"
+
+
+def weights(config: ModelConfig) -> int:
+    """Parameters of the model's projections, about; 0 where no shape is stated."""
+    shape = model_shape(config)
+    return sum(site.in_features * site.out_features for site in sites(shape)) if shape else 0
+
+
+@dataclass(frozen=True)
+class Train:
+    """`qrun train` without its measurements: an adapter in results/runs/<name>/adapter."""
+
+    config: TrainConfig
+    kind: ClassVar[str] = "train"
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The step that trains, and the method."""
+        return ("recipes.fitting", "language.models", f"adapters.methods.{self.config.adapter.method}")
+
+    def identity(self, sources: Sources, needs: Mapping[str, str]) -> Mapping[str, object]:
+        """Model, teacher, text, adapter, training, seed."""
+        c = self.config
+        taught = c.teacher is not None and c.training.distill_weight > 0
+        return {
+            **sources.model(c.model, needs.get("model")), "text": sources.digest(c.data, "train", "validation"),
+            "teacher": sources.model(c.teacher, None) if taught and c.teacher else None,
+            "adapter": c.adapter, "training": c.training, "seed": c.seed, "batch": c.evaluation.batch,
+        }  # fmt: skip
+
+    def name(self, axes: Mapping[str, Scalar], key: str) -> str:
+        """`nano-b4-s0-1a2b3c4d`."""
+        label = spec(self.config.adapter.method).label(self.config.adapter)
+        return f"{self.config.model.name}-{label}-s{self.config.seed}-{key[:8]}"
+
+    def leaves(self, name: str) -> Path:
+        """The adapter's weights."""
+        return Store(self.config.results).folder / "runs" / name / "adapter" / "adapter_model.safetensors"
+
+    def work(self) -> float:
+        """6 FLOP a weight and token in training, 2 in the two validations; distillation adds a forward pass."""
+        t = self.config.training
+        tokens = t.steps * t.batch * t.accumulation * t.context
+        factor = 8 if t.distill_weight else 6
+        return weights(self.config.model) * (factor * tokens + 2 * t.eval_tokens * (1 + t.steps // t.eval_every))
+
+    def parameters(self) -> int | None:
+        """Trained parameters, where shape and method tell them."""
+        shape, adapter = model_shape(self.config.model), self.config.adapter
+        if shape is None:
+            return None
+        return spec(adapter.method).count(adapter, select(sites(shape), adapter.projections, adapter.layers))
+
+    def run(self, workspace: "Workspace", place: Place) -> str:
+        """Train, save; an unfinished checkpoint of the cell is continued."""
+        from qrun.recipes.cell_runs import train_cell
+
+        model = model_of(self.config.model, place)
+        return train_cell(dataclasses.replace(self.config, model=model, name=place.name), workspace, place)
+
+
+@dataclass
+class MeasureConfig(RunConfig):
+    """Model, text and protocol, and the device that computes Q x."""
+
+    device: DeviceConfig = field(default_factory=DeviceConfig)
+    noise: Noise = field(default_factory=Noise)
+    sign: Sign = Sign.input
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Perplexity of a model, alone or with the adapter it needs, exact or on circuits. `values` replaces the trained
+    parameters by a null: `zero` (K = 0) or `shuffled` (a rotation that knows nothing)."""
+
+    config: MeasureConfig
+    values: str = "trained"
+    kind: ClassVar[str] = "measure"
+
+    @property
+    def circuits(self) -> bool:
+        """Whether blocks run as circuits."""
+        return self.config.device.kind != "exact"
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The measurement; with circuits the executor and the device."""
+        device = ("adapters.executor", f"quantum.devices.{self.config.device.kind}") if self.circuits else ()
+        return ("recipes.measuring", *device)
+
+    def identity(self, sources: Sources, needs: Mapping[str, str]) -> Mapping[str, object]:
+        """Model, text, protocol, and what of the device makes counts."""
+        c = self.config
+        circuits = {"device": c.device, "noise": c.noise.digest, "sign": c.sign, "seed": c.seed}
+        return {
+            **sources.model(c.model, needs.get("model")), "text": sources.digest(c.data, c.evaluation.split.value),
+            "protocol": c.protocol, "evaluation": c.evaluation, "values": self.values,
+            "circuits": circuits if self.circuits else None, "shuffle": c.seed if self.values == "shuffled" else None,
+        }  # fmt: skip
+
+    def name(self, axes: Mapping[str, Scalar], key: str) -> str:
+        """`nano-gates-0.001-b4-s0-1a2b3c4d`."""
+        words = {"b": "b", "seed": "s"}
+        shown = [f"{words.get(k, '')}{v}" for k, v in axes.items() if v is not None]
+        return "-".join(["".join(c if c.isalnum() or c in "._" else "_" for c in word) for word in
+                         [self.config.model.name, *shown, key[:8]]])  # fmt: skip
+
+    def leaves(self, name: str) -> None:
+        """Measurements are in the store."""
+
+    def work(self) -> float:
+        """2 FLOP a weight and token; a noisy circuit of n qubits costs about 200 * 8^n more."""
+        c = self.config
+        shape, tokens = model_shape(c.model), c.evaluation.max_tokens or 50_000
+        return 2.0 * weights(c.model) * tokens + (1e4 * tokens * len(sites(shape)) if self.circuits and shape else 0)
+
+    def parameters(self) -> int | None:
+        """Nothing is trained."""
+        return None
+
+    def run(self, workspace: "Workspace", place: Place) -> str:
+        """Measure and compare with what was needed."""
+        from qrun.recipes.cell_runs import measure_cell
+
+        model = model_of(self.config.model, place)
+        config = dataclasses.replace(self.config, model=model, name=place.name)
+        return measure_cell(dataclasses.replace(self, config=config), workspace, place)
+
+
+@dataclass(frozen=True)
+class Compress:
+    """`qrun compress` into results/compressed/<name>."""
+
+    config: CompressConfig
+    results: str
+    kind: ClassVar[str] = "compress"
+    modules: ClassVar[tuple[str, ...]] = ("recipes.compress",)
+
+    def identity(self, sources: Sources, needs: Mapping[str, str]) -> Mapping[str, object]:
+        """Model, calibration text, how."""
+        c = self.config
+        return {**sources.model(c.model, None), "text": sources.digest(c.data, "train"), "compression": c.compression}
+
+    def name(self, axes: Mapping[str, Scalar], key: str) -> str:
+        """`nano-asvd-0.65-1a2b3c4d`."""
+        return f"{self.config.model.name}-{self.config.compression.label}-{self.config.compression.ratio:g}-{key[:8]}"
+
+    def leaves(self, name: str) -> Path:
+        """The model's config.json."""
+        return Store(self.results).folder / "compressed" / name / "config.json"
+
+    def work(self) -> float:
+        """An SVD of every projection, about 30 in^2 out."""
+        shape = model_shape(self.config.model)
+        return sum(30.0 * s.in_features**2 * s.out_features for s in sites(shape)) if shape else 0.0
+
+    def parameters(self) -> int | None:
+        """Nothing is trained."""
+        return None
+
+    def run(self, workspace: "Workspace", place: Place) -> str:
+        """A private copy of the model is loaded: its weights are replaced."""
+        from qrun.recipes.cell_runs import compress_cell
+
+        return compress_cell(self.config, self.leaves(place.name).parent, place)
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One arm of `qrun eval questions`: a model, alone or with a saved adapter, exact or on circuits."""
+
+    config: QuestionsRunConfig  # `model` is the arm's
+    circuits: bool
+    kind: ClassVar[str] = "ask"
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Answers; with circuits the executor and the device."""
+        device = ("adapters.executor", f"quantum.devices.{self.config.device.kind}") if self.circuits else ()
+        return ("recipes.measuring", "evaluation.questions", *device)
+
+    def identity(self, sources: Sources, needs: Mapping[str, str]) -> Mapping[str, object]:
+        """Model, adapter, questions, sampling, circuits."""
+        c = self.config
+        adapter = [_digest(Path(c.adapter.path).expanduser() / name) for name in FILES] if c.adapter.path else None
+        circuits = {"device": c.device, "noise": c.noise.digest, "sign": c.readout.sign}
+        return {
+            **sources.model(c.model, None), "questions": questions.load(c.questions, c.seed).digest,
+            "adapter": adapter, "batch": c.batch,
+            "temperatures": c.temperatures, "trials": c.trials, "seed": c.seed,
+            "circuits": circuits if self.circuits else None,
+        }  # fmt: skip
+
+    def name(self, axes: Mapping[str, Scalar], key: str) -> str:
+        """`nano-continuation-adapter-1a2b3c4d`."""
+        arm = str(axes["arm"]).replace(" ", "_")
+        return f"{self.config.model.name}-{self.config.questions.name}-{arm}-{key[:8]}"
+
+    def leaves(self, name: str) -> None:
+        """Answers are in the store."""
+
+    def work(self) -> float:
+        """Four choices of a few hundred tokens each."""
+        return 2.0 * weights(self.config.model) * 4 * 200 * (self.config.questions.limit or 1000)
+
+    def parameters(self) -> int | None:
+        """Nothing is trained."""
+        return None
+
+    def run(self, workspace: "Workspace", place: Place) -> str:
+        """Answer every question."""
+        from qrun.recipes.cell_runs import ask_cell
+
+        return ask_cell(self.config, self.circuits, workspace, place)

@@ -1,0 +1,159 @@
+"""What the grids of studies share: site sets, block dimensions, and the cells that train and measure one adapter."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+from qrun.adapters.methods import names, spec
+from qrun.adapters.sites import check_divides, select, sites
+from qrun.cells.cell import Cell, Scalar
+from qrun.config.schema import AdapterConfig, DataConfig, LauncherConfig, ModelConfig, TrainingConfig, require
+from qrun.config.verbs import TrainConfig
+from qrun.errors import InputError
+from qrun.language.models import model_shape
+from qrun.recipes.tasks import Measure, MeasureConfig, Train
+
+Say = Callable[[str], None]
+Axes = Mapping[str, Scalar]
+
+
+class SiteSet(Enum):
+    """Sites of a study's series."""
+
+    all = "all"  # every projection of every layer
+    one = "one"  # v_proj of the last layer: the paper's Llama setting
+    adapter = "adapter"  # what adapter.projections and adapter.layers say
+
+
+class Indivisible(Enum):
+    """What a study does with a block dimension that does not divide every site."""
+
+    stop = "stop"
+    skip = "skip"
+
+
+@dataclass
+class StudyAxes:
+    """What all studies over trained adapters have."""
+
+    dims: list[int] = field(default_factory=lambda: [2, 4, 8, 16])
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    sites: list[SiteSet] = field(default_factory=lambda: [SiteSet.adapter])
+    indivisible: Indivisible = Indivisible.stop
+    lr_exponent: float = 1.0  # a cell of block dimension b trains with its learning rate * (4 / b)^lr_exponent
+    controls: list[str] = field(default_factory=list)  # methods trained beside the adapter
+    control_lr: dict[str, float] = field(default_factory=dict)  # in the place of a method's own scanned rate
+
+    def __post_init__(self) -> None:
+        for key in ("dims", "seeds", "sites"):
+            different(f"study.{key}", getattr(self, key))
+        require(min(self.dims) >= 2, "study.dims", self.dims, "a block needs dimension 2 or more")
+        require(min(self.seeds) >= 0, "study.seeds", self.seeds, "give numbers of 0 or more")
+        require(0 <= self.lr_exponent <= 2, "study.lr_exponent", self.lr_exponent, "give a number from 0 to 2")
+        known = [name for name in names() if spec(name).control]
+        for name in self.controls:
+            require(name in known, "study.controls", name, f"use {', '.join(known)}")
+        for name, lr in self.control_lr.items():
+            require(name in names() and lr > 0, f"study.control_lr.{name}", lr, "give a method's learning rate above 0")
+
+
+def different(key: str, values: Sequence[object]) -> None:
+    """A list of an axis: not empty, no value twice."""
+    require(bool(values) and len(set(values)) == len(values), key, values, "give a list of different values")
+
+
+@dataclass
+class StudyRun(TrainConfig):
+    """What every study's config has; `study` holds its axes."""
+
+    launcher: LauncherConfig = field(default_factory=LauncherConfig)
+    study: StudyAxes = field(default_factory=StudyAxes)
+
+
+TRAIN_KEYS = [f.name for f in dataclasses.fields(TrainConfig)]
+
+
+def at_sites(adapter: AdapterConfig, chosen: SiteSet) -> AdapterConfig:
+    """The adapter at all sites, at the paper's one, or where its own words put it."""
+    if chosen is SiteSet.adapter:
+        return adapter
+    everywhere = {"projections": "all", "layers": "all"}
+    return dataclasses.replace(adapter, **everywhere if chosen is SiteSet.all else PAPER_SITE)  # type: ignore[arg-type]
+
+
+PAPER_SITE = {"projections": ["v_proj"], "layers": "last"}
+
+
+def usable(config: StudyRun, say: Say) -> Iterator[tuple[SiteSet, int]]:
+    """Site sets and the block dimensions that divide each of their sites. The others are said with
+    study.indivisible=skip, and an InputError with stop."""
+    shape, study = model_shape(config.model), config.study
+    for chosen in study.sites:
+        adapter, kept = at_sites(config.adapter, chosen), 0
+        for dim in study.dims:
+            try:
+                if shape is not None:
+                    check_divides(select(sites(shape), adapter.projections, adapter.layers), dim, adapter.side)
+            except InputError as error:
+                if study.indivisible is Indivisible.stop:
+                    raise InputError(f"{error} (study.indivisible=skip leaves such dimensions out)") from None
+                why = str(error).partition(": ")[2].partition(";")[0]
+                say(f"left out, sites={chosen.value} b={dim}: {why}")
+                continue
+            kept += 1
+            yield chosen, dim
+        if not kept:
+            raise InputError(f"study.dims={study.dims}: none divides every site of study.sites={chosen.value}")
+
+
+def matched(config: StudyRun, adapter: AdapterConfig, method: str) -> AdapterConfig:
+    """A control at the adapter's sites with about its parameters."""
+    shape = model_shape(config.model)
+    if shape is None:
+        raise InputError(f"model={config.model.name}: its shape is not stated; give model.path=<local folder>")
+    selected = select(sites(shape), adapter.projections, adapter.layers)
+    budget = spec(adapter.method).count(adapter, selected) or 0
+    return spec(method).matched(adapter, selected, budget)
+
+
+def training(config: StudyRun, adapter: AdapterConfig) -> TrainingConfig:
+    """The study's training with the rate and clipping of a method, scaled to b or to LoRA's rank."""
+    method, own = spec(adapter.method), config.training
+    scanned = config.study.control_lr.get(adapter.method, method.lr)
+    lr, clip = method.steps(own.lr if scanned is None else scanned, own.clip, adapter, config.study.lr_exponent)
+    return dataclasses.replace(own, lr=lr, clip=clip)
+
+
+def base_cell(config: StudyRun, axes: Axes, data: DataConfig | None = None, model: Cell | None = None) -> Cell:
+    """The frozen model's perplexity."""
+    needs = {} if model is None else {"model": model}
+    return Cell({**axes, "method": "none"}, Measure(measurement(config, data)), needs)
+
+
+def measurement(config: StudyRun, data: DataConfig | None = None) -> MeasureConfig:
+    """What every cell of a study measures, without a device."""
+    text = data or config.data
+    return MeasureConfig(config.model, text, config.protocol, config.evaluation, config.seed, config.results)
+
+
+def train_cell(
+    config: StudyRun, axes: Axes, adapter: AdapterConfig, seed: int, data: DataConfig | None = None,
+    model: Cell | None = None, teacher: ModelConfig | None = None, distill: float = 0.0,
+) -> Cell:  # fmt: skip
+    """One training; studies that describe the same one share it."""
+    steps = dataclasses.replace(training(config, adapter), distill_weight=distill)
+    values = {key: getattr(config, key) for key in TRAIN_KEYS} | {
+        "adapter": adapter, "training": steps, "seed": seed, "data": data or config.data, "teacher": teacher,
+        "name": None,
+    }  # fmt: skip
+    point = {**axes, "method": adapter.method, "seed": seed}
+    return Cell(point, Train(TrainConfig(**values)), {} if model is None else {"model": model})
+
+
+def exact_cell(
+    config: StudyRun, trained: Cell, base: Cell, axes: Axes | None = None, data: DataConfig | None = None
+) -> Cell:
+    """A trained adapter's perplexity, noiseless."""
+    needs = {"adapter": trained, "base": base, **{k: v for k, v in trained.needs.items() if k == "model"}}
+    return Cell({**trained.axes, **(axes or {})}, Measure(measurement(config, data)), needs)

@@ -1,0 +1,57 @@
+"""Numbers that studies share: gains of groups of cells with intervals over seeds and over documents."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from qrun.evaluation.intervals import Interval, effective_number, over_documents, perplexity_difference
+from qrun.evaluation.results import Results
+from qrun.evaluation.trends import mean_interval
+
+RESAMPLES, SEED = 9999, 0  # of every bootstrap over documents
+
+
+def nats(results: Results, rows: pd.DataFrame) -> NDArray[np.float64]:
+    """Nats per document, averaged over the rows (seeds)."""
+    return np.mean([results.unit(key, "nats") for key in rows["key"]], axis=0)
+
+
+def weight(results: Results, rows: pd.DataFrame) -> NDArray[np.float64]:
+    """Tokens or words of each document."""
+    return results.unit(rows["key"].iloc[0], "weight")
+
+
+def documents_interval(results: Results, first: pd.DataFrame, second: pd.DataFrame) -> Interval | None:
+    """95 % interval over documents of PPL_first - PPL_second, the log-likelihoods of each averaged over seeds."""
+    arrays = (nats(results, first), nats(results, second))
+    return over_documents(perplexity_difference, arrays, weight(results, first), RESAMPLES, SEED)
+
+
+def limits(name: str, interval: Interval | None) -> dict[str, float]:
+    """An interval as two columns, nan where there is none."""
+    low, high = interval or Interval(np.nan, np.nan)
+    return {f"{name}_low": low, f"{name}_high": high}
+
+
+def gains(results: Results, base: pd.DataFrame, rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """A row per group: parameters, mean perplexity and gain, intervals over seeds and over documents."""
+    found = []
+    for point, group in rows.groupby(list(by), sort=False):
+        own = group["gain"].tolist()
+        found.append({
+            **dict(zip(by, point, strict=True)), "seeds": len(group), "parameters": int(group["parameters"].iloc[0]),
+            "perplexity": group["perplexity"].mean(), "gain": group["gain"].mean(),
+            **limits("seed", mean_interval(own)), **limits("document", documents_interval(results, base, group)),
+        })  # fmt: skip
+    return pd.DataFrame(found)
+
+
+def text(results: Results, base: pd.DataFrame) -> pd.DataFrame:
+    """What was measured: perplexity of the frozen model, documents and their effective number."""
+    size = weight(results, base)
+    return pd.DataFrame([{
+        "base": base["perplexity"].iloc[0], "documents": len(size), "effective": effective_number(size),
+        "tokens": int(base["tokens"].iloc[0]),
+    }])  # fmt: skip

@@ -1,0 +1,397 @@
+"""The whole grids of the studies, before anything runs: which cells, with which axes, rates and needs."""
+
+import math
+from collections import Counter
+
+import pytest
+
+from qrun.cells.cell import with_needs
+from qrun.config.schema import Side
+from qrun.errors import InputError
+from qrun.studies import configure, module
+
+
+def grid(study, *words):
+    """Cells and what was said."""
+    said: list[str] = []
+    return list(module(study).cells(configure(study, list(words)), said.append)), said
+
+
+def kinds(cells):
+    return dict(Counter(cell.task.kind for cell in cells))
+
+
+def trained(cells, **axes):
+    return [c for c in cells if c.task.kind == "train" and all(c.axes.get(k) == v for k, v in axes.items())]
+
+
+def values(cells, axis):
+    return list(dict.fromkeys(cell.axes.get(axis) for cell in cells))
+
+
+@pytest.fixture(scope="module")
+def default():
+    return {study: grid(study) for study in ("dim", "controls", "noise", "recover", "questions")}
+
+
+@pytest.mark.parametrize(
+    ("study", "expected"),
+    [
+        ("dim", {"train": 2 * 6 * (5 + 1), "measure": 1 + 2 * 6 * (5 + 1)}),
+        ("controls", {"train": 2 * 7 * 3, "measure": 1 + 2 * 7 * 3 + 2 * 3 * 3}),
+        # per site set and seed: b=2 has 5 points and 4 readout rates, the others 6 points, 6 rates and 4 readout rates
+        ("noise", {"train": 2 * 4 * 3, "measure": 1 + 2 * 4 * 3 + 2 * 3 * (9 + 3 * 16)}),
+        # shifted: 2 b of the original, 7 arms at each ratio; home: 1 and 3
+        ("recover", {"compress": 2, "train": 3 * (2 + 2 * 7 + 1 + 2 * 3), "measure": 6 + 3 * (2 + 2 * 7 + 1 + 2 * 3)}),
+        ("questions", {"ask": 1}),
+    ],
+)
+def test_default_grids_have_exactly_these_cells(default, study, expected):
+    cells, said = default[study]
+    assert kinds(cells) == expected and len(set(map(id, cells))) == len(cells)
+    if study != "recover":  # whose home cells need the compression that the shifted ones have yielded
+        assert {id(cell) for cell in with_needs(cells)} == {id(cell) for cell in cells}
+    assert bool(said) == (study == "noise")
+
+
+@pytest.mark.parametrize("study", ["dim", "controls", "noise", "recover"])
+def test_no_two_cells_of_a_kind_stand_at_the_same_point(default, study):
+    cells, _ = default[study]
+    points = [(cell.task.kind, *sorted(cell.axes.items(), key=lambda item: item[0])) for cell in cells]
+    assert len(set(points)) == len(points)
+
+
+def test_every_measurement_of_an_adapter_needs_its_own_training(default):
+    for study in ("dim", "controls", "noise", "recover"):
+        for cell in default[study][0]:
+            if cell.task.kind != "measure" or cell.axes["method"] == "none":
+                assert "adapter" not in cell.needs
+                continue
+            need = cell.needs["adapter"]
+            assert need.task.kind == "train" and need.axes.items() <= cell.axes.items()
+            assert need.task.config.seed == cell.axes["seed"] and need.task.config.adapter.method == cell.axes["method"]
+            assert cell.needs["base"].axes["method"] == "none"
+
+
+# --- dim
+
+
+def test_dim_puts_one_lora_seed_beside_five_of_the_adapter(default):
+    cells, _ = default["dim"]
+    assert values(trained(cells, method="cayley"), "b") == [2, 4, 8, 16, 32, 64]
+    assert values(trained(cells, method="cayley"), "seed") == [0, 1, 2, 3, 4]
+    assert values(trained(cells, method="lora"), "seed") == [0] and values(trained(cells), "sites") == ["all", "one"]
+    assert len(trained(cells, sites="one", b=64)) == 6
+    assert not trained(grid("dim", "study.controls=[]")[0], method="lora")
+
+
+def test_the_one_site_is_v_proj_of_the_last_layer(default):
+    for cell in trained(default["dim"][0], sites="one"):
+        assert cell.task.config.adapter.projections == ["v_proj"] and cell.task.config.adapter.layers == ["last"]
+    for cell in trained(default["dim"][0], sites="all"):
+        assert len(cell.task.config.adapter.projections) == 7 and cell.task.config.adapter.layers == ["all"]
+    own = grid("dim", "study.sites=[adapter]", "adapter.projections=[q_proj]", "adapter.layers=first")[0]
+    assert {tuple(c.task.config.adapter.projections) for c in trained(own)} == {("q_proj",)}
+
+
+@pytest.mark.parametrize(("b", "lr"), [(2, 0.024), (4, 0.012), (8, 0.006), (16, 0.003), (64, 0.00075)])
+def test_the_learning_rate_falls_as_one_over_b(default, b, lr):
+    for cell in trained(default["dim"][0], method="cayley", b=b):
+        assert cell.task.config.training.lr == pytest.approx(lr, rel=1e-12) and cell.task.config.training.clip == 1.0
+
+
+@pytest.mark.parametrize(("exponent", "expected"), [(0, [0.012] * 3), (1, [0.024, 0.012, 0.006]),
+                                                   (2, [0.048, 0.012, 0.003])])  # fmt: skip
+def test_lr_exponent_says_how_fast_it_falls(exponent, expected):
+    cells, _ = grid("dim", "study.dims=[2,4,8]", "study.seeds=[0]", "study.sites=[all]", "study.controls=[]",
+                    f"study.lr_exponent={exponent}")  # fmt: skip
+    assert [c.task.config.training.lr for c in trained(cells)] == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("sites", "b", "rank"),
+    # nano: (in + out) of all sites 20352, of v_proj 256; the adapter has width * (b - 1) / 2
+    [("all", 2, 1), ("all", 4, 1), ("all", 8, 2), ("all", 16, 4), ("all", 64, 15),
+     ("one", 4, 1), ("one", 8, 3), ("one", 16, 6), ("one", 64, 24)],
+)  # fmt: skip
+def test_lora_has_the_rank_of_about_equal_parameters_and_a_rate_falling_with_its_root(default, sites, b, rank):
+    cells, _ = default["dim"]
+    lora, own = trained(cells, method="lora", sites=sites, b=b)[0], trained(cells, method="cayley", sites=sites, b=b)[0]
+    width = {"all": 9984, "one": 192}[sites]
+    assert own.task.parameters() == width * (b - 1) // 2
+    per_rank = {"all": 20352, "one": 256}[sites]
+    assert lora.task.config.adapter.rank == rank and lora.task.parameters() == rank * per_rank
+    assert rank == 1 or abs(lora.task.parameters() - own.task.parameters()) <= per_rank / 2
+    assert lora.task.config.training.lr == pytest.approx(0.02 / math.sqrt(rank), rel=1e-12)
+
+
+def test_the_exact_grid_is_the_same_training_in_every_study(default):
+    """So that their keys are the same and it is trained once: dim, controls, noise at b = 4."""
+    tasks = [trained(default[study][0], method="cayley", b=4, sites="all", seed=1)[0].task for study in
+             ("dim", "controls", "noise")]  # fmt: skip
+    first = tasks[0].config
+    for task in tasks[1:]:
+        assert (task.config.adapter, task.config.training, task.config.seed, task.config.data, task.config.model) == (
+            first.adapter, first.training, first.seed, first.data, first.model,
+        )  # fmt: skip
+
+
+def test_dimensions_that_do_not_divide_are_refused_or_left_out_and_said():
+    with pytest.raises(InputError, match=r"study\.indivisible=skip"):
+        grid("dim", "study.dims=[4,7]")
+    cells, said = grid("dim", "study.dims=[4,7]", "study.indivisible=skip", "study.seeds=[0]", "study.sites=[all]")
+    assert values(trained(cells), "b") == [4] and len(said) == 1 and said[0].startswith("left out, sites=all b=7:")
+    with pytest.raises(InputError, match="none divides every site"):
+        grid("dim", "study.dims=[7]", "study.indivisible=skip")
+
+
+def test_the_output_side_counts_output_widths():
+    cells, _ = grid("dim", "study.dims=[4]", "study.seeds=[0]", "study.sites=[one]", "adapter.side=output",
+                    "study.controls=[]")  # fmt: skip
+    (cell,) = trained(cells)
+    assert cell.task.config.adapter.side is Side.output and cell.task.parameters() == 64 * 3 // 2
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("study.dims=[4,4]", "different values"),
+        ("study.dims=[1]", "2 or more"),
+        ("study.seeds=[]", "different values"),
+        ("study.seeds=[-1]", "0 or more"),
+        ("study.lr_exponent=3", "0 to 2"),
+        ("study.controls=[oft]", "qrun sweep controls"),
+        ("study.controls=[cayley]", "use "),
+        ("study.control_lr.nothing=1", "learning rate above 0"),
+        ("study.control_lr.lora=0", "learning rate above 0"),
+    ],
+)
+def test_axes_that_make_no_sense_are_refused(word, message):
+    with pytest.raises(InputError, match=message):
+        configure("dim", [word])
+
+
+# --- controls
+
+
+def test_controls_train_at_their_own_rates_and_clipping(default):
+    cells, _ = default["controls"]
+    steps = {c.axes["method"]: (c.task.config.training.lr, c.task.config.training.clip) for c in trained(cells)}
+    assert list(steps) == ["cayley", "oft", "boft", "lora", "diagonal", "block", "dense"]
+    assert steps["cayley"] == (0.012, 1.0) and steps["oft"] == (0.006, 2.0)
+    assert steps["lora"][0] == 0.02 and steps["diagonal"][0] == 0.02 and steps["block"][0] == 0.01
+    assert {clip for name, (_, clip) in steps.items() if name != "oft"} == {1.0}
+
+
+def test_oft_has_half_the_rate_and_twice_the_clipping_at_every_b():
+    cells, _ = grid("controls", "study.dims=[2,4,8]", "study.seeds=[0]", "study.sites=[one]", "study.controls=[oft]",
+                    "training.clip=0.7", "training.lr=0.02")  # fmt: skip
+    for b in (2, 4, 8):
+        own, oft = (trained(cells, b=b, method=m)[0].task for m in ("cayley", "oft"))
+        assert own.config.training.lr == pytest.approx(0.02 * 4 / b, rel=1e-12) and own.config.training.clip == 0.7
+        assert oft.config.training.lr == own.config.training.lr / 2 and oft.config.training.clip == 1.4
+        assert oft.parameters() == own.parameters()
+
+
+def test_control_lr_takes_the_place_of_a_methods_own_rate_and_is_scaled_as_that():
+    cells, _ = grid("controls", "study.dims=[8]", "study.seeds=[0]", "study.sites=[one]",
+                    "study.controls=[oft,lora,block]", "study.control_lr.lora=0.3", "study.control_lr.oft=0.1",
+                    "study.control_lr.block=0.5")  # fmt: skip
+    lr = {c.axes["method"]: c.task.config.training.lr for c in trained(cells)}
+    assert lr == pytest.approx({"cayley": 0.006, "oft": 0.025, "lora": 0.3 / math.sqrt(3), "block": 0.25}, rel=1e-12)
+
+
+def test_nulls_stand_beside_the_adapter_alone_and_on_the_device_where_circuits_exist(default):
+    cells, _ = default["controls"]
+    measured = [c for c in cells if c.task.kind == "measure" and c.axes["method"] != "none"]
+    assert {c.axes["method"] for c in measured if c.axes["null"] != "trained"} == {"cayley"}
+    here = {c.axes["null"]: c.task for c in measured if c.axes["method"] == "cayley" and c.axes["seed"] == 1}
+    assert {name: (task.values, task.config.device.kind) for name, task in here.items()} == {
+        "trained": ("trained", "exact"), "shuffled K": ("shuffled", "exact"),
+        "K = 0 on the device": ("zero", "noisy"), "adapter on the device": ("trained", "noisy"),
+    }  # fmt: skip
+    assert here["adapter on the device"].config.noise.cz == 1.78e-3 and here["shuffled K"].config.seed == 1
+    assert here["trained"].config.noise.ideal
+    for cell in measured:
+        if cell.axes["null"] != "trained":
+            assert cell.needs["exact"].axes["null"] == "trained" and cell.needs["exact"].axes["b"] == cell.axes["b"]
+    odd, _ = grid("controls", "study.dims=[3]", "study.sites=[one]", "study.seeds=[0]", "study.controls=[]",
+                  "adapter.projections=[v_proj]")  # fmt: skip
+    assert values([c for c in odd if c.task.kind == "measure"], "null") == [None, "trained"]
+    exact, _ = grid("controls", "device=exact", "noise=none", "study.seeds=[0]", "study.sites=[one]",
+                    "study.controls=[]")  # fmt: skip
+    assert values([c for c in exact if c.task.kind == "measure"], "null") == [None, "trained", "shuffled K"]
+
+
+# --- noise
+
+
+def test_two_channel_blocks_stand_on_the_readout_axis_but_not_on_that_of_gates(default):
+    cells, said = default["noise"]
+    axes = {b: values([c for c in cells if c.axes.get("b") == b and c.task.kind == "measure"], "axis") for b in (2, 4)}
+    points = ["exact", "quiet", "preset", "uniform", "only readout", "only one_qubit"]
+    assert axes[2] == [*points, "readout"] and axes[4] == [*points, "only two_qubit", "gates", "readout"]
+    assert said == ["left out, b=2 on axis gates: its circuits have no two-qubit gate"]  # once, not per site set
+
+
+def test_every_asked_axis_is_there_or_said_to_be_left_out():
+    cells, said = grid("noise", "study.dims=[2,4]", "study.seeds=[0]", "study.sites=[one]", "study.rates=[1e-3]",
+                       "study.axes=[gates,readout,one_qubit,two_qubit,proportional]")  # fmt: skip
+    found = {b: {c.axes["axis"] for c in cells if c.axes.get("b") == b and c.axes.get("rate")} for b in (2, 4)}
+    assert found[4] == {"gates", "readout", "one_qubit", "two_qubit", "proportional"}
+    assert found[2] == {"readout", "one_qubit"}
+    assert [line.partition(":")[0] for line in said] == [f"left out, b=2 on axis {a}" for a in
+                                                         ("gates", "two_qubit", "proportional")]  # fmt: skip
+
+
+def noises(cells, **axes):
+    return {c.axes["rate"]: c.task.config.noise for c in cells if
+            c.task.kind == "measure" and all(c.axes.get(k) == v for k, v in axes.items())}  # fmt: skip
+
+
+def test_the_rate_of_an_axis_is_the_rate_of_its_error_and_the_others_stay_or_go(default):
+    cells, _ = default["noise"]
+    for rate, noise in noises(cells, axis="gates", b=4, seed=0, sites="one").items():
+        assert noise.cz == rate and noise.sx == pytest.approx(2.45e-4 * rate / 1.78e-3, rel=1e-12)
+        assert (noise.read_1_given_0, noise.read_0_given_1) == (0.01, 0.01)
+    readout = noises(cells, axis="readout", b=2, seed=0, sites="one")
+    assert list(readout) == [1e-3, 3e-3, 1e-2, 3e-2]
+    for rate, noise in readout.items():
+        assert noise.gates_ideal and (noise.read_1_given_0 + noise.read_0_given_1) / 2 == pytest.approx(rate, rel=1e-12)
+    without = {axis: noises(cells, axis=axis, b=4, seed=0, sites="one")[None] for axis in
+               ("quiet", "preset", "uniform", "only readout", "only one_qubit", "only two_qubit")}  # fmt: skip
+    assert without["quiet"].ideal and without["preset"].cz == 1.78e-3 and without["uniform"].block == 1.0
+    assert without["only readout"].gates_ideal and without["only readout"].read_1_given_0 == 0.01
+    assert (without["only one_qubit"].sx, without["only one_qubit"].cz) == (2.45e-4, 0.0)
+    assert (without["only two_qubit"].sx, without["only two_qubit"].cz) == (0.0, 1.78e-3)
+
+
+def test_a_rate_that_cannot_be_is_left_out_and_said():
+    cells, said = grid("noise", "study.dims=[4]", "study.seeds=[0]", "study.sites=[one]", "study.rates=[1e-3,0.8]",
+                       "study.readout_rates=[0.4,0.6]")  # fmt: skip
+    assert list(noises(cells, axis="gates")) == [1e-3] and list(noises(cells, axis="readout")) == [0.4]
+    assert len(said) == 2 and "axis=gates rate=0.8" in said[0] and "axis=readout rate=0.6" in said[1]
+
+
+def test_noise_measures_each_seed_with_its_own_draws_signs_and_shots():
+    cells, _ = grid("noise", "study.dims=[4]", "study.seeds=[3,5]", "study.sites=[one]", "study.rates=[1e-3]",
+                    "study.readout_rates=[1e-2]", "study.shots=[100,null]", "study.signs=[input,exact]")  # fmt: skip
+    points = [c for c in cells if c.axes.get("axis") == "preset"]
+    assert [(c.axes["seed"], c.axes["sign"], c.axes["shots"]) for c in points] == [
+        (s, sign, shots) for s in (3, 5) for sign in ("input", "exact") for shots in (100, 0)
+    ]  # fmt: skip
+    for c in points:
+        assert c.task.config.seed == c.axes["seed"] and c.task.config.sign.value == c.axes["sign"]
+        assert c.task.config.device.shots == (c.axes["shots"] or None)
+        assert c.needs["exact"].axes == {**c.needs["adapter"].axes, "axis": "exact"}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["study.rates=[1e-2,1e-3]"], "rising order"),
+        (["study.readout_rates=[0]"], "above 0"),
+        (["study.axes=[gates,other]"], "use gates"),
+        (["study.shots=[0]"], "1 or more"),
+        (["study.dims=[3]"], "powers of two"),
+        (["device=exact", "noise=none"], "device=noisy"),
+        (["noise=none"], "its cz is 0"),
+    ],
+)
+def test_noise_axes_that_make_no_sense_are_refused(words, message):
+    with pytest.raises(InputError, match=message):
+        configure("noise", words)
+
+
+# --- recover
+
+
+def test_recovers_arms_by_text_and_ratio(default):
+    cells, _ = default["recover"]
+    shifted = [(c.axes["what"], c.axes["b"]) for c in trained(cells, seed=0, text="shifted", ratio=0.6)]
+    home = [(c.axes["what"], c.axes["b"]) for c in trained(cells, seed=0, text="home", ratio=0.6)]
+    assert shifted == [
+        ("adapter, distilled", 4), ("adapter, distilled", 16), ("adapter", 4), ("sign-constrained, distilled", 4),
+        ("lora, distilled", 4), ("diagonal, distilled", 4), ("healing, distilled", 4),
+    ]  # fmt: skip
+    assert home == [("adapter, distilled", 4), ("lora, distilled", 4), ("healing, distilled", 4)]
+    assert [(c.axes["what"], c.axes["b"]) for c in trained(cells, seed=0, ratio=1.0)] == [
+        ("adapter", 4), ("adapter", 16), ("adapter", 4),
+    ]  # fmt: skip
+    assert values(trained(cells), "ratio") == [1.0, 0.75, 0.6]
+
+
+def test_the_original_teaches_the_distilled_arms_and_no_other(default):
+    for cell in trained(default["recover"][0]):
+        taught = "distilled" in cell.axes["what"]
+        assert cell.task.config.training.distill_weight == (0.5 if taught else 0.0)
+        assert (cell.task.config.teacher is not None) == taught and cell.task.config.model.name == "nano"
+        assert cell.task.config.adapter.sign_constrained == (cell.axes["what"] == "sign-constrained, distilled")
+        assert ("model" in cell.needs) == (cell.axes["ratio"] < 1)
+        if taught:
+            assert cell.task.config.teacher == cell.task.config.model  # as configured; the pupil is the need's
+
+
+def test_each_text_trains_and_measures_on_its_own_and_shares_the_compressed_model(default):
+    cells, _ = default["recover"]
+    names = {"shifted": "pydoc", "home": "libdocs_sample"}
+    for cell in cells:
+        if cell.task.kind == "compress":
+            assert cell.task.config.data.name == "pydoc"  # one calibration text for one compressed model
+            assert cell.task.config.compression.ratio == cell.axes["ratio"]
+        else:
+            assert cell.task.config.data.source == names[cell.axes["text"]].partition("_")[0]
+            if cell.axes["ratio"] < 1:
+                assert cell.needs["model"].axes["ratio"] == cell.axes["ratio"]
+    made = {c.axes["text"]: c.needs["model"].task for c in trained(cells, ratio=0.6)}
+    assert made["shifted"] == made["home"]
+
+
+def test_a_measurement_is_compared_with_the_frozen_model_of_the_same_text_and_ratio(default):
+    for cell in default["recover"][0]:
+        if "base" in cell.needs:
+            base = cell.needs["base"].axes
+            assert (base["text"], base["ratio"], base["method"]) == (cell.axes["text"], cell.axes["ratio"], "none")
+            assert cell.needs["base"].needs.get("model") is cell.needs.get("model")
+
+
+def test_without_home_text_only_the_shifted_is_studied():
+    cells, _ = grid("recover", "data@home=null", "study.seeds=[0]")
+    assert values([c for c in cells if c.task.kind != "compress"], "text") == ["shifted"]
+    assert kinds(cells) == {"compress": 2, "train": 2 + 2 * 7, "measure": 3 + 2 + 2 * 7}
+
+
+def test_a_group_set_to_null_is_left_out_in_its_place_or_refused_in_one_line():
+    assert configure("questions", ["model@original=null"]).original is None
+    assert configure("recover", ["home=null"]).home is None
+    with pytest.raises(InputError, match=r"model=null: give one of .*nano.*, or leave the word out"):
+        configure("dim", ["model=null"])
+
+
+def test_healing_trains_everything_at_its_own_rate(default):
+    (cell, *_) = trained(default["recover"][0], what="healing, distilled")
+    adapter = cell.task.config.adapter
+    assert adapter.method == "healing" and adapter.layers == ["all"] and len(adapter.projections) == 7
+    assert cell.task.parameters() is None and cell.task.config.training.lr == 0.0005
+
+
+def test_recover_asks_for_ratios_below_one_and_one_set_of_sites():
+    for word, message in (("study.ratios=[1.0]", "between 0 and 1"), ("study.ratios=[0.5,0.5]", "different"),
+                          ("study.sites=[all,one]", "one set of sites"), ("compression.bond=4", "study")):  # fmt: skip
+        with pytest.raises(InputError, match=message):
+            configure("recover", [word])
+
+
+# --- questions
+
+
+def test_arms_are_original_model_adapter_and_device():
+    words = ["model@original=nano", "adapter.path=somewhere", "device=noisy", "noise=paper"]
+    cells, _ = grid("questions", *words)
+    assert [(c.axes["arm"], c.task.circuits, c.task.config.adapter.path) for c in cells] == [
+        ("original", False, None), ("compressed", False, None), ("adapter", False, "somewhere"),
+        ("adapter on noisy", True, "somewhere"),
+    ]  # fmt: skip
+    assert [c.axes["arm"] for c in grid("questions", "adapter.path=somewhere")[0]] == ["model", "adapter"]
+    with pytest.raises(InputError, match="no adapter to run there"):
+        grid("questions", "device=noisy")

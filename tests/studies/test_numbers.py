@@ -1,0 +1,453 @@
+"""The statistics behind each study, on tables made by hand whose answers are computed by hand."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from qrun.evaluation.intervals import over_documents, perplexity_difference, perplexity_ratio, recovery
+from qrun.evaluation.questions import binomial_interval
+from qrun.evaluation.results import Results, read
+from qrun.studies import controls, dim, noise, questions, recover, statistics
+
+T = {2: 12.706204736432095, 3: 4.302652729911275, 5: 2.7764451051977987}  # 97.5 % quantiles of Student's t by seeds
+DOCUMENTS = 30
+WEIGHT = [float(100 + 10 * (i % 3)) for i in range(DOCUMENTS)]
+SPREAD = np.random.default_rng(0).normal(0, 0.3, DOCUMENTS)
+
+
+def by_hand(values):
+    """Student-t interval of a mean, from its definition."""
+    half = T[len(values)] * np.std(values, ddof=1) / math.sqrt(len(values))
+    return np.mean(values) - half, np.mean(values) + half
+
+
+class Table:
+    """Rows of a study's table and the units behind them; every perplexity has its documents."""
+
+    def __init__(self, documents=DOCUMENTS, weight=None):
+        self.rows, self.units, self.documents = [], {}, documents
+        self.weight = np.array(weight or WEIGHT[:documents], float)
+
+    def measure(self, perplexity, tilt=0.0, **axes):
+        """Documents of different difficulty that come to the perplexity; `tilt` tells one model from another."""
+        key = f"k{len(self.rows)}"
+        spread = (1 + tilt) * SPREAD[: self.documents]
+        spread = spread - (spread * self.weight).sum() / self.weight.sum()
+        nats = self.weight * (math.log(perplexity) + spread)
+        self.units[key] = {"nats": nats.tolist(), "weight": self.weight.tolist()}
+        self.rows.append({"kind": "measure", "perplexity": perplexity, "tokens": 3270, "key": key,
+                          "wall_seconds": 1.0, **axes})  # fmt: skip
+
+    def train(self, **columns):
+        self.rows.append({"kind": "train", "key": f"k{len(self.rows)}", "wall_seconds": 2.0, **columns})
+
+    @property
+    def results(self):
+        return Results(pd.DataFrame(self.rows), self.units)
+
+
+def only(rows, **axes):
+    for column, value in axes.items():
+        rows = rows[rows[column] == value]
+    assert len(rows) == 1, rows
+    return rows.iloc[0]
+
+
+# --- what all share
+
+
+def gain_table(documents=DOCUMENTS, weight=None):
+    table = Table(documents, weight)
+    table.measure(32.0, method="none")
+    for seed, perplexity in enumerate((31.0, 30.5, 30.9)):
+        table.measure(perplexity, 0.1, method="cayley", seed=seed, gain=32 - perplexity, parameters=6144)
+    return table.results
+
+
+def test_a_gain_is_the_mean_over_seeds_with_a_t_interval():
+    results = gain_table()
+    measured = results.table
+    row = statistics.gains(results, measured[:1], measured[1:], ["method"]).iloc[0]
+    assert (row["gain"], row["perplexity"]) == pytest.approx((1.2, 30.8), rel=1e-12)
+    assert (row["seeds"], row["parameters"]) == (3, 6144)
+    assert (row["seed_low"], row["seed_high"]) == pytest.approx(by_hand([1.0, 1.5, 1.1]), rel=1e-9)
+
+
+def test_its_document_interval_is_of_the_mean_log_likelihood_over_seeds():
+    results = gain_table()
+    measured = results.table
+    row = statistics.gains(results, measured[:1], measured[1:], ["method"]).iloc[0]
+    base = results.unit("k0", "nats")
+    adapted = np.mean([results.unit(k, "nats") for k in ("k1", "k2", "k3")], axis=0)
+    expected = over_documents(perplexity_difference, (base, adapted), np.array(WEIGHT), 9999, 0)
+    assert (row["document_low"], row["document_high"]) == expected
+    value = 32 - (31.0 * 30.5 * 30.9) ** (1 / 3)  # geometric, as log-likelihoods are averaged
+    assert expected.low < value < expected.high
+
+
+@pytest.mark.parametrize(
+    ("documents", "weight", "there"),
+    [(30, None, True), (20, [50.0] * 20, True), (19, [50.0] * 19, False), (30, [1000.0] * 2 + [1.0] * 28, False)],
+    ids=["thirty", "twenty", "nineteen", "two long ones"],
+)
+def test_below_twenty_effective_documents_there_is_no_document_interval(documents, weight, there):
+    results = gain_table(documents, weight)
+    measured = results.table
+    row = statistics.gains(results, measured[:1], measured[1:], ["method"]).iloc[0]
+    assert math.isnan(row["document_low"]) is not there and math.isnan(row["document_high"]) is not there
+    told = statistics.text(results, measured[:1]).iloc[0]
+    w = np.array(weight or WEIGHT)
+    assert told["documents"] == documents and told["effective"] == pytest.approx(w.sum() ** 2 / (w**2).sum())
+    assert bool(told["effective"] >= 20) is there and (told["base"], told["tokens"]) == (32.0, 3270)
+
+
+def test_one_seed_has_no_interval_over_seeds():
+    results = gain_table()
+    measured = results.table
+    row = statistics.gains(results, measured[:1], measured[1:2], ["method"]).iloc[0]
+    assert math.isnan(row["seed_low"]) and math.isnan(row["seed_high"]) and row["gain"] == 1.0
+
+
+def test_results_come_back_from_their_files_to_the_last_bit(tmp_path):
+    results = gain_table()
+    results.write(tmp_path)
+    back = read(tmp_path)
+    pd.testing.assert_frame_equal(back.table, results.table, check_exact=True)
+    assert back.units == results.units
+    back.write(tmp_path)
+    assert read(tmp_path).table["perplexity"].tolist() == results.table["perplexity"].tolist()
+
+
+# --- dim
+
+
+CURVES = {2: [31.5, 31.4, 31.6], 4: [31.0, 30.8, 31.3], 8: [30.2, 30.6, 30.4]}
+
+
+def dim_table(curves=CURVES, base=32.0):
+    table = Table()
+    table.measure(base, method="none")
+    for b, perplexities in curves.items():
+        for seed, perplexity in enumerate(perplexities):
+            axes = {"sites": "one", "b": b, "seed": seed}
+            blocks = {"blocks/entropy_ratio": b / 100 + seed / 1000, "blocks/rotation_degrees": 10.0 * b}
+            table.train(method="cayley", steps=30, **axes, **blocks)
+            table.measure(perplexity, 0.1, method="cayley", gain=base - perplexity, parameters=96 * (b - 1), **axes)
+        table.train(method="lora", steps=30, sites="one", b=b, seed=0)
+        table.measure(31.9, 0.2, method="lora", sites="one", b=b, seed=0, gain=base - 31.9, parameters=256)
+    return table.results
+
+
+def test_dim_gains_trends_and_blocks():
+    found = dim.numbers(dim_table())
+    row = only(found["gains"], sites="one", method="cayley", b=4)
+    assert row["gain"] == pytest.approx((1.0 + 1.2 + 0.7) / 3) and row["parameters"] == 288 and row["seeds"] == 3
+    assert (row["seed_low"], row["seed_high"]) == pytest.approx(by_hand([1.0, 1.2, 0.7]))
+    assert only(found["gains"], method="lora", b=4)["seeds"] == 1 and len(found["gains"]) == 6
+    blocks = found["blocks"]
+    assert blocks["b"].tolist() == [2, 4, 8] and blocks["entropy_ratio"].tolist() == pytest.approx(
+        [0.021, 0.041, 0.081]
+    )
+    assert blocks["rotation_degrees"].tolist() == [20, 40, 80]
+
+
+def test_the_least_step_is_paired_over_seeds():
+    row = dim.numbers(dim_table())["trends"].iloc[0]
+    steps = [by_hand([0.5, 0.6, 0.3]), by_hand([0.8, 0.2, 0.9])]  # 2 to 4, 4 to 8, seed by seed
+    assert row["step_low"] == pytest.approx(min(low for low, _ in steps))
+    assert row["step_high"] == pytest.approx(min(high for _, high in steps))
+    assert (row["seeds"], row["dims"], row["violations"]) == (3, 3, 0)
+    assert row["p"] == pytest.approx(1 / 6**3, rel=0.5) and row["p"] < 0.05  # all three rows fall: one order in 216
+
+
+def test_a_rise_between_means_is_counted():
+    rising = {**CURVES, 8: [31.6, 31.5, 31.7]}
+    row = dim.numbers(dim_table(rising))["trends"].iloc[0]
+    assert row["violations"] == 1 and row["step_high"] < 0
+
+
+# --- controls
+
+
+def controls_table(oft=1.0):
+    table = Table()
+    table.measure(32.0, method="none")
+    rows = {
+        "cayley": ([31.0, 30.8, 31.2], 288),
+        "oft": ([31.0 * oft, 30.8, 31.2], 288),
+        "lora": ([31.5, 31.5, 31.2], 256),
+    }
+    for method, (perplexities, parameters) in rows.items():
+        for seed, perplexity in enumerate(perplexities):
+            axes = {"sites": "one", "b": 4, "seed": seed, "method": method, "parameters": parameters}
+            table.train(**axes, steps=30)
+            table.measure(perplexity, 0.1, **axes, gain=32 - perplexity, null="trained")
+            if method == "cayley":
+                null = {**axes, "null": "shuffled K", "parameters": 0}
+                table.measure(32.5, 0.3, **null, gain=-0.5)
+    return table.results
+
+
+def test_controls_compare_gains_per_parameter_seed_by_seed():
+    found = controls.numbers(controls_table())
+    row = only(found["pairs"], sites="one", b=4)
+    ahead = [1000 * a / 288 - 1000 * b / 256 for a, b in zip([1.0, 1.2, 0.8], [0.5, 0.5, 0.8], strict=True)]
+    assert row["per_thousand"] == pytest.approx(np.mean(ahead))
+    assert (row["per_thousand_low"], row["per_thousand_high"]) == pytest.approx(by_hand(ahead))
+    gains = found["gains"]
+    assert only(gains, method="lora")["per_thousand"] == pytest.approx(1000 * 0.6 / 256)
+    null = only(gains, method="cayley", null="shuffled K")
+    assert null["gain"] == -0.5 and math.isnan(null["per_thousand"]) and null["seeds"] == 3
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.0002, 0.9997])
+def test_oft_differs_by_its_worst_seed(factor):
+    row = controls.numbers(controls_table(factor))["pairs"].iloc[0]
+    assert row["oft"] == pytest.approx(abs(factor - 1), abs=1e-12)
+
+
+def test_without_lora_or_oft_there_is_nothing_to_compare():
+    results = controls_table()
+    pairs = controls.numbers(Results(results.table[~results.table["method"].isin(["oft", "lora"])], results.units))[
+        "pairs"
+    ]
+    assert "oft" not in pairs and "per_thousand" not in pairs
+
+
+# --- noise
+
+
+RATES = [1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2]
+
+
+def noise_table(power=1.0, critical=(1e-3, 2e-3, 4e-3), rates=RATES):
+    """Gain 1 * (1 - (rate / critical)^power) above a frozen model of 32; known parts at the preset."""
+    table = Table()
+    table.measure(32.0, method="none")
+    penalties = {"quiet": 0.1, "preset": 0.6, "uniform": 50.0, "only readout": 0.35, "only one_qubit": 0.2,
+                 "only two_qubit": 0.15}  # fmt: skip
+    for seed, where in enumerate(critical):
+        axes = {"sites": "one", "b": 4, "seed": seed, "method": "cayley", "parameters": 288}
+        table.train(**axes, steps=30)
+        table.measure(31.0, 0.1, **axes, gain=1.0, axis="exact")
+        axes |= {"sign": "input", "shots": 8192}
+        for axis, penalty in penalties.items():
+            spread = (seed - 1) * 0.01 if axis == "preset" else 0.0
+            table.measure(31.0 + penalty + spread, 0.15, **axes, axis=axis, penalty=penalty + spread,
+                          gain=1.0 if axis == "quiet" else 1 - penalty - spread,
+                          **{"circuit/sign_flips": 0.03, "circuit/total_error": 0.04})  # fmt: skip
+        for rate in rates:
+            gain = 1 - (rate / where) ** power
+            table.measure(32 - gain, 0.15, **axes, axis="gates", rate=rate, penalty=1 - gain, gain=gain,
+                          **{"circuit/sign_flips": 0.03, "circuit/total_error": 10 * rate})  # fmt: skip
+    return table.results
+
+
+def interpolated(rates, power, where, level):
+    """Where a power law falls to a share of its gain, on the straight lines between log rates that are measured."""
+    gains = [1 - (r / where) ** power for r in rates]
+    k = next(i for i, g in enumerate(gains) if g < level)
+    share = (gains[k - 1] - level) / (gains[k - 1] - gains[k])
+    return math.log(rates[k - 1]) + share * math.log(rates[k] / rates[k - 1])
+
+
+@pytest.mark.parametrize("power", [1.0, 2.0, 0.5])
+def test_the_critical_rate_and_width_of_a_power_law(power):
+    rates = np.geomspace(1e-7, 1, 2801).tolist()  # 400 a decade: the lines between are the curve
+    results = noise_table(power, rates=rates)
+    (end,) = noise.numbers(results)["ends"].to_dict("records")
+    logs = np.log([1e-3, 2e-3, 4e-3])
+    assert end["critical_rate"] == pytest.approx(2e-3, rel=1e-4)  # the geometric mean of the seeds'
+    low, high = by_hand(logs)
+    assert (end["critical_low"], end["critical_high"]) == pytest.approx((math.exp(low), math.exp(high)), rel=1e-3)
+    assert end["width"] == pytest.approx(math.log10(9) / power, rel=1e-3)
+    assert end["width_exponent"] == pytest.approx(power, rel=1e-3)
+    assert end["critical_error"] == pytest.approx(10 * 2e-3, rel=1e-4) and end["exact_gain"] == 1.0
+    assert end["critical_side"] == "" and math.isnan(end["critical_bound"])
+
+
+def test_between_measured_rates_the_curve_is_a_line_in_log_rate():
+    (end,) = noise.numbers(noise_table(1.0, (0.5e-3, 2e-3, 4.5e-3)))["ends"].to_dict("records")
+    expected = [interpolated(RATES, 1.0, where, 0.0) for where in (0.5e-3, 2e-3, 4.5e-3)]
+    assert end["critical_rate"] == pytest.approx(math.exp(np.mean(expected)), rel=1e-12)
+    widths = [(interpolated(RATES, 1.0, w, 0.1) - interpolated(RATES, 1.0, w, 0.9)) / math.log(10) for w in
+              (0.5e-3, 2e-3, 4.5e-3)]  # fmt: skip
+    assert end["width"] == pytest.approx(np.mean(widths), rel=1e-12)
+    assert (end["width_low"], end["width_high"]) == pytest.approx(by_hand(widths), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("critical", "side", "bound"), [((1e-3, 1e-3, 1.0), "above", 3e-2), ((1e-3, 1e-3, 5e-6), "below", 1e-5)]
+)
+def test_a_crossing_outside_the_rates_of_any_seed_is_not_quoted(critical, side, bound):
+    (end,) = noise.numbers(noise_table(1.0, critical))["ends"].to_dict("records")
+    assert (end["critical_side"], end["critical_bound"]) == (side, bound)
+    assert math.isnan(end["critical_rate"]) and math.isnan(end["critical_error"]) and math.isnan(end["width"])
+
+
+def test_the_presets_penalty_and_its_parts():
+    results = noise_table()
+    found = noise.numbers(results)
+    (cost,) = found["preset"].to_dict("records")
+    assert cost["penalty"] == pytest.approx(0.6) and cost["quiet_penalty"] == pytest.approx(0.1)
+    assert cost["part_readout"] == pytest.approx((0.35 - 0.1) / 0.5)
+    assert cost["part_one_qubit"] == pytest.approx((0.2 - 0.1) / 0.5)
+    assert cost["part_two_qubit"] == pytest.approx((0.15 - 0.1) / 0.5)
+    assert cost["percent"] == pytest.approx(100 * 0.6 / 31) and cost["of_gain"] == pytest.approx(0.6)
+    assert (cost["exact_perplexity"], cost["preset_perplexity"]) == pytest.approx((31.0, 31.6))
+    assert (cost["seed_low"], cost["seed_high"]) == pytest.approx(by_hand([0.59, 0.6, 0.61]))
+    assert cost["ratio_low"] < 31.6 / 31 < cost["ratio_high"] and cost["document_low"] < 0.6 < cost["document_high"]
+    assert cost["seeds"] == 3 and cost["sign_flips"] == pytest.approx(0.03)
+    arrays = [np.mean([results.unit(k, "nats") for k in results.table[results.table["axis"] == axis]["key"]], axis=0)
+              for axis in ("preset", "exact")]  # fmt: skip
+    assert (cost["ratio_low"], cost["ratio_high"]) == over_documents(
+        perplexity_ratio, arrays, np.array(WEIGHT), 9999, 0
+    )
+
+
+def test_a_block_without_two_qubit_gates_has_no_such_part():
+    results = noise_table()
+    table = results.table[results.table["axis"] != "only two_qubit"]
+    (cost,) = noise.numbers(Results(table, results.units))["preset"].to_dict("records")
+    assert math.isnan(cost["part_two_qubit"]) and cost["part_readout"] == pytest.approx(0.5)
+
+
+def test_relative_perplexity_is_the_mean_over_seeds_by_axis_and_rate():
+    relative = noise.numbers(noise_table())["relative"]
+    row = only(relative, axis="gates", rate=1e-3)
+    gain = np.mean([1 - 1e-3 / where for where in (1e-3, 2e-3, 4e-3)])
+    assert row["gain"] == pytest.approx(gain) and row["relative"] == pytest.approx(1 - gain / 32)
+    assert only(relative, axis="quiet")["relative"] == pytest.approx(31 / 32)
+    assert "exact" not in set(relative["axis"]) and len(relative) == 6 + len(RATES)
+
+
+def committed():
+    """Gains of the study committed in 67ce7d5 (all rates in proportion) and what it found."""
+    folder = Path(__file__).parent
+    rows = pd.read_csv(folder / "noise_67ce7d5.csv", float_precision="round_trip", dtype={"column": str})
+    found = json.loads((folder / "noise_67ce7d5.json").read_text())
+    return [pytest.param(rows, row, id=f"{row['sites']}-{row['b']}") for row in found]
+
+
+@pytest.mark.parametrize(("rows", "expected"), committed())
+def test_the_committed_critical_rates_and_widths_are_found_again(rows, expected):
+    own = rows[(rows["sites"] == expected["sites"]) & (rows["b"] == expected["b"])]
+    quiet = own["column"] == "quiet"
+    group = own.assign(
+        axis=np.where(quiet, "quiet", "proportional"), rate=pd.to_numeric(own["column"], errors="coerce"),
+        **{"circuit/total_error": 0.1},
+    )  # fmt: skip
+    (end,) = noise.curve_ends(group, pd.DataFrame({"gain": [1.0]}))
+    assert end["axis"] == "proportional" and end["critical_side"] == ""
+    for key in ("rate", "low", "high"):
+        assert end[f"critical_{key}"] == pytest.approx(expected["critical_rate"][key], rel=1e-9)
+    assert end["width"] == pytest.approx(expected["width"]["width"], rel=1e-9)
+    for key in ("low", "high", "exponent"):
+        assert end[f"width_{key}"] == pytest.approx(expected["width"][key], rel=1e-9)
+
+
+# --- recover
+
+
+def recover_table():
+    """Original 30, compressed 50; adapters of the original at 28 (b = 4) and 27 (b = 16)."""
+    table = Table()
+    table.rows.append({"kind": "compress", "key": "made", "wall_seconds": 1.0, "ratio": 0.6,
+                       "model_kept_parameters": 6e5, "model_parameters": 1e6})  # fmt: skip
+    for text, original, compressed in (("shifted", 30.0, 50.0), ("home", 20.0, 40.0)):
+        table.measure(original, 0.0, method="none", text=text, ratio=1.0)
+        table.measure(compressed, 0.2, method="none", text=text, ratio=0.6)
+        for b, level in ((4, 28.0), (16, 27.0)) if text == "shifted" else ((4, 19.0),):
+            for seed in range(3):
+                table.measure(level, 0.05, method="cayley", text=text, ratio=1.0, what="adapter", b=b, seed=seed,
+                              parameters=100 * b)  # fmt: skip
+        for b, levels in (
+            ((4, (35.0, 36.0, 37.0)), (16, (33.0, 33.5, 34.0))) if text == "shifted" else ((4, (23.0, 24.0, 25.0)),)
+        ):
+            for seed, level in enumerate(levels):
+                table.measure(level, 0.1, method="cayley", text=text, ratio=0.6, what="adapter, distilled", b=b,
+                              seed=seed, parameters=100 * b)  # fmt: skip
+    return table.results
+
+
+def test_recoveries_of_each_arm_are_shares_of_the_damage():
+    results = recover_table()
+    rows = recover.numbers(results)["recovery"]
+    assert len(rows) == 3
+    shifted = only(rows, text="shifted", b=4)
+    geometric = (35.0 * 36.0 * 37.0) ** (1 / 3)  # log-likelihoods are averaged over seeds
+    assert shifted["recovery"] == pytest.approx((50 - geometric) / (50 - 30))
+    assert shifted["adapted"] == pytest.approx((50 - geometric) / (50 - 28))
+    assert (shifted["original"], shifted["compressed"], shifted["original_adapted"]) == (30, 50, 28)
+    assert shifted["perplexity"] == 36 and shifted["seeds"] == 3 and shifted["parameters"] == 400
+    assert (shifted["recovery_seed_low"], shifted["recovery_seed_high"]) == pytest.approx(by_hand([0.75, 0.7, 0.65]))
+    own = [(50 - p) / (50 - 28) for p in (35, 36, 37)]
+    assert (shifted["adapted_seed_low"], shifted["adapted_seed_high"]) == pytest.approx(by_hand(own))
+    assert shifted["recovery_document_low"] < shifted["recovery"] < shifted["recovery_document_high"]
+    sixteen = only(rows, text="shifted", b=16)
+    assert sixteen["original_adapted"] == 27  # of its own b
+    assert sixteen["adapted"] == pytest.approx((50 - (33 * 33.5 * 34) ** (1 / 3)) / (50 - 27))
+
+
+def test_home_recovery_goes_by_home_text_and_its_smallest_adapter():
+    row = only(recover.numbers(recover_table())["recovery"], text="home")
+    assert row["recovery"] == pytest.approx((40 - (23 * 24 * 25) ** (1 / 3)) / (40 - 20))
+    assert (row["original"], row["compressed"], row["original_adapted"]) == (20, 40, 19)
+    assert math.isnan(row["adapted"])
+
+
+def test_recovery_intervals_resample_the_same_documents_for_all_three_models():
+    results = recover_table()
+    table, row = results.table, only(recover.numbers(results)["recovery"], text="home")
+    home = table[(table["text"] == "home")]
+    adapted = home[home["what"] == "adapter, distilled"]
+    arrays = [results.unit(home[home["ratio"] == 0.6].iloc[0]["key"], "nats"),
+              np.mean([results.unit(k, "nats") for k in adapted["key"]], axis=0),
+              results.unit(home[home["ratio"] == 1.0].iloc[0]["key"], "nats")]  # fmt: skip
+    expected = over_documents(recovery, arrays, np.array(WEIGHT), 9999, 0)
+    assert (row["recovery_document_low"], row["recovery_document_high"]) == expected
+
+
+def test_sizes_and_text_of_recover():
+    found = recover.numbers(recover_table())
+    assert found["sizes"].iloc[0]["model_kept_parameters"] == 6e5 and found["text"]["base"].iloc[0] == 30
+
+
+# --- questions
+
+
+def questions_table(adapter, original=None, compressed=None, trials=20):
+    """Eight questions whose right answer is 0."""
+    right = [0] * 8
+    arms = {"original": original or [1] * 8, "compressed": compressed or [1] * 8, "adapter": adapter}
+    units = {arm: {"chosen": chosen, "right": right, "sampled_0.5": [10, 5, *[0] * 6]} for arm, chosen in arms.items()}
+    rows = [{"kind": "ask", "arm": arm, "key": arm, "trials": trials, "wall_seconds": 1.0} for arm in arms]
+    return Results(pd.DataFrame(rows), units)
+
+
+def test_questions_that_both_fail_are_counted_among_the_changed_answers():
+    # 0 right: fixed by the adapter; 2, 3: changed and still wrong; 1: unchanged
+    found = questions.numbers(questions_table([0, 0, 2, 3, 2, 1, 1, 1], original=[1] * 7 + [0]))
+    row = found["both_fail"].iloc[0]
+    assert (row["failed"], row["changed"], row["answered"], row["questions"]) == (7, 5, 2, 8)
+    assert row["flips"] == pytest.approx(5 / 3) and row["guessing"] == pytest.approx(7 / 4)
+    assert (row["share_low"], row["share_high"]) == binomial_interval(2, 5)
+    assert row["p"] == pytest.approx(1 - sum(math.comb(5, k) * (1 / 3) ** k * (2 / 3) ** (5 - k) for k in (0, 1)))
+
+
+def test_shares_and_pairs():
+    found = questions.numbers(questions_table([0, 0, 2, 3, 2, 1, 1, 1], compressed=[0, 1, 1, 1, 1, 1, 1, 1]))
+    row = only(found["shares"], arm="adapter")
+    assert (row["right"], row["questions"]) == (2, 8) and row["sampled_0.5"] == pytest.approx(15 / 160)
+    assert (row["low"], row["high"]) == binomial_interval(2, 8)
+    pair = only(found["pairs"], first="compressed", second="adapter")
+    assert (pair["wrong_to_right"], pair["right_to_wrong"], pair["p"]) == (1, 0, 1.0) and len(found["pairs"]) == 3
+
+
+def test_where_nothing_changed_there_is_no_share():
+    row = questions.numbers(questions_table([1] * 8))["both_fail"].iloc[0]
+    assert row["changed"] == 0 and math.isnan(row["share_low"]) and row["p"] == 1.0

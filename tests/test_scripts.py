@@ -1,0 +1,40 @@
+"""The scripts beside the package: each explains itself, the small ones run."""
+
+import runpy
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = sorted((Path(__file__).resolve().parent.parent / "scripts").glob("*.py"))
+
+
+@pytest.fixture
+def script(monkeypatch, capsys):
+    def run(name, *words):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, words)])
+        capsys.readouterr()
+        with suppress(SystemExit):
+            runpy.run_path(str(next(path for path in SCRIPTS if path.stem == name)), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.mark.parametrize("name", [path.stem for path in SCRIPTS])
+def test_a_script_explains_itself(script, name):
+    assert len(script(name, "--help")) > 100
+
+
+def test_the_adapter_bench_has_a_row_for_each_block_and_pass(script):
+    rows = script("bench_adapter", "--width", 64, "--out", 64, "--tokens", 8, "--rounds", 1).splitlines()[2:]
+    assert [row.split()[:2] for row in rows] == [[b, p] for b in ("4", "8", "16", "32", "64") for p in
+                                                ("forward", "forward+backward")]  # fmt: skip
+
+
+def test_the_scan_of_rates_tells_each_rate_from_validation(script, tiny_folder, story_file):
+    words = ["model=local", f"model.path={tiny_folder}", "data=text", f"data.path={story_file}", "protocol.ctx=64",
+             "training.context=64", "training.steps=2", "training.eval_tokens=256"]  # fmt: skip
+    rows = script("scan_lr", "lora", *words).splitlines()
+    assert len(rows) == 5 and all("validation 8." in row and " -> 8." in row for row in rows)
