@@ -1,5 +1,6 @@
 """lm-evaluation-harness as an oracle, studies in this process, and what tests of processes and of models share."""
 
+import copy
 import json
 import os
 import time
@@ -89,7 +90,8 @@ def lm_eval_word_perplexity(language, pages, max_length):
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks.wikitext.preprocess_wikitext import process_results
 
-    model = HFLM(pretrained=language.model, tokenizer=language.tokenizer, max_length=max_length, batch_size=4)
+    tokenizer = copy.deepcopy(language.tokenizer)  # the harness changes its padding
+    model = HFLM(pretrained=language.model, tokenizer=tokenizer, max_length=max_length, batch_size=4)
     requests = [Instance(request_type="loglikelihood_rolling", doc={}, arguments=(text,), idx=0) for _, text in pages]
     likelihoods = model.loglikelihood_rolling(requests, disable_tqdm=True)
     rows = [process_results({"page": page}, (value,)) for (page, _), value in zip(pages, likelihoods, strict=True)]
