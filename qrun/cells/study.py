@@ -35,6 +35,7 @@ from qrun.training.interrupt import Interrupt
 
 EXPERIMENT = "study"
 ABOUT = "study.json"
+PLACES = ("results", "name")  # where things are, which is nobody else's business
 # FLOP a second of one process on two shared cores, nano: what a dry run assumes where the store has no finished cell
 RATES = {"train": 5e10, "measure": 3e10, "compress": 5e10, "ask": 3e10}
 
@@ -75,8 +76,9 @@ def run_study(name: str, study: Study, config: StudyConfig, dry_run: bool) -> Re
     for cell in grid:
         keys.of(cell)  # everything that is wrong with models and texts is told before anything is recorded
     study_key = hashlib.sha256(json.dumps([name, *sorted({keys.of(c) for c in grid})]).encode()).hexdigest()[:16]
+    words = [word for word in sys.argv[1:] if word.partition("=")[0] not in PLACES]
     about = About(
-        study=name, model=config.model.name, command=" ".join(["qrun", *sys.argv[1:]]), config=to_yaml(config),
+        study=name, model=config.model.name, command=" ".join(["qrun", *words]), config=to_yaml(config, PLACES),
         config_hash=config_hash(config), study_key=study_key, **git_state(),
     )  # fmt: skip
     with alone(store), Interrupt().installed():

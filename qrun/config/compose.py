@@ -65,8 +65,8 @@ def plain(config: Any) -> dict[str, Any]:
     return {str(k): v for k, v in container.items()}
 
 
-def to_yaml(config: Any) -> str:
-    return OmegaConf.to_yaml(OmegaConf.create(plain(config)))
+def to_yaml(config: Any, without: tuple[str, ...] = ()) -> str:
+    return OmegaConf.to_yaml(OmegaConf.create({k: v for k, v in plain(config).items() if k not in without}))
 
 
 def from_yaml(text: str) -> dict[str, Any]:

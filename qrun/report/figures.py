@@ -103,19 +103,16 @@ def phase_diagrams(model: str, numbers: Frames) -> dict[str, Figure]:
     figures = {}
     for (sites, sign, shots), rows in numbers["relative"].groupby(["sites", "sign", "shots"], sort=False):
         curves = rows[rows["rate"].notna()]
-        kinds = list(dict.fromkeys(curves["axis"]))
+        kinds, dims = list(dict.fromkeys(curves["axis"])), sorted(curves["b"].unique())
         if not kinds:
             continue
         figure = Figure(figsize=(5.2 * len(kinds), 4.2), layout="constrained")
         for axes, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
             exact = numbers["exact"].set_index(["sites", "b"])["gain"].where(lambda gain: gain > 0)
-            for (b, own), colour, marker in zip(
-                curves[curves["axis"] == kind].groupby("b"), COLOURS, MARKERS, strict=False
-            ):
-                share = own["gain"] / exact[sites, b]
-                axes.plot(
-                    own["rate"], share, color=colour, marker=marker, markersize=4, linewidth=1.3, label=f"b = {b}"
-                )
+            for b, own in curves[curves["axis"] == kind].groupby("b"):
+                share, at = own["gain"] / exact[sites, b], dims.index(b) % len(COLOURS)  # one look per b in all panels
+                style = {"color": COLOURS[at], "marker": MARKERS[at]}
+                axes.plot(own["rate"], share, markersize=4, linewidth=1.3, label=f"b = {b:g}", **style)
             axes.axhline(0, color=GREY, linestyle="--", linewidth=1)
             axes.axhline(1, color=GREY, linestyle=":", linewidth=0.8)
             rates = curves[curves["axis"] == kind]["rate"]
