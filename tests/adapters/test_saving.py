@@ -201,6 +201,7 @@ print(sorted(p.name for p in folder.iterdir()))
 """
 
 
+@pytest.mark.slow
 def test_a_write_that_fails_leaves_the_previous_adapter_and_checkpoint(tmp_path):
     done = subprocess.run([sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.stdout.splitlines() == ["kept", "kept", "['adapter', 'c.safetensors']"], done.stdout + done.stderr

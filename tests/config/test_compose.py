@@ -16,6 +16,7 @@ def composed(verb, words):
     return configure(verb, words) if verb in STUDIES else compose(verb, words)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_composes_and_has_a_headline(group, option):
     words = [f"{group}={option}", *{"text": ["data.path=x.txt"], "local": ["model.path=x"]}.get(option, [])]

@@ -34,6 +34,7 @@ def test_digest_sees_text_order_and_borders():
     assert len(digests) == 4
 
 
+@pytest.mark.slow
 def test_pydoc_is_real_english_in_three_splits():
     corpus = load(DataConfig(name="pydoc", source="pydoc"))
     sizes = {split: sum(len(d.encode()) for d in documents) for split, documents in corpus.splits.items()}

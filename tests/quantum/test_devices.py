@@ -56,6 +56,7 @@ def test_every_kind_of_device_has_a_module_that_opens_it_and_says_whether_it_tak
             compose("perplexity", [f"device={kind}", "noise=none", "noise.cz=0.1"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MAKERS)
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 6])
 def test_noiseless_probabilities_are_the_squares_of_the_rotated_slice(name, n):
@@ -103,6 +104,7 @@ def test_bad_blocks_and_shots_are_refused(name):
         MAKERS[name](0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "noise",
     [

@@ -4,6 +4,8 @@ import pytest
 
 from qrun.tracking.store import Store
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def adapter(tiny_folder, story_file, tmp_path_factory):
@@ -35,7 +37,6 @@ def test_circuits_without_shots_noise_or_sign_rule_give_the_exact_perplexity(qru
         assert data.tags["device"] == device and data.metrics["circuit/relative_error"] < 1e-3
 
 
-@pytest.mark.slow
 def test_the_sign_rule_is_exact_for_sign_constrained_adapters(qrun, adapter, tmp_path):
     from qrun.config.compose import compose
     from qrun.recipes.train import train
@@ -61,7 +62,6 @@ def test_the_sign_rule_is_exact_for_sign_constrained_adapters(qrun, adapter, tmp
     )  # the rotation does change signs; the forward pass restores them as the readout does
 
 
-@pytest.mark.slow
 def test_devices_that_share_a_noise_model_agree(qrun, adapter):
     found = {}
     for device in ("noisy", "aer"):
@@ -79,7 +79,6 @@ def test_devices_that_share_a_noise_model_agree(qrun, adapter):
     assert found["noisy"] == pytest.approx(found["aer"], rel=1e-5)
 
 
-@pytest.mark.slow
 def test_noise_costs_more_when_it_is_scaled_and_the_same_seed_repeats(qrun, adapter):
     words = ["device=noisy", "noise=paper", "readout=exact"]
     one, _ = measure(qrun, adapter, "paper", *words)
@@ -92,7 +91,6 @@ def test_noise_costs_more_when_it_is_scaled_and_the_same_seed_repeats(qrun, adap
     )
 
 
-@pytest.mark.slow
 def test_a_recorded_processor_measures_and_resumes_from_its_counts(qrun, adapter):
     words = ["device=fake", "device.shots=256", "protocol.ctx=4", "evaluation.max_tokens=4"]
     first, _ = measure(qrun, adapter, "fake", *words)
@@ -143,7 +141,6 @@ def test_a_budget_too_small_sends_nothing(qrun, adapter):
     assert code == 2 and "it was not sent" in err and adapter[3].find("poor").info.status == "FAILED"
 
 
-@pytest.mark.slow
 def test_an_adapter_that_is_no_circuit_names_the_nearest_dimension(qrun, adapter, tmp_path):
     from qrun.config.compose import compose
     from qrun.recipes.train import train

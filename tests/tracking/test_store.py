@@ -287,6 +287,7 @@ def test_a_folder_in_the_place_of_the_database_is_told_at_once(tmp_path):
         Store(tmp_path).check_writable()
 
 
+@pytest.mark.slow
 def test_making_a_store_says_nothing(tmp_path):
     """MLflow would tell of its migrations; it reads its level of logging when it is first imported."""
     code = "import sys; from qrun.tracking.store import Store\nwith Store(sys.argv[1]).run('train', 'n', {}, {}): pass"
