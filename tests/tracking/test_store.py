@@ -14,8 +14,6 @@ from qrun.tracking.provenance import environment, git_state
 from qrun.tracking.store import Store
 from qrun.training.interrupt import Interrupt
 
-pytestmark = pytest.mark.usefixtures("making_stores")
-
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
@@ -236,7 +234,7 @@ def starts(folder, script):
 
 
 @pytest.mark.slow
-def test_a_start_works_after_starts_that_were_killed_while_they_created_the_store(tmp_path):
+def test_a_start_works_after_starts_that_were_killed_while_they_created_the_store(making_stores, tmp_path):
     said = starts(
         tmp_path,
         """
@@ -255,7 +253,7 @@ print("whole", ended(fork("whole")))
     assert Store(tmp_path).find("whole").info.status == "FINISHED"
 
 
-def test_what_a_killed_creation_left_is_removed_by_the_next_and_nothing_else(tmp_path):
+def test_what_a_killed_creation_left_is_removed_by_the_next_and_nothing_else(making_stores, tmp_path):
     (tmp_path / ".mlflow-new-dead").mkdir()
     (tmp_path / ".mlflow-new-dead" / "mlflow.db").write_text("half")
     (tmp_path / "mlflow.db").touch()
@@ -266,7 +264,7 @@ def test_what_a_killed_creation_left_is_removed_by_the_next_and_nothing_else(tmp
 
 
 @pytest.mark.slow
-def test_two_first_starts_at_once_share_the_store(tmp_path):
+def test_two_first_starts_at_once_share_the_store(making_stores, tmp_path):
     script = "children = [fork('a'), fork('b'), fork('c')]\nprint([ended(child) for child in children])"
     assert starts(tmp_path, script) == ["[0, 0, 0]"]
     assert {Store(tmp_path).find(name).info.status for name in "abc"} == {"FINISHED"}
