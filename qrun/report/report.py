@@ -1,6 +1,7 @@
 """`qrun report`: from finished studies to pages, figures, the claims table and the log of negative results.
 
-results/<study>/<model>/   page.md, figures, cells.csv, units.json, study.json: all that is needed to make it again
+results/<study>/<model>/   page.md, figures, cells.csv, units.json, study.json: all that is needed to make it again;
+                           an experiment's name stands for the model's
 results/README.md          the claims table, graded from studies that meet the standard
 results/LOG.md             negative results
 
@@ -50,13 +51,12 @@ class Entry:
 
     about: About
     results: Results
-    standard: bool
+    standard: str | None  # the experiment whose words it has, the model for the default's; None: below the standard
 
     @property
     def folder(self) -> Path:
-        """<study>/<model>, with the study's key where it is not of the standard."""
-        own = self.about.model if self.standard else f"{self.about.model}-{self.about.study_key[:8]}"
-        return Path(self.about.study) / own
+        """<study>/<model or experiment>, with the study's key where it is not of the standard."""
+        return Path(self.about.study) / (self.standard or f"{self.about.model}-{self.about.study_key[:8]}")
 
 
 def report(results: str, out: str | None, source: str | None, studies: Catalogue) -> list[Path]:
@@ -122,25 +122,29 @@ def open_entry(folder: Path, studies: Catalogue) -> Entry | None:
     if about.study not in studies.STUDIES:
         return None
     results = read(folder)
-    return Entry(about, results, meets_standard(about, results, studies))
+    return Entry(about, results, standard(about, results, studies))
 
 
-def meets_standard(about: About, results: Results, studies: Catalogue) -> bool:
-    """Default axes or those of an experiment, three seeds or more, every training to its last step."""
+def standard(about: About, results: Results, studies: Catalogue) -> str | None:
+    """The model's name for default axes, or the experiment whose axes they are, with three seeds or more and every
+    training to its last step; else None."""
     try:
         config = from_yaml(about.config)
     except InputError as error:
         raise InputError(f"{ABOUT} of {about.study}, {about.model}: its config is no YAML") from error
     if not isinstance(config.get("training", {}), dict):
-        return False
+        return None
     table = results.table
     if "seed" in table and table["seed"].nunique() < LEAST_SEEDS:
-        return False
+        return None
     if "steps" in table and (table["steps"].dropna() != config.get("training", {}).get("steps")).any():
-        return False
+        return None
     own = {key: config.get(key) for key in DECIDING}
-    names = [None, *(path.stem for path in sorted((TREE / "experiment").glob("*.yaml")))]
-    return any(own == deciding(about.study, name, studies) for name in names)
+    if own == deciding(about.study, None, studies):
+        return about.model
+    names = sorted(path.stem for path in (TREE / "experiment").glob("*.yaml"))
+    names.sort(key=lambda name: f"experiment={name}" not in about.command.split())  # several may have the same words
+    return next((name for name in names if own == deciding(about.study, name, studies)), None)
 
 
 def deciding(study: str, experiment: str | None, studies: Catalogue) -> dict[str, object] | None:

@@ -191,8 +191,13 @@ def test_words_that_change_no_number_leave_the_standard(tmp_path, write, made):
 
 
 def test_an_experiments_axes_are_of_the_standard(tmp_path, write, made):
-    write(words=("experiment=smollm2_dim",), model="smollm2", results=dim_results(steps=300))
-    assert made() == [tmp_path / "out" / "dim" / "smollm2"]
+    write(
+        words=("experiment=smollm2_dim",),
+        model="smollm2",
+        results=dim_results(steps=300),
+        command="qrun sweep dim experiment=smollm2_dim",
+    )
+    assert made() == [tmp_path / "out" / "dim" / "smollm2_dim"]  # beside the default's dim/smollm2
 
 
 def test_a_claim_that_failed_is_in_the_log_with_a_control_that_won(tmp_path, write, made):
