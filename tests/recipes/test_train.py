@@ -10,6 +10,7 @@ from tests_support import PATIENCE, until
 
 from qrun.tracking.store import Store
 
+pytestmark = pytest.mark.slow
 SMALL = [
     "protocol.ctx=64",
     "training.context=64",
@@ -139,7 +140,6 @@ def whole(words, tmp_path_factory):
     return load_file(train(compose("train", [*typed, *LONG, "name=whole"])) / "adapter_model.safetensors")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("signum", "code", "status"),
     [(signal.SIGTERM, 143, "KILLED"), (signal.SIGINT, 130, "KILLED"), (signal.SIGKILL, -9, "RUNNING")],
@@ -230,7 +230,6 @@ def test_bad_input_is_one_line_code_2_and_nothing_in_the_store(words, qrun, tmp_
     assert not (tmp_path / "results").exists()
 
 
-@pytest.mark.slow
 def test_an_adapter_of_another_model_is_refused(qrun, trained, tmp_path):
     code, _, err = qrun(
         "eval",

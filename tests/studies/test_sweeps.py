@@ -11,6 +11,7 @@ from tests_support import columns, finished, rope_base, saved, study, swapped_en
 from qrun.evaluation.results import Results, read
 from qrun.tracking.store import Store
 
+pytestmark = pytest.mark.slow
 STEPS = [
     "protocol.ctx=64", "training.context=64", "training.batch=2", "training.steps=4", "training.eval_every=4",
     "training.warmup=1", "training.lr=0.05",
@@ -124,14 +125,12 @@ def noises(dims, words):
     return study("noise", [*words, *NOISE], results=dims[1].folder, name="noises")
 
 
-@pytest.mark.slow
 def test_the_noise_study_uses_the_adapters_of_the_dim_study(dims, noises):
     shared = dict(rows(dims[0], "train")[["key", "run_id"]].to_numpy())
     assert dict(rows(noises, "train")[["key", "run_id"]].to_numpy()) == shared
     assert not set(rows(noises, "measure")["key"]) & set(rows(dims[0], "measure")["key"])  # other tokens are measured
 
 
-@pytest.mark.slow
 def test_the_noise_study_tells_shots_readout_and_gates_apart(noises):
     from qrun.studies import module
 
@@ -184,7 +183,6 @@ def test_a_failed_cell_is_named_and_does_not_stop_the_others(qrun, words, dims, 
     assert store.find("dims").info.status == "FINISHED" and len(store.tagged("study", "study_key")) == 1
 
 
-@pytest.mark.slow
 def test_a_study_killed_in_the_middle_goes_on_and_ends_with_the_same_table(start, dims, words, tmp_path):
     process, store = start("sweep", "dim", *words, f"results={tmp_path}", "name=dims"), Store(tmp_path)
     until(lambda: len(finished(store)) >= 3, process)
@@ -208,7 +206,6 @@ def test_two_studies_in_one_store_are_refused(qrun, words, tmp_path):
     assert code == 2 and "another study is running" in err and not finished(Store(tmp_path))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("change", [rope_base, swapped_entries], ids=["rope base", "tokenizer"])
 def test_models_of_equal_weights_and_name_share_no_cell(words, tiny_folder, tmp_path, change):
     shutil.copytree(tiny_folder, tmp_path / "other")

@@ -170,6 +170,7 @@ def test_the_environment_record_holds_versions_and_no_secrets(monkeypatch):
     assert set(git_state()) == {"git_sha", "git_dirty"}
 
 
+@pytest.mark.slow
 def test_a_store_of_another_version_is_named_and_left_alone(tmp_path):
     from mlflow import MlflowClient
 
@@ -253,6 +254,7 @@ print("whole", ended(fork("whole")))
     assert Store(tmp_path).find("whole").info.status == "FINISHED"
 
 
+@pytest.mark.slow
 def test_what_a_killed_creation_left_is_removed_by_the_next_and_nothing_else(making_stores, tmp_path):
     (tmp_path / ".mlflow-new-dead").mkdir()
     (tmp_path / ".mlflow-new-dead" / "mlflow.db").write_text("half")
