@@ -2,35 +2,58 @@
 
 from pathlib import Path
 
-from qrun.errors import InputError
-from qrun.quantum.hardware import FAKES, IbmService, fake_backend, ibm_service, keep_counts, read_jobs
+from qrun.errors import InputError, RunFailed
+from qrun.quantum.dispatch import Dispatcher
+from qrun.quantum.jobs import Job, JobBook
 from qrun.quantum.presets import medians
+from qrun.quantum.services import FAKES, IbmService, JobFailed, ibm_account, named_backend, one_line
 from qrun.report.screen import listing, say
 
 
 def fetch(results: str, service: IbmService | None = None) -> None:
-    """Print every stored job and download the counts of finished ones. Raises InputError without jobs or without an
-    account."""
-    folder = Path(results).expanduser().resolve() / "qpu"
-    jobs = read_jobs(folder)
+    """Print every job of the book and keep the counts of finished ones. Raises InputError without jobs or without an
+    account, RunFailed if the service does not answer."""
+    book = JobBook(Path(results).expanduser().resolve() / "qpu")
+    if (book.folder / "jobs.json").is_file():
+        say(f"{book.folder / 'jobs.json'} is of an older version and is not read; its jobs are in your IBM account")
+    jobs = book.jobs()
     if not jobs:
-        raise InputError(f"no jobs in {folder}; device=ibm and device=fake write them there")
+        raise InputError(f"no jobs in {book.folder}; device=ibm and device=fake write them there")
+    said = {}
+    if any(job.kind == "ibm" and (job.state == "sent" or job.real_s is None) for job in jobs):
+        service = service or IbmService(ibm_account())
+        dispatcher = Dispatcher(book, service, "ibm", "", None, 0, None)
+        for job in jobs:
+            if job.kind == "ibm" and job.state == "sent" and job.job_id:
+                said[job.tag] = _fetch(job, dispatcher, service)
+        dispatcher.learn_usage()
     rows = []
-    for key, job in jobs.items():
-        path = folder / f"{key}.safetensors"
-        if path.is_file():
-            status = "fetched"
-        elif job["backend"].startswith("fake"):
-            status = "local, ended with its process"
-        else:
-            service = service or IbmService(ibm_service(), None)
-            handle = service.service.job(job["job_id"])
-            status = str(handle.status())
-            if status.endswith("DONE"):
-                keep_counts(path, service.wait(job["job_id"], handle), job["pubs"])
-                status = "fetched now"
-        rows.append([job["job_id"], job["backend"], f"{job['pubs']:,}", f"{job['qpu_seconds']:.0f}", status])
-    listing(["job", "backend", "circuits", "QPU s", "status"], rows)
+    for job in book.jobs():
+        state = said.get(job.tag) or STATES.get(job.state, job.state)
+        used = "unknown" if job.real_s is None else f"{job.real_s:.1f}"
+        words = [job.job_id or "-", job.processor, f"{job.circuits:,}", f"{job.estimated_s:.0f}", used]
+        rows.append([*words, f"{state}: {job.why}" if job.why else state])
+    listing(["job", "processor", "circuits", "estimated s", "QPU s", "status"], rows)
+
+
+STATES = {"done": "fetched", "intent": "perhaps sent; the run's command finds out"}
+
+
+def _fetch(job: Job, dispatcher: Dispatcher, service: IbmService) -> str | None:
+    """Keep the counts of a job, if it has ended; what to say of it, None for what the book says."""
+    try:
+        if not service.finished(job.job_id or ""):
+            return "waiting or running"
+        dispatcher.take(job)
+    except JobFailed:
+        return None
+    except LookupError:
+        return "not known to this account"
+    except RunFailed:
+        raise
+    except Exception as error:
+        raise RunFailed(f"job {job.job_id} on {job.processor}: {one_line(error)}") from error
+    return "fetched now"
 
 
 def refresh(backend: str, out: str) -> None:
@@ -38,7 +61,7 @@ def refresh(backend: str, out: str) -> None:
     target = Path(out).expanduser()
     if target.suffix != ".yaml" or not target.absolute().parent.is_dir():
         raise InputError(f"--out {out}: give a .yaml file in an existing folder")
-    source = fake_backend(backend) if backend in FAKES else ibm_service().backend(backend)
+    source = named_backend("fake" if backend in FAKES else "ibm", backend)
     values = {**medians(source), "name": target.stem}
     head = f"# Medians of {backend}, calibration of {values['date']}\n# refresh: qrun qpu noise {backend} --out {out}\n"
     target.write_text(head + "".join(f"{key}: {value}\n" for key, value in values.items()))

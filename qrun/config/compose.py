@@ -27,7 +27,7 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 _CHECKOUT = (_PACKAGE.parent / "pyproject.toml").is_file()
 TREE = _PACKAGE.parent / "configs" if _CHECKOUT else _PACKAGE / "configs"  # always of the tree this very code is in
 
-OPEN = ("adapter.options.", "study.control_lr.")  # keys below these need no default in a file
+OPEN = ("adapter.options.", "device.options.", "study.control_lr.")  # keys below these need no default in a file
 
 
 def compose(verb: str, words: list[str], schema: type | None = None) -> Any:

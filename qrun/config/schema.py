@@ -338,6 +338,18 @@ class ReadoutConfig:
 
 
 DEVICES = ("exact", *KINDS)  # exact is the matrix product, no device
+PROCESSORS = ("fake", "ibm")  # they only count
+
+
+class Mode(Enum):
+    """How the jobs of a call reach an IBM processor."""
+
+    job = "job"  # each through the queue
+    batch = "batch"  # together
+    session = "session"  # together, with the processor reserved, and billed, while it is open
+
+
+DECOUPLING = ("XX", "XpXm", "XY4")
 
 
 @dataclass
@@ -350,16 +362,34 @@ class DeviceConfig:
     takes_noise: bool = False  # what the device is, not a choice: it has a noise model
     precision: Precision = Precision.float32
     optimization_level: int = 3  # of the transpiler, on fake and ibm
-    budget_s: float | None = None  # most QPU seconds a run may take, on fake and ibm; nothing is sent beyond
+    budget_s: float | None = None  # most QPU seconds of all jobs of a results folder, on fake and ibm
+    repetition: int = 0  # another number measures everything anew, on fake and ibm
+    mode: Mode = Mode.job  # on ibm
+    options: dict[str, Any] = field(default_factory=dict)  # of the sampler, on ibm
 
     def __post_init__(self) -> None:
-        counts = self.shots is not None or self.kind not in ("fake", "ibm")
+        counts = self.shots is not None or self.kind not in PROCESSORS
         budget = self.budget_s is None or self.budget_s > 0
         need(self, "device.kind", self.kind in DEVICES, f"use {', '.join(DEVICES)}")
         at_least(self, 1, "device.shots", null=", or null for exact probabilities")
         need(self, "device.shots", counts, f"{self.kind} only counts; give a number of shots")
         need(self, "device.optimization_level", 0 <= self.optimization_level <= 3, "use 0, 1, 2 or 3")
         need(self, "device.budget_s", budget, "give seconds above 0, or null for no limit")
+        at_least(self, 0, "device.repetition")
+        only = f"only device=ibm has it, not {self.kind}; leave it"
+        need(self, "device.mode", self.kind == "ibm" or self.mode is Mode.job, f"{only} at job")
+        need(self, "device.options", self.kind == "ibm" or not self.options, f"{only} empty")
+        choices = ", ".join(DECOUPLING)
+        words = {
+            "dynamical_decoupling": (lambda v: v in (None, *DECOUPLING), f"use {choices} or null"),
+            "gate_twirling": (lambda v: isinstance(v, bool), "use true or false"),
+            "measure_twirling": (lambda v: isinstance(v, bool), "use true or false"),
+            "rep_delay_us": (lambda v: v is None or (type(v) in (int, float) and v > 0), "give microseconds above 0"),
+        }
+        for word, value in self.options.items():
+            require(word in words, f"device.options.{word}", value, f"possible words: {', '.join(words)}")
+            require(words[word][0](value), f"device.options.{word}", value, words[word][1])
+        self.options = {word: value for word, value in self.options.items() if value not in (None, False)}
 
 
 class LauncherKind(Enum):

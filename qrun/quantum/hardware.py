@@ -1,175 +1,114 @@
-"""SamplerV2 on real and fake IBM processors: blocks packed onto the chip, angles bound per token, job ids written
-before anything is waited for.
+"""SamplerV2 on real and fake IBM processors: blocks packed onto the chip, angles bound per token.
 
 One circuit holds as many blocks as the packing; its Q gates are fixed, its preparation angles are parameters, and the
-tokens of a call are rows of parameter values of one PUB. Each piece of work has a key (blocks, angles, shots,
-processor). Its job id goes to jobs.json and its frequencies, when they arrive, to a file beside it: the same command,
-started again, sends nothing twice and goes on where it was. Tokens come from the environment only.
+tokens of a call are rows of parameter values. Rows are cut into pieces, whose key is the digest of the packed circuit,
+the angles, processor, places, options, shots and repetition (dispatch.py sends pieces, jobs.py keeps them).
+
+The processor is chosen once: the least busy one, if none is named, and what was read of its calibration stay in the job
+book, so that the same command makes the same circuits on the same places tomorrow. `device.repetition` asks for
+everything anew.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from qiskit import ClassicalRegister, QuantumCircuit, QuantumRegister
 from qiskit.circuit import ParameterVector
-from safetensors.numpy import load_file, save_file
 
-from qrun.errors import InputError, RunFailed
-from qrun.files import replaced
-from qrun.quantum.cache import digest
+from qrun.config.schema import DeviceConfig
+from qrun.errors import InputError
 from qrun.quantum.devices.base import Device, Setting
+from qrun.quantum.dispatch import Dispatcher, Piece
 from qrun.quantum.encoding import Floats, preparation_angles, qubits
+from qrun.quantum.jobs import JobBook
 from qrun.quantum.layout import Chip, pack, read_chip
 from qrun.quantum.noise import Noise
-from qrun.quantum.plan import EXECUTIONS_PER_JOB, JOB_OVERHEAD_S, QUICK_S, path_circuit
+from qrun.quantum.plan import EXECUTIONS_PER_JOB, execution_seconds, path_circuit
+from qrun.quantum.services import FakeService, IbmService, Service, fake_backend, ibm_account, ibm_backend
 
-FAKES = ("FakeTorino", "FakeMarrakesh", "FakeFez")
 SIMULATED_QUBITS = 8  # a fake backend simulates the packed circuit as one register
-
-
-class Service(Protocol):
-    """Where PUBs go. The real one is IBM's; tests and fake backends bring their own."""
-
-    def send(self, pubs: list[Any], shots: int) -> tuple[str, Any]:
-        """Start a job; returns its id and a handle."""
-        ...
-
-    def wait(self, job_id: str, handle: Any | None) -> Any:
-        """The PrimitiveResult of a job, by handle or, in a later process, by id."""
-        ...
-
-
-class SamplerService:
-    """SamplerV2 on a backend."""
-
-    def __init__(self, backend: Any) -> None:
-        self.backend = backend
-
-    def send(self, pubs: list[Any], shots: int) -> tuple[str, Any]:
-        from qiskit_ibm_runtime import SamplerV2
-
-        job = SamplerV2(mode=self.backend).run(pubs, shots=shots)
-        return job.job_id(), job
-
-
-class FakeService(SamplerService):
-    """The sampler's local mode on a fake backend. Its jobs end with this process."""
-
-    def wait(self, job_id: str, handle: Any | None) -> Any:
-        if handle is None:
-            raise LookupError("a local job of another process")
-        return handle.result()
-
-
-class IbmService(SamplerService):
-    """A backend of the account in QISKIT_IBM_TOKEN (and QISKIT_IBM_INSTANCE)."""
-
-    def __init__(self, service: Any, backend: Any) -> None:
-        super().__init__(backend)
-        self.service = service
-
-    def wait(self, job_id: str, handle: Any | None) -> Any:
-        return (handle or self.service.job(job_id)).result()
+EXECUTIONS_PER_PIECE = 100_000  # jobs are cut between pieces
 
 
 class ProcessorDevice(Device):
-    """Counts from a processor. `folder` keeps jobs.json and arrived frequencies; `budget_s` limits the QPU seconds of
-    this device's whole life."""
+    """Counts from a processor. `folder` keeps the job book; `most_qubits` are used at once."""
 
-    def __init__(
-        self, name: str, chip: Chip, service: Service, shots: int, level: int, budget_s: float | None, folder: Path,
-        most_qubits: int,
-    ) -> None:  # fmt: skip
-        super().__init__(Noise(), shots, np.float64)
-        self.name, self.chip, self.service, self.level = name, chip, service, level
-        self.budget_s, self.folder, self.most_qubits = budget_s, folder, most_qubits
-        self.spent_s, self.sent = 0.0, 0
+    def __init__(self, config: DeviceConfig, chip: Chip, service: Service, folder: Path, most_qubits: int) -> None:
+        super().__init__(Noise(), config.shots, np.float64)
+        self.name, self.config, self.chip, self.most_qubits = config.kind, config, chip, most_qubits
+        self.places: dict[int, list[tuple[int, ...]]] = {}  # by qubits of a block, as far as they were used
+        calibration, shots = chip.calibration or chip.calibrated, config.shots or 0
+        self.jobs = Dispatcher(JobBook(folder), service, config.kind, chip.name, calibration, shots, config.budget_s)
         self.remark = f"processor {chip.name}, calibration of {chip.date}; {chip.left_out}"
 
     def _prepare(self, blocks: Floats) -> Any:
         n = qubits(blocks.shape[-1])
-        places = pack(self.chip, n)[: max(1, self.most_qubits // n)]
-        small = [path_circuit(block, self.level) for block in blocks]
+        places = [place for place in pack(self.chip, n) if not set(place) & set(self.chip.faulty)]
+        places = places[: max(1, self.most_qubits // n)]
+        if not places:
+            raise InputError(f"device.backend={self.chip.name}: no {n} coupled qubits work; {self.chip.left_out}")
+        self.places[n] = places
+        small = [path_circuit(block, self.config.optimization_level) for block in blocks]
         starts, most = range(0, len(blocks), len(places)), len(blocks)
         groups = [list(range(start, min(start + len(places), most))) for start in starts]
-        circuits = [packed_circuit([small[j] for j in group], places, self.chip.qubits) for group in groups]
-        return digest(blocks), list(zip(groups, circuits, strict=True))
+        prepared = []
+        for group in groups:
+            circuit = packed_circuit([small[j] for j in group], places, self.chip.qubits)
+            prepared.append((group, circuit, self._stem(circuit, places[: len(group)])))
+        return prepared
+
+    def _stem(self, circuit: Any, places: Sequence[tuple[int, ...]]) -> str:
+        """What beside the angles makes a circuit's counts."""
+        c = self.config
+        words = [c.kind, self.chip.name, places, c.optimization_level, c.options, c.shots, c.repetition]
+        return json.dumps([*words, circuit_digest(circuit)], sort_keys=True)
 
     def _probabilities(self, prepared: Any, units: Floats, mask: np.ndarray) -> Floats:
         raise NotImplementedError("a processor only counts")
 
     def run(self, prepared: Any, units: Floats, mask: np.ndarray, key: int, first: int) -> Floats:
-        """Frequencies; the shots of a processor have no seed, so `key` and `first` are not used."""
-        blocks_digest, groups = prepared
+        """Frequencies; the shots of a processor have no seed, so `key` and `first` are not used. Raises InputError if
+        the budget is too small, RunFailed for what the service did not do."""
         angles = preparation_angles(np.asarray(units, float))
-        out = np.full(units.shape, 1 / units.shape[-1])
+        step = max(1, min(EXECUTIONS_PER_PIECE, EXECUTIONS_PER_JOB) // self.jobs.shots)
+        delay = self.config.options.get("rep_delay_us")
         work = []
-        for group, circuit in groups:
+        for group, circuit, stem in prepared:
+            gates = circuit.count_ops().get("cz", 0)
+            seconds = execution_seconds(circuit, None if delay is None else delay * 1e-6)
             rows = np.flatnonzero(mask[:, group].any(axis=1))  # a token whose slices are all zero needs no circuit
-            if len(rows):
-                work.append((group, circuit, rows, angles[np.ix_(rows, group)].reshape(len(rows), -1)))
-        for batch in self._batches(work):
-            name = digest(np.concatenate([values.ravel() for _, _, _, values in batch]))
-            file, pubs = f"{self.chip.name}-{self.shots}-{blocks_digest}-{name}", [(c, v) for _, c, _, v in batch]
-            for (group, _, rows, _), found in zip(batch, self._fetch(file, pubs), strict=True):
-                out[np.ix_(rows, group)] = found
+            for part in np.split(rows, range(step, len(rows), step)) if len(rows) else []:
+                values = angles[np.ix_(part, group)].reshape(len(part), -1)
+                name = hashlib.sha256(stem.encode() + values.astype(np.float32).tobytes()).hexdigest()[:32]
+                work.append((np.ix_(part, group), Piece(name, circuit, values, gates, seconds)))
+        found = self.jobs.collect([piece for _, piece in work])
+        out = np.full(units.shape, 1 / units.shape[-1])
+        for where, piece in work:
+            out[where] = found[piece.key]
         return out
 
-    def _batches(self, work: list[Any]) -> list[list[Any]]:
-        """Cut the work so that no job exceeds the executions limit: rows are split, PUBs are gathered."""
-        limit = max(1, EXECUTIONS_PER_JOB // (self.shots or 1))
-        batches: list[list[Any]] = [[]]
-        left = limit
-        for group, circuit, rows, values in work:
-            start = 0
-            while start < len(rows):
-                if left == 0:
-                    batches.append([])
-                    left = limit
-                part = slice(start, start + left)
-                batches[-1].append((group, circuit, rows[part], values[part]))
-                taken = len(rows[part])
-                start, left = start + taken, left - taken
-        return [batch for batch in batches if batch]
-
-    def _fetch(self, key: str, pubs: list[tuple[Any, Floats]]) -> list[Floats]:
-        path = self.folder / f"{key}.safetensors"
-        if path.is_file():
-            return [value for _, value in sorted(load_file(path).items(), key=lambda item: int(item[0]))]
-        jobs = read_jobs(self.folder)
-        handle = None
-        if key not in jobs:
-            seconds = JOB_OVERHEAD_S + QUICK_S * sum(len(v) for _, v in pubs) * (self.shots or 0)
-            if self.budget_s is not None and self.spent_s + seconds > self.budget_s:
-                needed = f"this job needs about {seconds:.0f} QPU seconds after {self.spent_s:.0f} s so far"
-                raise InputError(f"device.budget_s={self.budget_s:g}: {needed}; it was not sent")
-            with_shots = [(circuit, values, self.shots) for circuit, values in pubs]
-            job_id, handle = self.service.send(with_shots, self.shots or 0)
-            self.spent_s, self.sent = self.spent_s + seconds, self.sent + 1
-            entry = {"job_id": job_id, "backend": self.chip.name, "pubs": len(pubs), "shots": self.shots}
-            jobs = write_job(self.folder, key, {**entry, "qpu_seconds": seconds})
-        job_id = jobs[key]["job_id"]
-        try:
-            result = self.service.wait(job_id, handle)
-        except LookupError:  # a local simulation that ended with its process
-            drop_job(self.folder, key)
-            return self._fetch(key, pubs)
-        except Exception as error:
-            why = " ".join(str(error).split())[:200]
-            raise RunFailed(f"job {job_id} on {self.chip.name}: {why}; the same command goes on") from error
-        return keep_counts(path, result, len(pubs))
-
-
-def keep_counts(path: Path, result: Any, pubs: int) -> list[Floats]:
-    """Frequencies of a job's PUBs, written to `path` at once."""
-    found = [np.ascontiguousarray(frequencies(result[i])) for i in range(pubs)]
-    with replaced(path) as file:
-        save_file({str(i): value for i, value in enumerate(found)}, file)
-    return found
+    def record(self) -> dict[str, Any]:
+        """Processor, calibration, versions, options, places, and the jobs that the counts came from."""
+        c, chip = self.config, self.chip
+        self.jobs.learn_usage()
+        jobs = self.jobs.book.jobs(self.jobs.used)
+        known = [job.real_s for job in jobs if job.real_s is not None]
+        shown = ("job_id", "state", "attempt", "circuits", "shots", "estimated_s", "allowed_s", "real_s", "why", "tag")
+        return {
+            "processor": chip.name, "calibration": chip.calibration, "calibration_time": chip.calibrated,
+            "qiskit": version("qiskit"), "qiskit_ibm_runtime": version("qiskit-ibm-runtime"), "mode": c.mode.value,
+            "optimization_level": c.optimization_level, "repetition": c.repetition, "options": dict(c.options),
+            "places": {str(n): places for n, places in self.places.items()}, "left_out": chip.left_out,
+            "qpu_jobs": len(jobs), "qpu_seconds": sum(known) if len(known) == len(jobs) else None,
+            "qpu_seconds_estimated": sum(job.estimated_s for job in jobs),
+            "jobs": [{word: getattr(job, word) for word in shown} for job in jobs],
+        }  # fmt: skip
 
 
 def packed_circuit(small: Sequence[Any], places: Sequence[tuple[int, ...]], chip_qubits: int) -> Any:
@@ -186,79 +125,46 @@ def packed_circuit(small: Sequence[Any], places: Sequence[tuple[int, ...]], chip
     return whole
 
 
-def frequencies(pub: Any) -> Floats:
-    """Frequencies [rows, blocks, 2^n] of one PUB's registers."""
-    blocks = []
-    for name in sorted(name for name in pub.data if name.startswith("c")):
-        bits = pub.data[name]
-        outcomes = bits.array[..., 0] if bits.num_bits <= 8 else bits.array[..., -1]
-        blocks.append((outcomes[..., None] == np.arange(2**bits.num_bits)).mean(axis=-2))
-    return np.stack(blocks, axis=-2)
-
-
-def read_jobs(folder: Path) -> dict[str, Any]:
-    path = folder / "jobs.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
-
-
-def write_job(folder: Path, key: str, entry: dict[str, Any]) -> dict[str, Any]:
-    """Add a job to jobs.json, atomically and before it is waited for."""
-    return _replace(folder, {**read_jobs(folder), key: entry})
-
-
-def drop_job(folder: Path, key: str) -> None:
-    _replace(folder, {k: v for k, v in read_jobs(folder).items() if k != key})
-
-
-def _replace(folder: Path, jobs: dict[str, Any]) -> dict[str, Any]:
-    with replaced(folder / "jobs.json") as file:
-        file.write_text(json.dumps(jobs, indent=1) + "\n")
-    return jobs
-
-
-def fake_backend(name: str) -> Any:
-    """A recorded backend by class name. Raises InputError naming those there are."""
-    if name not in FAKES:
-        raise InputError(f"device.backend={name}: recorded backends are {', '.join(FAKES)}")
-    from qiskit_ibm_runtime import fake_provider
-
-    return getattr(fake_provider, name)()
-
-
-def ibm_service() -> Any:
-    """The account of the environment. Raises InputError saying what is missing; the token is never shown."""
-    token = os.environ.get("QISKIT_IBM_TOKEN")
-    if not token:
-        how = "set QISKIT_IBM_TOKEN (and QISKIT_IBM_INSTANCE) in the environment, or use device=fake"
-        raise InputError(f"device=ibm: no account; {how}")
-    from qiskit_ibm_runtime import QiskitRuntimeService
-
-    instance = os.environ.get("QISKIT_IBM_INSTANCE")
-    try:
-        return QiskitRuntimeService(channel="ibm_quantum_platform", token=token, instance=instance)
-    except Exception as error:  # the client raises a different class for each way of being refused
-        why = f"IBM refused or could not be reached ({type(error).__name__})"
-        check = "check QISKIT_IBM_TOKEN (it may have expired), QISKIT_IBM_INSTANCE and the network"
-        raise InputError(f"device=ibm: {why}; {check}") from error
-
-
-def open_backend(kind: str, name: str | None) -> tuple[Any, Service]:
-    """Backend and service of device=fake or device=ibm."""
-    if kind == "fake":
-        backend = fake_backend(name or "FakeMarrakesh")
-        return backend, FakeService(backend)
-    service = ibm_service()
-    try:
-        backend = service.backend(name) if name else service.least_busy(operational=True, simulator=False)
-    except Exception as error:
-        raise InputError(f"device.backend={name}: not available to this account ({type(error).__name__})") from error
-    return backend, IbmService(service, backend)
+def circuit_digest(circuit: Any) -> str:
+    """Fingerprint of a circuit: its operations, qubits and bits, and its angles at one fixed set of parameter values.
+    (QPY has names that are new in every process.)"""
+    bound = circuit.assign_parameters(np.cos(1.0 + np.arange(circuit.num_parameters)))
+    index = {bit: i for bits in (bound.qubits, bound.clbits) for i, bit in enumerate(bits)}
+    lines = []
+    for step in bound.data:
+        angles = [round(float(angle), 9) + 0.0 for angle in step.operation.params]  # no -0.0
+        lines.append([step.operation.name, [index[q] for q in step.qubits], [index[c] for c in step.clbits], angles])
+    return hashlib.sha256(json.dumps(lines).encode()).hexdigest()
 
 
 def open_processor(setting: Setting) -> ProcessorDevice:
-    """The device of kind fake or ibm."""
+    """The device of kind fake or ibm. Raises InputError for an unknown processor, account or missing package."""
     config, folder = setting.config, setting.folder
-    backend, service = open_backend(config.kind, config.backend)
-    chip = read_chip(backend)
-    most, level = SIMULATED_QUBITS if config.kind == "fake" else chip.qubits, config.optimization_level
-    return ProcessorDevice(config.kind, chip, service, config.shots or 0, level, config.budget_s, folder, most)
+    if (config.shots or 0) > EXECUTIONS_PER_JOB:
+        raise InputError(f"device.shots={config.shots}: a job takes {EXECUTIONS_PER_JOB:,} executions at most")
+    if config.kind == "fake":
+        backend = fake_backend(config.backend)
+        return ProcessorDevice(config, read_chip(backend), FakeService(backend), folder, SIMULATED_QUBITS)
+    account = ibm_account()
+    chip, backend, kept = choose(account, config, JobBook(folder))
+    device = ProcessorDevice(config, chip, IbmService(account, backend, config.mode.value, config.options), folder,
+                             chip.qubits)  # fmt: skip
+    if kept:
+        device.remark = f"{device.remark}; kept for this results folder since it was first asked"
+    return device
+
+
+def choose(account: Any, config: DeviceConfig, book: JobBook) -> tuple[Chip, Any, bool]:
+    """Chip and backend that the book keeps for these words and this instance, chosen and kept now if there are none;
+    whether they were there."""
+    instance = hashlib.sha256(os.environ.get("QISKIT_IBM_INSTANCE", "").encode()).hexdigest()[:12]
+    asked = json.dumps([config.kind, config.backend, instance, config.repetition])
+    kept = book.processor(asked)
+    backend = ibm_backend(account, kept[0]["name"] if kept else config.backend)
+    if kept is None:
+        book.keep_processor(asked, backend.name, read_chip(backend).as_dict())
+        first = book.processor(asked)  # of whoever was first
+        assert first is not None
+        chip = Chip.from_dict(first[0])
+        return chip, backend if chip.name == backend.name else ibm_backend(account, chip.name), False
+    return Chip.from_dict(kept[0]), backend, True

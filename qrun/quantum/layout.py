@@ -8,7 +8,7 @@ blossom, NetworkX). Longer blocks are vertex-disjoint paths, found as a set pack
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import networkx as nx
@@ -24,7 +24,8 @@ Edge = tuple[int, int]
 
 @dataclass(frozen=True)
 class Chip:
-    """A processor: coupler errors by sorted pair, readout error per qubit, and the couplers left out as dead."""
+    """A processor: coupler errors by sorted pair and readout error per qubit; what is left out as dead, couplers and
+    qubits; the calibration's id (None where it has none), time and day."""
 
     name: str
     qubits: int
@@ -32,31 +33,62 @@ class Chip:
     readout: Sequence[float]
     dead: tuple[Edge, ...] = ()
     date: str | None = None
+    faulty: tuple[int, ...] = ()
+    calibration: str | None = None
+    calibrated: str | None = None
 
     @property
     def left_out(self) -> str:
-        """Which couplers the packing leaves out, in words."""
-        if not self.dead:
-            return "no dead coupler"
-        named = ", ".join(f"{a}-{b}" for a, b in self.dead)
-        return f"left out as dead (error 0.5 or more): {len(self.dead)} couplers, {named}"
+        """Which couplers and qubits the packing leaves out, in words."""
+        couplers, qubits = ", ".join(f"{a}-{b}" for a, b in self.dead), ", ".join(map(str, self.faulty))
+        found = [f"couplers {couplers}"] if self.dead else []
+        found += [f"qubits {qubits}"] if self.faulty else []
+        why = "left out as dead (faulty, or error 0.5 or more or not reported)"
+        return f"{why}: {'; '.join(found)}" if found else "no dead coupler"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, which `from_dict` takes."""
+        return {**asdict(self), "couplers": [[a, b, error] for (a, b), error in self.couplers.items()]}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Chip":
+        """The chip of `as_dict`, also after a way through JSON."""
+        couplers = {(a, b): error for a, b, error in values["couplers"]}
+        dead, faulty = tuple((a, b) for a, b in values["dead"]), tuple(values["faulty"])
+        return cls(**{**values, "couplers": couplers, "dead": dead, "faulty": faulty})
 
 
 def read_chip(backend: Any) -> Chip:
-    """Chip of a Qiskit backend. Of a coupler's two directions the worse error counts, and couplers with an error of 0.5
-    or more are dead."""
+    """Chip of a Qiskit backend. Of a coupler's two directions the worse error counts. Dead are qubits and couplers
+    whose error is 0.5 or more or not reported, those that the backend calls faulty, qubits without a measurement or SX,
+    and couplers at a dead qubit. Raises InputError for a processor without CZ gates."""
     target = backend.target
-    gate = next(name for name in ("cz", "ecr", "cx") if name in target.operation_names)
-    errors: dict[Edge, float] = {}
-    for (a, b), properties in target[gate].items():
-        error = properties.error if properties and properties.error is not None else 0.0
-        errors[min(a, b), max(a, b)] = max(error, errors.get((min(a, b), max(a, b)), 0.0))
-    readout = [(p.error or 0.0) if (p := target["measure"][q,]) else 0.0 for q in range(backend.num_qubits)]
+    if "cz" not in target.operation_names:
+        raise InputError(f"device.backend={backend.name}: circuits here are made of CZ gates, which it does not have")
     properties = backend.properties() if hasattr(backend, "properties") else None
-    dead = tuple(sorted(edge for edge, error in errors.items() if error >= DEAD))
-    living = {edge: error for edge, error in errors.items() if error < DEAD}
-    date = str(properties.last_update_date)[:10] if properties else None
-    return Chip(backend.name, backend.num_qubits, living, readout, dead, date)
+    measure, sx = target["measure"], target["sx"]
+    readout = [_error(measure.get((q,))) for q in range(backend.num_qubits)]
+    working = {q for q, error in enumerate(readout) if error < DEAD and (q,) in sx}
+    errors: dict[Edge, float] = {}
+    for (a, b), its in target["cz"].items():
+        errors[min(a, b), max(a, b)] = max(_error(its), errors.get((min(a, b), max(a, b)), 0.0))
+    if properties:
+        working = {q for q in working if properties.is_qubit_operational(q)}
+        stopped = [pair for pair in target["cz"] if not properties.is_gate_operational("cz", pair)]
+        errors |= {(min(pair), max(pair)): 1.0 for pair in stopped}
+    errors = {pair: error if working.issuperset(pair) else 1.0 for pair, error in errors.items()}
+    dead = tuple(sorted(pair for pair, error in errors.items() if not error < DEAD))  # also NaN
+    living = {pair: error for pair, error in errors.items() if error < DEAD}
+    time = str(properties.last_update_date) if properties else None
+    faulty = tuple(q for q in range(backend.num_qubits) if q not in working)
+    calibration = getattr(backend, "calibration_id", None)
+    date = time[:10] if time else None
+    return Chip(backend.name, backend.num_qubits, living, readout, dead, date, faulty, calibration, time)
+
+
+def _error(its: Any) -> float:
+    """The reported error of an instruction; 1 where there is none."""
+    return float(its.error) if its and its.error is not None else 1.0
 
 
 def heavy_hex() -> Chip:

@@ -4,9 +4,11 @@
     executions           circuits x shots; a Sampler job takes at most 10 million, sites follow one another, so every
                          site has jobs of its own
     QPU seconds          2 s per job + (repetition delay + circuit time) x executions; IBM's quick form is 2 s + 0.00035
-                         s x executions
+                         s x executions, which is a delay of 250 us and a circuit of 100 us
 
-IBM's numbers are those of its documentation in 2025-2026 and are kept here as constants.
+Both forms are estimates, and IBM calls them so: quantum.cloud.ibm.com/docs/guides/estimate-job-run-time, "Workload
+usage", read in November 2026. What a job took is in its metrics. Executions and gates of a job are those of
+quantum.cloud.ibm.com/docs/guides/job-limits; older versions of that page say 5 million executions.
 """
 
 import itertools
@@ -23,9 +25,11 @@ from qrun.quantum.encoding import qubits
 from qrun.quantum.layout import Chip, pack
 
 EXECUTIONS_PER_JOB = 10_000_000
+GATES_PER_JOB = 10_000  # two-qubit gates that pass always; a circuit with more goes alone, and the service decides
 JOB_OVERHEAD_S = 2.0
 QUICK_S = 0.00035  # seconds per execution, IBM's quick form
 REPETITION_DELAY_S = 250e-6
+CIRCUIT_S = QUICK_S - REPETITION_DELAY_S  # of a circuit in the quick form
 JOBS_PER_MINUTE = 5  # creation limit per user
 OPEN_PLAN_S = 600  # per 28 days
 SX_S, CZ_S, MEASURE_S = 36e-9, 68e-9, 2.58e-6  # Heron r2 medians
@@ -47,6 +51,11 @@ class Plan:
     @property
     def open_plan_share(self) -> float:
         return self.quick_seconds / OPEN_PLAN_S
+
+    @property
+    def estimate(self) -> float:
+        """QPU seconds as the device estimates them before it sends: by the form that gives more."""
+        return max(self.quick_seconds, self.qpu_seconds)
 
 
 def plan(chip: Chip, dim: int, blocks_per_site: list[int], tokens: int, shots: int, circuit_seconds: float) -> Plan:
@@ -83,9 +92,19 @@ def block_cost(n: int, chip: Chip, sx_error: float) -> BlockCost:
     cz = sum(edges) / len(edges) if edges else 0.0
     readout = sum(chip.readout[q] for p in places for q in p) / (len(places) * n)
     gates = (1 - cz) ** counts["cz"] * (1 - sx_error) ** (counts["sx"] + counts["x"])
+    return BlockCost(counts, circuit.depth(), circuit_seconds(circuit), gates, gates * (1 - readout) ** n)
+
+
+def circuit_seconds(circuit: Any) -> float:
+    """Estimated duration of a circuit of CZ, SX and X gates and one measurement, by its depth."""
     two = circuit.depth(lambda i: i.operation.name == "cz")
     one = circuit.depth(lambda i: i.operation.name in ("sx", "x"))
-    return BlockCost(counts, circuit.depth(), two * CZ_S + one * SX_S + MEASURE_S, gates, gates * (1 - readout) ** n)
+    return two * CZ_S + one * SX_S + MEASURE_S
+
+
+def execution_seconds(circuit: Any, delay: float | None = None) -> float:
+    """Estimated QPU seconds of one execution: repetition delay (None: the usual one) and circuit."""
+    return (REPETITION_DELAY_S if delay is None else delay) + max(circuit_seconds(circuit), CIRCUIT_S)
 
 
 def path_circuit(block: Any, optimization_level: int = 3) -> Any:

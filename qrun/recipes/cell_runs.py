@@ -22,7 +22,7 @@ from qrun.recipes.compress import compress_into
 from qrun.recipes.device import open_executor
 from qrun.recipes.fitting import fit_adapter, fit_metrics, prepared, resume
 from qrun.recipes.measuring import attach_saved, measured, shuffled
-from qrun.recipes.record import Words, device_tags, interval_metrics, peak_memory_mb, tags
+from qrun.recipes.record import Words, device_tags, interval_metrics, peak_memory_mb, record_device, tags
 from qrun.recipes.tasks import MADE, Measure
 from qrun.tracking.provenance import environment, git_state
 from qrun.tracking.store import Run, Store
@@ -81,7 +81,11 @@ def measure_cell(task: Measure, workspace: Workspace, place: Place) -> str:
             executor = open_executor(config, adapter.config.dim, config.sign)
             adapter.set_executor(executor)
         with Interrupt().installed(), cell_run(place, {**tags(config, opened), **device_tags(config)}) as run:
-            result = measured("measuring", opened.language.model, opened.task, config.evaluation.batch)
+            try:
+                result = measured("measuring", opened.language.model, opened.task, config.evaluation.batch)
+            finally:
+                if executor is not None:
+                    record_device(run, executor.device)
             metrics = {
                 "perplexity": result.perplexity, "bits_per_byte": result.bits_per_byte, "seconds": result.seconds,
                 "documents": len(result.nats), "effective_documents": result.effective_documents,
@@ -142,12 +146,13 @@ def compress_cell(config: CompressConfig, folder: Path, place: Place) -> str:
 def ask_cell(config: QuestionsRunConfig, circuits: bool, workspace: Workspace, place: Place) -> str:
     """Let one arm answer every question: by likelihood, and sampled at each temperature."""
     language, asked = workspace.model(config.model), questions.load(config.questions, config.seed)
-    adapter = None
+    adapter = executor = None
     if config.adapter.path is not None:
         saved = read(Path(config.adapter.path).expanduser())
         adapter = attach_saved(language, saved, config.adapter.path)
         if circuits:
-            adapter.set_executor(open_executor(config, saved.config.dim, config.readout.sign))
+            executor = open_executor(config, saved.config.dim, config.readout.sign)
+            adapter.set_executor(executor)
     words: Words = {
         **git_state(), "config_hash": config_hash(config), "model_name": config.model.name,
         "model_weights": language.identity["weights"], "questions_digest": asked.digest,
@@ -155,7 +160,11 @@ def ask_cell(config: QuestionsRunConfig, circuits: bool, workspace: Workspace, p
     }  # fmt: skip
     try:
         with Interrupt().installed(), cell_run(place, words) as run:
-            found = answer(language.model, language.tokenizer, asked.questions, config.batch)
+            try:
+                found = answer(language.model, language.tokenizer, asked.questions, config.batch)
+            finally:
+                if executor is not None:
+                    record_device(run, executor.device)
             units = {"chosen": found.chosen.tolist(), "right": found.right.tolist()}
             for t in config.temperatures:
                 units[f"sampled {t:g}"] = found.sampled(t, config.trials, config.seed).tolist()

@@ -20,6 +20,7 @@ from qrun.recipes.record import (
     interval_metrics,
     measured_words,
     open_record,
+    record_device,
     record_measurements,
     result_table,
     tags,
@@ -58,7 +59,10 @@ def measure(config: PerplexityConfig) -> dict[str, Measurement]:
             if executor is not None:
                 last = config.device.kind
                 adapter.set_executor(executor)
-                results[last] = measured(f"on {last}", model, opened.task, evaluation.batch)
+                try:
+                    results[last] = measured(f"on {last}", model, opened.task, evaluation.batch)
+                finally:  # what was sent belongs to the record of a failed run too
+                    record_device(run, executor.device)
                 gap = difference(results[last], results["adapted"], evaluation.resamples, config.seed)
                 gaps["penalty of the device"] = gap
                 run.metrics(interval_metrics("penalty", gap))

@@ -10,10 +10,10 @@ from qrun.config.verbs import PlanConfig
 from qrun.errors import InputError
 from qrun.language.models import model_shape
 from qrun.quantum.encoding import qubits
-from qrun.quantum.hardware import open_backend
 from qrun.quantum.layout import heavy_hex, read_chip
 from qrun.quantum.plan import JOBS_PER_MINUTE, OPEN_PLAN_S, block_cost
 from qrun.quantum.plan import plan as cost
+from qrun.quantum.services import named_backend
 from qrun.report.screen import say, table
 
 SX_ERROR = 2.45e-4  # the paper's quoted value, where no calibration is asked
@@ -30,7 +30,7 @@ def plan(config: PlanConfig) -> None:
     check_divides(selected, dim, side)
 
     nominal = config.device.kind == "ibm" and config.device.backend is None
-    chip = heavy_hex() if nominal else read_chip(open_backend(config.device.kind, config.device.backend)[0])
+    chip = heavy_hex() if nominal else read_chip(named_backend(config.device.kind, config.device.backend))
     block = block_cost(n, chip, SX_ERROR)
     shots = config.device.shots or 0
     per_site = [site.width(side) // dim for site in selected]
@@ -45,8 +45,8 @@ def plan(config: PlanConfig) -> None:
         [f"circuits for {config.tokens:,} tokens", f"{found.circuits:,}"],
         [f"executions at {shots:,} shots", f"{found.executions:,}"],
         ["jobs (10 million executions each)", f"{found.jobs:,}"],
-        ["QPU time by IBM's quick form", f"{found.quick_seconds / 60:,.1f} min"],
-        ["QPU time from repetition delay", f"{found.qpu_seconds / 60:,.1f} min"],
+        ["QPU time, estimated by IBM's quick form", f"{found.quick_seconds / 60:,.1f} min"],
+        ["QPU time, estimated from repetition delay", f"{found.qpu_seconds / 60:,.1f} min"],
         ["share of the open plan's 10 min", f"{found.open_plan_share:,.2f}"],
         [f"one circuit per job, {JOBS_PER_MINUTE} jobs a minute", f"{found.one_circuit_per_job_minutes:,.1f} min"],
         ["block circuit", f"{gates}, {block.seconds * 1e6:.1f} us"],
@@ -54,10 +54,10 @@ def plan(config: PlanConfig) -> None:
     ]
     calibration = f"calibration of {chip.date}" if chip.date else "nominal errors: CZ 1.78e-3, SX 2.45e-4, readout 1e-2"
     table(f"{config.model.name}, b = {dim}, on {chip.name}", ["", "value"], rows, calibration)
-    if chip.dead:
+    if chip.dead or chip.faulty:
         say(chip.left_out)
-    if config.device.budget_s is not None and found.quick_seconds > config.device.budget_s:
-        need = f"this run needs {found.quick_seconds:,.0f} s and would be stopped before it is sent"
+    if config.device.budget_s is not None and found.estimate > config.device.budget_s:
+        need = f"this run needs about {found.estimate:,.0f} s by estimate; what exceeds the budget would not be sent"
         say(f"over budget: device.budget_s={config.device.budget_s:g} s, {need}")
     if found.quick_seconds > OPEN_PLAN_S:
         tokens = int(config.tokens * OPEN_PLAN_S / found.quick_seconds)

@@ -10,6 +10,7 @@ from qrun.config.compose import config_hash, flatten, plain, to_yaml
 from qrun.config.schema import DeviceConfig
 from qrun.config.verbs import RunConfig
 from qrun.evaluation.measurement import Difference, Measurement
+from qrun.quantum.devices.base import Device
 from qrun.quantum.noise import Noise
 from qrun.report.screen import table
 from qrun.tracking.provenance import environment, git_state
@@ -45,6 +46,14 @@ def device_tags(config: OnDevice) -> Words:
     if device.kind == "exact":
         return {"device": "exact"}
     return {"device": device.kind, "shots": device.shots, "noise": noise.name, "noise_date": noise.date}
+
+
+def record_device(run: Run, device: Device) -> None:
+    """What the device tells of itself as device.json, its numbers and words as tags."""
+    facts = device.record()
+    if facts:
+        run.json(facts, "device.json")
+        run.tags({word: value for word, value in facts.items() if isinstance(value, str | int | float)})
 
 
 def open_record(run: Run, config: RunConfig, opened: Opened) -> None:

@@ -62,6 +62,10 @@ class Device(ABC):
         p = self._probabilities(prepared, units, mask)
         return p if self.shots is None else sample(p, self.shots, key, first * units.shape[1])
 
+    def record(self) -> dict[str, Any]:
+        """What a run should keep of the device beside its config, known after a measurement; plain values."""
+        return {}
+
     def _prepare(self, blocks: Floats) -> Any:
         return blocks
 
