@@ -1,46 +1,54 @@
 """The hardware path up to the network call.
 
-Packing, parametric circuits, jobs, budget, fetching, on recorded backends.
+Packing, parametric circuits, keys, jobs, the choice of a processor, its record, on recorded backends.
 """
 
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from qiskit.primitives.containers import BitArray, DataBin
 from qiskit.quantum_info import Statevector
 from quantum_support import rotations, unit_slices
 
-from qrun.config.schema import DeviceConfig
+from qrun.config.compose import compose
+from qrun.config.schema import DeviceConfig, Mode
 from qrun.errors import InputError, RunFailed
-from qrun.quantum import hardware
+from qrun.quantum import dispatch, hardware, services
 from qrun.quantum.devices.base import Setting
-from qrun.quantum.hardware import (
-    FakeService,
-    ProcessorDevice,
-    fake_backend,
-    frequencies,
-    ibm_service,
-    open_processor,
-    packed_circuit,
-    read_jobs,
-)
-from qrun.quantum.layout import Chip, read_chip
+from qrun.quantum.dispatch import frequencies
+from qrun.quantum.hardware import ProcessorDevice, choose, circuit_digest, open_processor, packed_circuit
+from qrun.quantum.jobs import JobBook
+from qrun.quantum.layout import Chip, pack, read_chip
 from qrun.quantum.noise import Noise
 from qrun.quantum.plan import path_circuit
+from qrun.quantum.services import FakeService, IbmService, JobFailed, Refused, fake_backend, ibm_account
 
-LINE = Chip("line", 4, {(0, 1): 0.0, (1, 2): 0.0, (2, 3): 0.0}, [0.0] * 4)
+LINE = Chip("line", 4, {(0, 1): 0.0, (1, 2): 0.0, (2, 3): 0.0}, [0.0] * 4, date="2026-11-01", calibration="c7")
 
 
 class ExactService:
     """Simulates PUBs exactly and answers with the nearest counts; jobs stay known by id."""
 
     def __init__(self, fail_first=False):
-        self.jobs, self.waited, self.fail = {}, [], fail_first
+        self.jobs, self.orders, self.waited, self.fail = {}, [], [], fail_first
 
-    def send(self, pubs, shots):
+    def send(self, order):
         job = f"job-{len(self.jobs)}"
-        self.jobs[job] = [self._run(circuit, values, shots) for circuit, values, _ in pubs]
+        self.jobs[job] = [self._run(*pub) for pub in order.pubs]
+        self.orders.append(order)
         return job, job
+
+    def close(self):
+        pass
+
+    def find(self, tag, age):
+        return None
+
+    def usage(self, job_id, handle):
+        return 2.5
 
     def wait(self, job_id, handle):
         self.waited.append(job_id)
@@ -50,8 +58,6 @@ class ExactService:
         return self.jobs[job_id]
 
     def _run(self, circuit, values, shots):
-        from qiskit.primitives.containers import BitArray, DataBin, SamplerPubResult
-
         registers = {r.name: [[] for _ in values] for r in circuit.cregs}
         for row, angles in enumerate(values):
             bound = circuit.assign_parameters(angles)
@@ -69,11 +75,12 @@ class ExactService:
                     format(k, f"0{len(qubits)}b"): int(v) for k, v in enumerate(counts) if v
                 }
         bits = {name: BitArray.from_counts(rows, num_bits=len(next(iter(rows[0])))) for name, rows in registers.items()}
-        return SamplerPubResult(DataBin(**bits, shape=(len(values),)))
+        return SimpleNamespace(data=DataBin(**bits, shape=(len(values),)))
 
 
-def device(tmp_path, service=None, shots=1000, budget=None, qubits=4):
-    return ProcessorDevice("ibm", LINE, service or ExactService(), shots, 3, budget, tmp_path / "qpu", qubits)
+def device(tmp_path, service=None, chip=LINE, qubits=4, **words):
+    config = DeviceConfig("ibm", **{"shots": 1000, **words})
+    return ProcessorDevice(config, chip, service or ExactService(), tmp_path / "qpu", qubits)
 
 
 def run(d, blocks, units, mask=None):
@@ -86,7 +93,7 @@ def test_packed_circuits_measure_every_block_of_every_token(tmp_path, n):
     blocks, units = rotations(n, 3, seed=n), unit_slices(n, 4, 3, seed=n)
     d = device(tmp_path, shots=1_000_000)
     np.testing.assert_allclose(run(d, blocks, units), np.einsum("jab,njb->nja", blocks, units) ** 2, atol=1e-4)
-    assert d.sent == 1 and len(d.prepare(blocks)[1]) == (1 if n == 1 else 2)
+    assert d.jobs.sent == 1 and len(d.prepare(blocks)) == (1 if n == 1 else 2)
 
 
 def test_three_qubit_blocks_are_routed_on_a_path(tmp_path):
@@ -102,8 +109,6 @@ def test_three_qubit_blocks_are_routed_on_a_path(tmp_path):
 
 def test_packed_circuits_are_in_the_processors_instruction_set():
     chip = read_chip(fake_backend("FakeTorino"))
-    from qrun.quantum.layout import pack
-
     places = pack(chip, 2)[:5]
     whole = packed_circuit([path_circuit(b) for b in rotations(2, 5)], places, chip.qubits)
     assert whole.num_parameters == 15 and set(whole.count_ops()) <= {"cz", "sx", "x", "rz", "measure", "barrier"}
@@ -111,41 +116,67 @@ def test_packed_circuits_are_in_the_processors_instruction_set():
     assert pairs == {tuple(sorted(p)) for p in places}
 
 
-def test_job_ids_are_written_before_waiting_and_an_interrupted_run_sends_nothing_twice(tmp_path):
+def test_an_interrupted_run_sends_nothing_twice(tmp_path):
     service = ExactService(fail_first=True)
     blocks, units = rotations(2, 3), unit_slices(2, 4, 3)
     with pytest.raises(RunFailed, match=r"job job-0 on line: the line is down; the same command goes on"):
         run(device(tmp_path, service), blocks, units)
-    (entry,) = read_jobs(tmp_path / "qpu").values()
-    assert entry["job_id"] == "job-0" and entry["shots"] == 1000
+    (job,) = JobBook(tmp_path / "qpu").jobs()
+    assert (job.job_id, job.state, job.shots, job.processor, job.calibration) == ("job-0", "sent", 1000, "line", "c7")
     again = device(tmp_path, service)
     found = run(again, blocks, units)
-    assert again.sent == 0 and service.waited == ["job-0", "job-0"]
+    assert again.jobs.sent == 0 and service.waited == ["job-0", "job-0"]
     third = device(tmp_path, service=None)
     np.testing.assert_array_equal(run(third, blocks, units), found)
-    assert third.sent == 0
+    assert third.jobs.sent == 0
 
 
-def test_a_budget_stops_a_job_before_it_is_sent(tmp_path):
-    service = ExactService()
-    d = device(tmp_path, service, budget=5)
-    run(d, rotations(2, 2), unit_slices(2, 2, 2))  # 2 s + 2 x 1000 x 0.00035 s
-    with pytest.raises(
-        InputError, match=r"device.budget_s=5: this job needs about 4 QPU seconds after 3 s so far; it was not sent"
-    ):
-        run(d, rotations(2, 2), unit_slices(2, 6, 2))
-    assert list(service.jobs) == ["job-0"]
+def test_a_key_is_all_that_makes_the_counts(tmp_path):
+    service, blocks, units = ExactService(), rotations(2, 1), unit_slices(2, 1, 1)
+
+    def sent(units=units, blocks=blocks, **words):
+        d = device(tmp_path, service, **words)
+        run(d, blocks, units)
+        return d.jobs.sent
+
+    other = Chip("line", 4, {(1, 2): 0.0}, [0.0] * 4)
+    assert sent() == 1 and sent() == 0
+    assert sent(repetition=1) == 1 and sent(repetition=1) == 0
+    assert sent(optimization_level=0) == 1 and sent(shots=999) == 1
+    assert sent(options={"dynamical_decoupling": "XX"}) == 1 and sent(options={"gate_twirling": True}) == 1
+    assert sent(options={"gate_twirling": False}) == 0  # says what is the case anyway
+    assert sent(chip=other) == 1 and sent(chip=replace(LINE, name="row")) == 1
+    assert sent(units=unit_slices(2, 1, 1, seed=5)) == 1 and sent(blocks=rotations(2, 1, seed=5)) == 1
+    assert sent(mode=Mode.batch) == 0 and sent(budget_s=1000) == 0
 
 
-def test_jobs_are_cut_at_the_executions_limit(tmp_path, monkeypatch):
-    monkeypatch.setattr(hardware, "EXECUTIONS_PER_JOB", 3000)
-    service = ExactService()
-    blocks, units = rotations(2, 4), unit_slices(2, 4, 4)
-    np.testing.assert_allclose(
-        run(device(tmp_path, service), blocks, units), np.einsum("jab,njb->nja", blocks, units) ** 2, atol=2e-3
-    )
-    sizes = [sum(r.data.c000.shape[0] for r in results) for results in service.jobs.values()]
-    assert sizes == [3, 3, 2]  # 4 tokens x 2 packed circuits
+def test_the_digest_of_a_circuit_sees_operations_qubits_bits_and_angles():
+    small = [path_circuit(b) for b in rotations(2, 2)]
+    whole = [packed_circuit(small, [(0, 1), (2, 3)], 4) for _ in range(2)]
+    assert circuit_digest(whole[0]) == circuit_digest(whole[1])
+    others = [
+        packed_circuit(small, [(0, 1), (3, 2)], 4), packed_circuit(small[::-1], [(0, 1), (2, 3)], 4),
+        packed_circuit(small[:1], [(0, 1)], 4),
+    ]  # fmt: skip
+    assert len({circuit_digest(circuit) for circuit in [whole[0], *others]}) == 4
+
+
+def test_jobs_are_cut_by_executions_and_by_gates(tmp_path, monkeypatch):
+    service, blocks, units = ExactService(), rotations(2, 4), unit_slices(2, 4, 4)
+    exact = np.einsum("jab,njb->nja", blocks, units) ** 2
+
+    def rows():
+        return [sum(len(values) for _, values, _ in order.pubs) for order in service.orders]
+
+    monkeypatch.setattr(hardware, "EXECUTIONS_PER_PIECE", 1000)
+    monkeypatch.setattr(dispatch, "EXECUTIONS_PER_JOB", 3000)
+    np.testing.assert_allclose(run(device(tmp_path, service), blocks, units), exact, atol=2e-3)
+    assert rows() == [3, 3, 2]  # 4 tokens x 2 packed circuits
+    monkeypatch.undo()
+    monkeypatch.setattr(dispatch, "GATES_PER_JOB", 6)  # of one packed circuit
+    service.orders.clear()
+    np.testing.assert_allclose(run(device(tmp_path, service, repetition=1), blocks, units), exact, atol=2e-3)
+    assert rows() == [4, 4] and len({order.tag for order in service.orders}) == 2
 
 
 def test_tokens_of_zero_slices_are_not_sent(tmp_path):
@@ -156,6 +187,105 @@ def test_tokens_of_zero_slices_are_not_sent(tmp_path):
     assert service.jobs["job-0"][0].data.c000.shape[0] == 3
 
 
+def test_the_record_tells_where_the_counts_come_from(tmp_path):
+    d = device(tmp_path, options={"rep_delay_us": 100}, mode=Mode.batch)
+    run(d, rotations(2, 2), unit_slices(2, 2, 2))
+    facts = json.loads(json.dumps(d.record()))
+    assert facts["processor"] == "line" and facts["calibration"] == "c7" and facts["options"] == {"rep_delay_us": 100}
+    assert facts["places"] == {"2": [[0, 1], [2, 3]]} and facts["mode"] == "batch" and facts["qiskit"]
+    assert facts["qpu_jobs"] == 1 and facts["qpu_seconds"] == 2.5
+    assert facts["qpu_seconds_estimated"] == pytest.approx(2 + 2 * 1000 * 200e-6)
+    assert facts["jobs"][0]["job_id"] == "job-0" and facts["jobs"][0]["state"] == "done"
+
+
+def test_dead_qubits_run_no_block(tmp_path):
+    dead = replace(LINE, couplers={(2, 3): 0.0}, faulty=(1,))
+    service = ExactService()
+    run(device(tmp_path, service, dead), rotations(1, 3), unit_slices(1, 1, 3))
+    circuit = service.orders[0].pubs[0][0]
+    assert {circuit.find_bit(i.qubits[0]).index for i in circuit.data if i.operation.name == "measure"} == {0, 2, 3}
+    with pytest.raises(InputError, match=r"no 3 coupled qubits work; left out .* qubits 1"):
+        run(device(tmp_path, service, dead), rotations(3, 1), unit_slices(3, 1, 1))
+
+
+class Error:
+    def __init__(self, error):
+        self.error = error
+
+
+def test_what_does_not_work_on_a_chip_is_left_out_and_named():
+    pairs = {(0, 1): 0.01, (1, 2): None, (2, 3): 0.6, (3, 4): 0.01, (4, 5): 0.02, (5, 6): 0.01, (6, 7): 0.01}
+    target = {
+        "cz": {pair: Error(error) for pair, error in pairs.items()},
+        "sx": {(q,): Error(1e-4) for q in range(8) if q != 4},
+        "measure": {(q,): Error(0.5 if q == 7 else 0.01) for q in range(8) if q != 0},
+    }
+    properties = SimpleNamespace(
+        is_qubit_operational=lambda q: True, is_gate_operational=lambda gate, pair: pair != (5, 6),
+        last_update_date="2026-11-01 10:00",
+    )  # fmt: skip
+    named = type("Target", (dict,), {"operation_names": ["cz", "sx", "measure"]})(target)
+    backend = SimpleNamespace(name="x", num_qubits=8, target=named, properties=lambda: properties, calibration_id="c1")
+    chip = read_chip(backend)
+    assert chip.faulty == (0, 4, 7) and not chip.couplers and len(chip.dead) == 7
+    assert "qubits 0, 4, 7" in chip.left_out and "1-2" in chip.left_out
+    assert (chip.calibration, chip.calibrated, chip.date) == ("c1", "2026-11-01 10:00", "2026-11-01")
+    assert Chip.from_dict(json.loads(json.dumps(chip.as_dict()))) == replace(chip, readout=list(chip.readout))
+    named.operation_names = ["ecr"]
+    with pytest.raises(InputError, match="made of CZ gates"):
+        read_chip(backend)
+
+
+def test_a_qubit_that_the_runtime_drops_is_left_out():
+    from qiskit_ibm_runtime.models import BackendProperties
+    from qiskit_ibm_runtime.utils.backend_converter import convert_to_target
+
+    source = fake_backend("FakeTorino")
+    configuration = source.configuration() if hasattr(source, "configuration") else source._conf_dict
+    values = source.properties().to_dict()
+    values["qubits"][5].append({"date": values["last_update_date"], "name": "operational", "unit": "", "value": 0})
+    properties = BackendProperties.from_dict(values)
+    if isinstance(configuration, dict):
+        pytest.skip("this runtime keeps no configuration of its recorded backends")
+    target = convert_to_target(configuration, properties)
+    chip = read_chip(SimpleNamespace(name="t", num_qubits=133, target=target, properties=lambda: properties))
+    assert 5 in chip.faulty and not any(5 in pair for pair in chip.couplers)
+
+
+class Account:
+    """Takes the first of its processors for the least busy one."""
+
+    def __init__(self, *names):
+        self.names, self.backends = list(names), {}
+
+    def backend(self, name):
+        if name not in self.names:
+            raise LookupError(name)
+        backend = fake_backend("FakeTorino")
+        backend.name = name
+        return backend
+
+    def least_busy(self, **words):
+        return self.backend(self.names[0])
+
+
+def test_the_least_busy_processor_is_chosen_once_with_its_calibration(tmp_path, monkeypatch):
+    monkeypatch.delenv("QISKIT_IBM_INSTANCE", raising=False)
+    config, book = DeviceConfig("ibm"), JobBook(tmp_path)
+    chip, backend, kept = choose(Account("one", "two"), config, book)
+    assert (chip.name, backend.name, kept) == ("one", "one", False)
+    monkeypatch.setattr(hardware, "read_chip", lambda backend: pytest.fail("read again"))
+    again, backend, kept = choose(Account("two", "one"), config, book)
+    assert (again, backend.name, kept) == (chip, "one", True)
+    with pytest.raises(InputError, match=r"device.backend=one: not available"):
+        choose(Account("two"), config, book)
+    monkeypatch.undo()
+    assert choose(Account("two", "one"), replace(config, repetition=1), book)[0].name == "two"
+    assert choose(Account("one", "two"), replace(config, backend="two"), book)[0].name == "two"
+    monkeypatch.setenv("QISKIT_IBM_INSTANCE", "crn:other")
+    assert choose(Account("two", "one"), config, book)[0].name == "two"
+
+
 @pytest.mark.slow
 def test_a_recorded_backend_runs_the_whole_path_offline(tmp_path):
     d = open_processor(Setting(DeviceConfig("fake", 2000, "FakeMarrakesh"), Noise(), tmp_path))
@@ -163,23 +293,165 @@ def test_a_recorded_backend_runs_the_whole_path_offline(tmp_path):
     found = run(d, blocks, units)
     np.testing.assert_allclose(found.sum(-1), 1)
     np.testing.assert_allclose(found, np.einsum("jab,njb->nja", blocks, units) ** 2, atol=0.12)
-    entry = json.loads((tmp_path / "jobs.json").read_text())
-    assert isinstance(d.service, FakeService) and next(iter(entry.values()))["backend"] == "fake_marrakesh"
+    facts = d.record()
+    assert isinstance(d.jobs.service, FakeService) and facts["processor"] == "fake_marrakesh"
+    assert facts["calibration_time"].startswith("2025-02-26") and facts["jobs"][0]["state"] == "done"
 
 
 def test_frequencies_read_every_register_in_order():
-    from types import SimpleNamespace
-
-    from qiskit.primitives.containers import BitArray, DataBin
-
     data = DataBin(c001=BitArray.from_counts({"11": 4}), c000=BitArray.from_counts({"00": 3, "10": 1}), shape=())
     assert frequencies(SimpleNamespace(data=data)).tolist() == [[0.75, 0, 0.25, 0], [0, 0, 0, 1]]
+
+
+class Runtime:
+    """qiskit_ibm_runtime as far as sending goes; `error` is raised by run."""
+
+    def __init__(self, error=None):
+        self.error, self.opened, self.closed, self.runs = error, [], 0, []
+        self.Batch, self.Session = self._container("batch"), self._container("session")
+
+    def _container(self, kind):
+        def make(backend, max_time=None):
+            self.opened.append((kind, max_time))
+            return SimpleNamespace(kind=kind, close=lambda: setattr(self, "closed", self.closed + 1))
+
+        return make
+
+    def SamplerV2(self, mode, options):
+        def run(pubs):
+            if self.error:
+                raise self.error
+            self.runs.append((mode, options))
+            return SimpleNamespace(job_id=lambda: f"id-{len(self.runs)}")
+
+        return SimpleNamespace(run=run)
+
+
+def order(seconds=9, left=100):
+    return services.Order("tag-1", [], seconds, 1, left)
+
+
+def test_options_modes_tags_and_limits_reach_the_sampler(monkeypatch):
+    rt = Runtime()
+    monkeypatch.setattr(services, "runtime", lambda: rt)
+    words = {"dynamical_decoupling": "XY4", "measure_twirling": True, "rep_delay_us": 100}
+    for mode in ("job", "batch", "session"):
+        service = IbmService(None, "chip", mode, words)
+        assert [service.send(order())[0] for _ in range(2)]
+        service.close()
+    assert rt.opened == [("batch", None), ("session", 100)] and rt.closed == 2 and len(rt.runs) == 6
+    assert rt.runs[0][0] == "chip" and rt.runs[2][0] is rt.runs[3][0] and rt.runs[4][0].kind == "session"
+    options = rt.runs[0][1]
+    assert options["max_execution_time"] == 9 and options["environment"] == {"job_tags": ["tag-1"]}
+    assert options["dynamical_decoupling"] == {"enable": True, "sequence_type": "XY4"}
+    assert options["twirling"] == {"enable_gates": False, "enable_measure": True}
+    assert options["execution"]["rep_delay"] == pytest.approx(1e-4)
+    from qiskit_ibm_runtime.options import SamplerOptions
+
+    SamplerOptions(**options)  # they are words that the client has
+
+
+def test_errors_of_sending_are_told_apart(monkeypatch):
+    class Status(Exception):
+        def __init__(self, status):
+            self.status_code = status
+
+    def behind(status):
+        try:
+            try:
+                raise Status(status)
+            except Status:
+                raise RuntimeError("Failed to run program: no") from None
+        except RuntimeError as error:
+            return error
+
+    for error, refused in [
+        (behind(403), True), (behind(429), True), (ValueError("not in the instruction set"), True),
+        (behind(500), False), (behind(408), False), (behind(-1), False), (ConnectionError("gone"), False),
+        (json.JSONDecodeError("no answer", "", 0), False),
+    ]:  # fmt: skip
+        monkeypatch.setattr(services, "runtime", lambda error=error: Runtime(error))
+        with pytest.raises(Refused if refused else type(error)) as caught:
+            IbmService(None, "chip").send(order())
+        assert isinstance(caught.value, Refused) == refused
+
+
+def test_ends_of_a_job_are_told_apart(monkeypatch):
+    def raising(error):
+        def raise_it(*words, **more):
+            raise error
+
+        return raise_it
+
+    def job(state, error=None, **usage):
+        result = raising(error) if error else lambda: "counts"
+        return SimpleNamespace(result=result, status=lambda: state, metrics=lambda: {"usage": usage})
+
+    account = SimpleNamespace()
+    service = IbmService(account)
+    assert service.wait("j", job("DONE")) == "counts"
+    for status in ("ERROR", "CANCELLED"):
+        with pytest.raises(JobFailed, match=f"{status.lower()}, bad") as caught:
+            service.wait("j", job(status, RuntimeError("bad")))
+        assert caught.value.again
+    over = type("RuntimeJobMaxTimeoutError", (Exception,), {})
+    with pytest.raises(JobFailed) as caught:
+        service.wait("j", job("ERROR", over("too long")))
+    assert not caught.value.again
+    with pytest.raises(ConnectionError):
+        service.wait("j", job("RUNNING", ConnectionError("gone")))
+    account.job = raising(type("RuntimeJobNotFound", (Exception,), {})("no such job"))
+    with pytest.raises(LookupError):
+        service.wait("j", None)
+    assert service.usage("j", job("DONE", quantum_seconds=3)) == 3.0
+    assert service.usage("j", job("DONE", status="pending", qpu_charge_time_seconds=1)) is None
+    assert service.usage("j", job("DONE", status="final", qpu_charge_time_seconds=4)) == 4.0
+    assert service.usage("j", job("DONE")) is None
+
+
+def test_a_job_that_was_just_made_gets_time_to_appear(monkeypatch):
+    slept = []
+    monkeypatch.setattr(services.time, "sleep", slept.append)
+    lists = [[], [SimpleNamespace(job_id=lambda: "late")]]
+    service = IbmService(SimpleNamespace(jobs=lambda job_tags, limit: lists.pop(0)))
+    assert service.find("tag", age=10) == "late" and slept == [20]
+    lists = [[]]
+    assert service.find("tag", age=31) is None and slept == [20]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["device.options.colour=red"], r"device.options.colour=red: possible words: dynamical_decoupling"),
+        (["device.options.dynamical_decoupling=YY"], "use XX, XpXm, XY4 or null"),
+        (["device.options.gate_twirling=1"], "use true or false"),
+        (["device.options.rep_delay_us=0"], "microseconds above 0"),
+        (["device.repetition=-1"], "device.repetition=-1"),
+        (["device.mode=crowd"], "session"),
+        (["device=fake", "device.mode=batch"], "only device=ibm has it"),
+        (["device=fake", "device.options.gate_twirling=true"], "only device=ibm has it"),
+    ],
+)
+def test_wrong_words_are_refused_in_one_line(words, said):
+    with pytest.raises(InputError, match=said):
+        compose("perplexity", ["device=ibm", *words] if words[0] != "device=fake" else words)
+
+
+def test_options_may_be_given_one_by_one():
+    words = ["device=ibm", "device.mode=session", "device.options.rep_delay_us=50", "device.options.gate_twirling=true"]
+    config = compose("perplexity", words).device
+    assert config.options == {"rep_delay_us": 50, "gate_twirling": True} and config.mode is Mode.session
+
+
+def test_more_shots_than_a_job_takes_are_refused(tmp_path):
+    with pytest.raises(InputError, match="10,000,000 executions at most"):
+        open_processor(Setting(DeviceConfig("fake", 20_000_000), Noise(), tmp_path))
 
 
 def test_missing_and_refused_accounts_say_what_to_do_and_never_show_the_token(monkeypatch):
     monkeypatch.delenv("QISKIT_IBM_TOKEN", raising=False)
     with pytest.raises(InputError, match=r"no account; set QISKIT_IBM_TOKEN"):
-        ibm_service()
+        ibm_account()
     import qiskit_ibm_runtime
 
     def refuse(**words):
@@ -188,8 +460,14 @@ def test_missing_and_refused_accounts_say_what_to_do_and_never_show_the_token(mo
     monkeypatch.setenv("QISKIT_IBM_TOKEN", "secret-token")
     monkeypatch.setattr(qiskit_ibm_runtime, "QiskitRuntimeService", refuse)
     with pytest.raises(InputError, match="it may have expired") as caught:
-        ibm_service()
+        ibm_account()
     assert "secret" not in str(caught.value)
+
+
+def test_a_missing_client_is_one_line(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "qiskit_ibm_runtime", None)
+    with pytest.raises(InputError, match=r"pip install 'qrun-adapters\[ibm\]'"):
+        fake_backend("FakeTorino")
 
 
 def test_an_unknown_recorded_backend_is_named():

@@ -1,6 +1,7 @@
 """`device=aer`: Aer's density matrix as a reference, with the noise's Kraus operators as errors."""
 
 from functools import reduce
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,8 @@ class AerDevice(Device):
         self.backend = backend or "density_matrix"
         if self.backend not in ("density_matrix", "pennylane"):
             raise InputError(f"device.backend={self.backend}: use density_matrix or pennylane")
+        if self.backend == "pennylane" and find_spec("pennylane_qiskit") is None:
+            raise InputError("device.backend=pennylane: needs pennylane-qiskit: pip install 'qrun-adapters[plugin]'")
         self.model = aer_noise_model(noise)
 
     def _prepare(self, blocks: Floats) -> Any:
