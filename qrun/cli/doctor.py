@@ -25,6 +25,8 @@ def doctor(results: str) -> None:
     no_topics = "this Python has no pydoc_data; install the full standard library"
     no_hub = "set HF_TOKEN after accepting the licence on the hub, or give model.path="
     no_ibm = "set QISKIT_IBM_TOKEN (and QISKIT_IBM_INSTANCE); device=fake needs none"
+    no_client = "pip install 'qrun-adapters[ibm]', also for device=fake"
+    account = "QISKIT_IBM_TOKEN is set" if ibm else no_ibm
     no_ray = "pip install 'qrun-adapters[ray]'; launcher=local needs nothing"
     states = {
         "qrun": f"{own}, commit {commit}, Python {platform.python_version()}",
@@ -35,7 +37,7 @@ def doctor(results: str) -> None:
         "model=nano, data=pydoc": "ready" if topics else no_topics,
         "hub models": _hub(),
         "llama (gated)": "HF_TOKEN is set" if hub else no_hub,
-        "device=ibm": "QISKIT_IBM_TOKEN is set" if ibm else no_ibm,
+        "device=ibm": account if find_spec("qiskit_ibm_runtime") else no_client,
         "launcher=ray": "ray is installed" if ray else no_ray,
     }
     listing(["what", "state"], [[what, state] for what, state in states.items()])

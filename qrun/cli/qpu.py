@@ -29,7 +29,8 @@ def fetch(results: str, service: IbmService | None = None) -> None:
         dispatcher.learn_usage()
     rows = []
     for job in book.jobs():
-        state = said.get(job.tag) or STATES.get(job.state, job.state)
+        local = "local, ended with its process" if job.kind == "fake" and job.state == "sent" else None
+        state = said.get(job.tag) or local or STATES.get(job.state, job.state)
         used = "unknown" if job.real_s is None else f"{job.real_s:.1f}"
         words = [job.job_id or "-", job.processor, f"{job.circuits:,}", f"{job.estimated_s:.0f}", used]
         rows.append([*words, f"{state}: {job.why}" if job.why else state])

@@ -9,7 +9,7 @@ import hashlib
 import math
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from qrun.quantum.jobs import Job, JobBook, new_tag, owner
 from qrun.quantum.plan import EXECUTIONS_PER_JOB, GATES_PER_JOB, JOB_OVERHEAD_S
 from qrun.quantum.services import JobFailed, Order, Pub, Refused, Service, one_line
 
-ALLOWANCE = 1.5  # of its estimate, what a job may take before the service stops it
+ALLOWANCE = 1.5  # of its estimate, what a job may take before the service stops it; as much again at each attempt
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,9 @@ class Dispatcher:
                 except JobFailed as error:
                     failures.update(keys)
                     if not error.again or max(failures[key] for key in keys) > 1:
-                        again = "sent twice" if error.again else "not sent again, as it would end the same way"
-                        why = f"job {job.job_id} on {job.processor} {error}; {again}"
-                        broken = RunFailed(f"{why}; the same command tries it once more")
+                        more = f"after the {job.allowed_s:.0f} s it was allowed; the same command allows more"
+                        again = "sent twice; the same command tries it once more" if error.again else more
+                        broken = RunFailed(f"job {job.job_id} on {job.processor} {error}; {again}")
             if broken:
                 raise broken
         return found
@@ -107,12 +107,12 @@ class Dispatcher:
             self.book.end(job.tag, "done", None, self._usage(job) or None)  # 0 s of a finished job: not yet added up
         return counts
 
-    def learn_usage(self) -> bool:
-        """Ask for the seconds of ended jobs that were not known yet; whether any became known."""
-        open_ends = [job for job in self.book.jobs() if job.kind == self.kind and job.real_s is None and job.job_id]
+    def learn_usage(self, tags: Collection[str] | None = None) -> bool:
+        """Ask for the seconds of ended jobs (None: all) that were not known yet; whether any became known."""
         learned = False
-        for job in open_ends:
-            seconds = self._usage(job) if job.state in ("done", "failed") else None
+        for job in self.book.jobs(tags):
+            ended = job.state in ("done", "failed") and job.kind == self.kind and job.real_s is None
+            seconds = self._usage(job) if ended else None
             if seconds or (seconds == 0 and job.state == "failed"):
                 self.book.end(job.tag, job.state, None, seconds)
                 learned = True
@@ -177,7 +177,9 @@ class Dispatcher:
 
     def _send_job(self, pieces: Sequence[Piece], seconds: float, left: int | None) -> Exception | bool:
         """Write down, send, write down. True if it was sent, False if another process was faster, else the reason."""
-        allowed = min(math.ceil(ALLOWANCE * seconds), math.inf if left is None else left)
+        keys = [piece.key for piece in pieces]
+        attempt = self.book.attempts(keys) + 1
+        allowed = min(math.ceil(ALLOWANCE * attempt * seconds), math.inf if left is None else left)
         parts: list[list[Piece]] = []
         rows = []
         for piece in pieces:
@@ -186,10 +188,9 @@ class Dispatcher:
             rows.append((piece.key, len(parts) - 1, sum(len(p.values) for p in parts[-1]), len(piece.values)))
             parts[-1].append(piece)
         pubs: list[Pub] = [(p[0].circuit, np.concatenate([piece.values for piece in p]), self.shots) for p in parts]
-        keys = [piece.key for piece in pieces]
         job = Job(
             new_tag(), "intent", None, self.kind, self.processor, self.calibration, sum(count for *_, count in rows),
-            self.shots, self.book.attempts(keys) + 1, seconds, float(allowed), None, None, owner(), time.time(),
+            self.shots, attempt, seconds, float(allowed), None, None, owner(), time.time(),
         )  # fmt: skip
         if not self.book.intend(job, rows, self.budget):
             return False

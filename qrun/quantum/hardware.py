@@ -96,7 +96,7 @@ class ProcessorDevice(Device):
     def record(self) -> dict[str, Any]:
         """Processor, calibration, versions, options, places, and the jobs that the counts came from."""
         c, chip = self.config, self.chip
-        self.jobs.learn_usage()
+        self.jobs.learn_usage(self.jobs.used)
         jobs = self.jobs.book.jobs(self.jobs.used)
         known = [job.real_s for job in jobs if job.real_s is not None]
         shown = ("job_id", "state", "attempt", "circuits", "shots", "estimated_s", "allowed_s", "real_s", "why", "tag")

@@ -31,6 +31,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from qrun.errors import RunFailed
 from qrun.files import replaced
 from qrun.quantum.encoding import Floats
 
@@ -96,20 +97,27 @@ class JobBook:
 
     @contextmanager
     def _open(self, write: bool) -> Iterator[sqlite3.Connection]:
-        """One short transaction. Without `write` an absent book is an empty one in memory."""
-        if write:
-            self.folder.mkdir(parents=True, exist_ok=True)
+        """One short transaction. Without `write` an absent book is an empty one in memory. Raises RunFailed where the
+        file cannot be read or written."""
         there = write or (self.path.is_file() and self.path.stat().st_size > 0)
-        db = sqlite3.connect(self.path if there else ":memory:", timeout=60, isolation_level=None)
+        db = None
         try:
+            if write:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            db = sqlite3.connect(self.path if there else ":memory:", timeout=60, isolation_level=None)
             db.execute("BEGIN IMMEDIATE" if write else "BEGIN")
             if write or not there:
                 for statement in _TABLES.strip().split(";\n"):
                     db.execute(statement)
             yield db
             db.execute("COMMIT")
+        except (sqlite3.DatabaseError, OSError) as error:
+            if isinstance(error, sqlite3.IntegrityError):  # a key that is taken
+                raise
+            raise RunFailed(f"{self.path}: {error}; the same command goes on") from error
         finally:
-            db.close()  # rolls back what was not committed
+            if db is not None:
+                db.close()  # rolls back what was not committed
 
     def processor(self, asked: str) -> tuple[dict[str, Any], float] | None:
         """The chip kept for these words, as a dict, and when it was; None if there is none."""

@@ -22,6 +22,7 @@ from qrun.errors import InputError
 from qrun.quantum.encoding import Floats
 
 FAKES = ("FakeTorino", "FakeMarrakesh", "FakeFez")
+SESSION_S = 28_800  # the longest that a session may be open
 SETTLE_S = 30  # a job just made may be missing in the service's list for some seconds
 
 Pub = tuple[Any, Floats, int]  # circuit, parameter values [rows, parameters], shots
@@ -114,7 +115,8 @@ class IbmService:
             if self.mode != "job" and self._open is None:
                 batch = self.mode == "batch"  # a session is billed while it is open, so it may not outlast the budget
                 rt = runtime()
-                self._open = rt.Batch(self.backend) if batch else rt.Session(self.backend, max_time=order.left)
+                most = SESSION_S if order.left is None else min(order.left, SESSION_S)
+                self._open = rt.Batch(self.backend) if batch else rt.Session(self.backend, max_time=most)
             environment = {"job_tags": [order.tag]}
             words = {**self.options, "environment": environment, "max_execution_time": order.seconds}
             job = runtime().SamplerV2(mode=self._open or self.backend, options=words).run(order.pubs)

@@ -286,6 +286,40 @@ def test_the_least_busy_processor_is_chosen_once_with_its_calibration(tmp_path, 
     assert choose(Account("two", "one"), config, book)[0].name == "two"
 
 
+def test_another_start_goes_on_with_the_processor_of_the_first(tmp_path, monkeypatch):
+    class Zeros:
+        """Every register answers 0."""
+
+        def __init__(self, account, backend, mode, options):
+            self.backend, self.close = backend, lambda: None
+
+        def send(self, order):
+            return "job-1", order
+
+        def wait(self, job_id, order):
+            return [
+                SimpleNamespace(
+                    data={r.name: SimpleNamespace(array=np.zeros((len(v), shots, 1), np.uint8), num_bits=r.size)
+                          for r in circuit.cregs}
+                )
+                for circuit, v, shots in order.pubs
+            ]  # fmt: skip
+
+        def usage(self, job_id, order):
+            return 3.0
+
+    monkeypatch.setattr(hardware, "IbmService", Zeros)
+    sent, remarks = [], []
+    for names in (("one", "two"), ("two", "one")):
+        monkeypatch.setattr(hardware, "ibm_account", lambda names=names: Account(*names))
+        d = open_processor(Setting(DeviceConfig("ibm", 100, mode=Mode.batch), Noise(), tmp_path))
+        run(d, rotations(2, 3), unit_slices(2, 2, 3))
+        sent.append(d.jobs.sent)
+        remarks.append(d.remark)
+        assert d.record()["processor"] == d.jobs.service.backend.name == "one" and d.record()["qpu_seconds"] == 3
+    assert sent == [1, 0] and "kept" not in remarks[0] and "kept" in remarks[1]
+
+
 @pytest.mark.slow
 def test_a_recorded_backend_runs_the_whole_path_offline(tmp_path):
     d = open_processor(Setting(DeviceConfig("fake", 2000, "FakeMarrakesh"), Noise(), tmp_path))

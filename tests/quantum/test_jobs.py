@@ -125,11 +125,14 @@ def test_a_job_that_ends_badly_is_sent_once_more_and_then_its_reason_is_told(tmp
     assert [job.attempt for job in jobs] == [1, 2, 1, 2, 3] and all(job.why for job in jobs if job.state == state)
 
 
-def test_a_job_that_the_limit_stopped_is_not_sent_again_at_once(tmp_path):
-    cloud = Cloud(tmp_path / "cloud", lambda: "slow")
-    with pytest.raises(RunFailed, match="stopped by the service; not sent again"):
-        dispatcher(tmp_path / "qpu", cloud).collect(make_pieces(2))
+def test_a_job_that_the_limit_stopped_is_sent_again_only_by_another_start_with_more_time(tmp_path):
+    cloud, pieces = Cloud(tmp_path / "cloud", seconds=lambda order: 14.0), make_pieces(2)
+    with pytest.raises(RunFailed, match="stopped by the service; after the 9 s it was allowed; the same command"):
+        dispatcher(tmp_path / "qpu", cloud).collect(pieces)
     assert len(cloud.made()) == 1
+    assert check(pieces, dispatcher(tmp_path / "qpu", cloud).collect(pieces))
+    assert [order.seconds for order in cloud.orders] == [9, 18]
+    assert [(job.state, job.real_s) for job in JobBook(tmp_path / "qpu").jobs()] == [("failed", 9), ("done", 14)]
 
 
 def test_a_refusal_is_one_line_and_releases_its_budget(tmp_path):
@@ -217,6 +220,15 @@ def test_counts_that_were_deleted_or_cut_short_are_fetched_again(tmp_path):
         d = dispatcher(tmp_path / "qpu", cloud)
         assert check(pieces, d.collect(pieces)) and d.sent == 0
     assert len(cloud.made()) == 1 and [job.state for job in d.book.jobs()] == ["done"]
+
+
+def test_a_book_that_cannot_be_read_is_one_line(tmp_path):
+    (tmp_path / "jobs.sqlite").write_text("something else\n" * 100)
+    with pytest.raises(RunFailed, match=r"jobs.sqlite: file is not a database"):
+        JobBook(tmp_path).jobs()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunFailed, match="the same command goes on"):
+        JobBook(tmp_path / "file").sent("tag", "job")
 
 
 def test_reading_creates_nothing(tmp_path):

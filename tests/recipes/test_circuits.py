@@ -96,6 +96,8 @@ def test_a_recorded_processor_measures_and_resumes_from_its_counts(qrun, adapter
     first, _ = measure(qrun, adapter, "fake", *words)
     again, _ = measure(qrun, adapter, "fake-again", *words)
     assert again.metrics["fake/perplexity"] == first.metrics["fake/perplexity"]
+    assert again.tags["processor"] == "fake_marrakesh" and again.tags["calibration_time"].startswith("2025-02-26")
+    assert int(again.tags["qpu_jobs"]) > 0 and "qpu_seconds" not in again.tags  # a simulation has an estimate only
     assert again.metrics["circuit/circuit_seconds"] < first.metrics["circuit/circuit_seconds"] / 3
     code, out, _ = qrun("qpu", "fetch", "--results", adapter[3].folder)
     assert code == 0 and "fetched" in out and "fake_marrakesh" in out
