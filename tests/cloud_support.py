@@ -22,7 +22,7 @@ import numpy as np
 from qrun.errors import InputError, RunFailed
 from qrun.quantum.dispatch import Dispatcher, Piece
 from qrun.quantum.jobs import JobBook
-from qrun.quantum.services import JobFailed, Refused
+from qrun.quantum.services import JobFailed, Refused, UnknownJob
 
 SHOTS = 100
 AFTER = ("failed", "cancelled", "lost", "late", "late bill", "slow")
@@ -36,6 +36,8 @@ class Killed(BaseException):
 
 class Cloud:
     """The service. `next_fault` says what happens to a job; `made` and `billed` tell afterwards what did."""
+
+    account = "mine"
 
     def __init__(self, folder, next_fault=lambda: None, seconds=lambda order: 2.0):
         self.folder, self.next_fault, self.seconds = Path(folder), next_fault, seconds
@@ -85,7 +87,7 @@ class Cloud:
         if its["fault"] == "killed before keeping" and its["asked"] == 1:
             raise Killed
         if its["state"] == "lost":
-            raise LookupError("no such job")
+            raise UnknownJob("no such job")
         if its["state"] != "done":
             raise JobFailed(f"{its['state']} by the service", again=its["state"] != "stopped")
         return [answer(np.array(rows)) for rows in its["rows"]]

@@ -6,7 +6,7 @@ from qrun.errors import InputError, RunFailed
 from qrun.quantum.dispatch import Dispatcher
 from qrun.quantum.jobs import Job, JobBook
 from qrun.quantum.presets import medians
-from qrun.quantum.services import FAKES, IbmService, JobFailed, ibm_account, named_backend, one_line
+from qrun.quantum.services import FAKES, IbmService, JobFailed, UnknownJob, ibm_account, named_backend, one_line
 from qrun.report.screen import listing, say
 
 
@@ -48,7 +48,7 @@ def _fetch(job: Job, dispatcher: Dispatcher, service: IbmService) -> str | None:
         dispatcher.take(job)
     except JobFailed:
         return None
-    except LookupError:
+    except UnknownJob:
         return "not known to this account"
     except RunFailed:
         raise

@@ -19,7 +19,7 @@ from qrun.errors import InputError, RunFailed
 from qrun.quantum.encoding import Floats
 from qrun.quantum.jobs import Job, JobBook, new_tag, owner
 from qrun.quantum.plan import EXECUTIONS_PER_JOB, GATES_PER_JOB, JOB_OVERHEAD_S
-from qrun.quantum.services import JobFailed, Order, Pub, Refused, Service, one_line
+from qrun.quantum.services import JobFailed, Order, Pub, Refused, Service, UnknownJob, one_line
 
 ALLOWANCE = 1.5  # of its estimate, what a job may take before the service stops it; as much again at each attempt
 
@@ -95,7 +95,8 @@ class Dispatcher:
             except JobFailed as error:
                 self.book.end(job.tag, "failed", str(error), self._usage(job))
                 raise
-            except LookupError as error:
+            except UnknownJob as error:
+                self._check_account(job)
                 self.book.end(job.tag, "lost", one_line(error), self._usage(job))
                 raise JobFailed(f"is lost, {one_line(error)}") from error
             except Exception as error:
@@ -128,6 +129,7 @@ class Dispatcher:
         """Ask the service for a job that may have been sent. True if it was; if not, its keys are free."""
         if not job.abandoned:
             raise RunFailed(f"{job.owner} is sending the same work to {job.processor}; the same command goes on")
+        self._check_account(job)
         try:
             job_id = self.service.find(job.tag, job.age)
         except Exception as error:
@@ -138,6 +140,12 @@ class Dispatcher:
         else:
             self.book.sent(job.tag, job_id)
         return job_id is not None
+
+    def _check_account(self, job: Job) -> None:
+        """A job that another instance paid is not lost because this one does not know it."""
+        if job.account != self.service.account:
+            what = f"job {job.job_id or job.tag} on {job.processor} was sent from another account or instance"
+            raise RunFailed(f"{what}; use that one, or measure anew with another device.repetition")
 
     def _send(self, pieces: list[Piece]) -> Exception | None:
         """Send jobs until nothing is left, or something is in the way, which is returned."""
@@ -188,9 +196,10 @@ class Dispatcher:
             rows.append((piece.key, len(parts) - 1, sum(len(p.values) for p in parts[-1]), len(piece.values)))
             parts[-1].append(piece)
         pubs: list[Pub] = [(p[0].circuit, np.concatenate([piece.values for piece in p]), self.shots) for p in parts]
+        circuits, account = sum(count for *_, count in rows), self.service.account
         job = Job(
-            new_tag(), "intent", None, self.kind, self.processor, self.calibration, sum(count for *_, count in rows),
-            self.shots, attempt, seconds, float(allowed), None, None, owner(), time.time(),
+            new_tag(), "intent", None, self.kind, account, self.processor, self.calibration, circuits, self.shots,
+            attempt, seconds, float(allowed), None, None, owner(), time.time(),
         )  # fmt: skip
         if not self.book.intend(job, rows, self.budget):
             return False

@@ -11,7 +11,6 @@ everything anew.
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -30,7 +29,15 @@ from qrun.quantum.jobs import JobBook
 from qrun.quantum.layout import Chip, pack, read_chip
 from qrun.quantum.noise import Noise
 from qrun.quantum.plan import EXECUTIONS_PER_JOB, execution_seconds, path_circuit
-from qrun.quantum.services import FakeService, IbmService, Service, fake_backend, ibm_account, ibm_backend
+from qrun.quantum.services import (
+    FakeService,
+    IbmService,
+    Service,
+    fake_backend,
+    ibm_account,
+    ibm_backend,
+    instance_digest,
+)
 
 SIMULATED_QUBITS = 8  # a fake backend simulates the packed circuit as one register
 EXECUTIONS_PER_PIECE = 100_000  # jobs are cut between pieces
@@ -157,8 +164,7 @@ def open_processor(setting: Setting) -> ProcessorDevice:
 def choose(account: Any, config: DeviceConfig, book: JobBook) -> tuple[Chip, Any, bool]:
     """Chip and backend that the book keeps for these words and this instance, chosen and kept now if there are none;
     whether they were there."""
-    instance = hashlib.sha256(os.environ.get("QISKIT_IBM_INSTANCE", "").encode()).hexdigest()[:12]
-    asked = json.dumps([config.kind, config.backend, instance, config.repetition])
+    asked = json.dumps([config.kind, config.backend, instance_digest(), config.repetition])
     kept = book.processor(asked)
     backend = ibm_backend(account, kept[0]["name"] if kept else config.backend)
     if kept is None:

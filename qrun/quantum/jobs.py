@@ -41,9 +41,10 @@ _TABLES = """
 CREATE TABLE IF NOT EXISTS processors (
     asked TEXT PRIMARY KEY, name TEXT NOT NULL, chip TEXT NOT NULL, time REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS jobs (
-    tag TEXT PRIMARY KEY, state TEXT NOT NULL, job_id TEXT, kind TEXT NOT NULL, processor TEXT NOT NULL,
-    calibration TEXT, circuits INTEGER NOT NULL, shots INTEGER NOT NULL, attempt INTEGER NOT NULL,
-    estimated_s REAL NOT NULL, allowed_s REAL NOT NULL, real_s REAL, why TEXT, owner TEXT NOT NULL, time REAL NOT NULL);
+    tag TEXT PRIMARY KEY, state TEXT NOT NULL, job_id TEXT, kind TEXT NOT NULL, account TEXT NOT NULL,
+    processor TEXT NOT NULL, calibration TEXT, circuits INTEGER NOT NULL, shots INTEGER NOT NULL,
+    attempt INTEGER NOT NULL, estimated_s REAL NOT NULL, allowed_s REAL NOT NULL, real_s REAL, why TEXT,
+    owner TEXT NOT NULL, time REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS pieces (
     key TEXT NOT NULL, tag TEXT NOT NULL REFERENCES jobs(tag), pub INTEGER NOT NULL, first INTEGER NOT NULL,
     rows INTEGER NOT NULL, active INTEGER NOT NULL DEFAULT 1, PRIMARY KEY (tag, key));
@@ -60,6 +61,7 @@ class Job:
     state: str
     job_id: str | None
     kind: str
+    account: str  # digest of the instance that pays
     processor: str
     calibration: str | None
     circuits: int

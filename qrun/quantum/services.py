@@ -5,12 +5,13 @@ known again whose id was never written down. Its errors are of four kinds, and t
 
     Refused       no job was made: not authorised, over quota, not in the instruction set
     JobFailed     the job ended without a result
-    LookupError   the service does not know the job
+    UnknownJob    the service does not know the job
     any other     nothing is known, such as a broken line: ask again later
 
 Tokens come from the environment only.
 """
 
+import hashlib
 import os
 import time
 from collections.abc import Mapping
@@ -40,6 +41,10 @@ class JobFailed(Exception):
         self.again = again
 
 
+class UnknownJob(Exception):
+    """The service does not know a job. A class of its own: a KeyError of a decoder must not look like it."""
+
+
 @dataclass(frozen=True)
 class Order:
     """A job to send: its PUBs, the tag it is found by, the QPU seconds it may take, a seed for simulations, and the
@@ -53,7 +58,10 @@ class Order:
 
 
 class Service(Protocol):
-    """Takes orders. A job is told by its id and, in the process that sent it, by its handle."""
+    """Takes orders. A job is told by its id and, in the process that sent it, by its handle. `account` says whose jobs
+    it knows."""
+
+    account: str
 
     def send(self, order: Order) -> tuple[str, Any]:
         """Start a job; returns its id and a handle. Raises Refused."""
@@ -68,7 +76,7 @@ class Service(Protocol):
         ...
 
     def wait(self, job_id: str, handle: Any | None) -> Any:
-        """The PrimitiveResult. Raises JobFailed or LookupError."""
+        """The PrimitiveResult. Raises JobFailed or UnknownJob."""
         ...
 
     def usage(self, job_id: str, handle: Any | None) -> float | None:
@@ -78,6 +86,8 @@ class Service(Protocol):
 
 class FakeService:
     """The sampler's local mode on a recorded processor. Its jobs end with this process and cost nothing."""
+
+    account = "local"
 
     def __init__(self, backend: Any) -> None:
         self.backend = backend
@@ -95,7 +105,7 @@ class FakeService:
 
     def wait(self, job_id: str, handle: Any | None) -> Any:
         if handle is None:
-            raise LookupError("a local simulation that ended with its process")
+            raise UnknownJob("a local simulation that ended with its process")
         return handle.result()
 
     def usage(self, job_id: str, handle: Any | None) -> float | None:
@@ -108,6 +118,7 @@ class IbmService:
     def __init__(self, service: Any, backend: Any = None, mode: str = "job", options: Mapping[str, Any] | None = None):
         self.service, self.backend, self.mode = service, backend, mode
         self.options = sampler_options(options or {})
+        self.account = instance_digest()
         self._open: Any = None  # the batch or session of this call
 
     def send(self, order: Order) -> tuple[str, Any]:
@@ -154,7 +165,7 @@ class IbmService:
         return result
 
     def finished(self, job_id: str) -> bool:
-        """Whether `wait` would return or raise JobFailed at once. Raises LookupError."""
+        """Whether `wait` would return or raise JobFailed at once. Raises UnknownJob."""
         return str(self._job(job_id).status()).endswith(("DONE", "ERROR", "CANCELLED"))
 
     def usage(self, job_id: str, handle: Any | None) -> float | None:
@@ -169,7 +180,7 @@ class IbmService:
             return self.service.job(job_id)
         except Exception as error:
             if type(error).__name__ == "RuntimeJobNotFound":
-                raise LookupError(one_line(error)) from error
+                raise UnknownJob(one_line(error)) from error
             raise
 
 
@@ -237,6 +248,12 @@ def ibm_account() -> Any:
         why = f"IBM refused or could not be reached ({type(error).__name__})"
         check = "check QISKIT_IBM_TOKEN (it may have expired), QISKIT_IBM_INSTANCE and the network"
         raise InputError(f"device=ibm: {why}; {check}") from error
+
+
+def instance_digest() -> str:
+    """A short name of the instance that the environment names, which does not tell it. (The client's own word for the
+    active instance changes while it looks for processors.)"""
+    return hashlib.sha256(os.environ.get("QISKIT_IBM_INSTANCE", "").encode()).hexdigest()[:12]
 
 
 def ibm_backend(account: Any, name: str | None) -> Any:

@@ -47,7 +47,7 @@ def plan(config: PlanConfig) -> None:
         ["jobs (10 million executions each)", f"{found.jobs:,}"],
         ["QPU time, estimated by IBM's quick form", f"{found.quick_seconds / 60:,.1f} min"],
         ["QPU time, estimated from repetition delay", f"{found.qpu_seconds / 60:,.1f} min"],
-        ["share of the open plan's 10 min", f"{found.open_plan_share:,.2f}"],
+        ["estimated share of the open plan's 10 min", f"{found.open_plan_share:,.2f}"],
         [f"one circuit per job, {JOBS_PER_MINUTE} jobs a minute", f"{found.one_circuit_per_job_minutes:,.1f} min"],
         ["block circuit", f"{gates}, {block.seconds * 1e6:.1f} us"],
         ["survival of a block circuit", f"{block.gate_survival:.2%} gates, {block.survival:.2%} with readout"],

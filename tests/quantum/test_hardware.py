@@ -24,13 +24,15 @@ from qrun.quantum.jobs import JobBook
 from qrun.quantum.layout import Chip, pack, read_chip
 from qrun.quantum.noise import Noise
 from qrun.quantum.plan import path_circuit
-from qrun.quantum.services import FakeService, IbmService, JobFailed, Refused, fake_backend, ibm_account
+from qrun.quantum.services import FakeService, IbmService, JobFailed, Refused, UnknownJob, fake_backend, ibm_account
 
 LINE = Chip("line", 4, {(0, 1): 0.0, (1, 2): 0.0, (2, 3): 0.0}, [0.0] * 4, date="2026-11-01", calibration="c7")
 
 
 class ExactService:
     """Simulates PUBs exactly and answers with the nearest counts; jobs stay known by id."""
+
+    account = "mine"
 
     def __init__(self, fail_first=False):
         self.jobs, self.orders, self.waited, self.fail = {}, [], [], fail_first
@@ -290,6 +292,8 @@ def test_another_start_goes_on_with_the_processor_of_the_first(tmp_path, monkeyp
     class Zeros:
         """Every register answers 0."""
 
+        account = "mine"
+
         def __init__(self, account, backend, mode, options):
             self.backend, self.close = backend, lambda: None
 
@@ -435,8 +439,10 @@ def test_ends_of_a_job_are_told_apart(monkeypatch):
     with pytest.raises(ConnectionError):
         service.wait("j", job("RUNNING", ConnectionError("gone")))
     account.job = raising(type("RuntimeJobNotFound", (Exception,), {})("no such job"))
-    with pytest.raises(LookupError):
+    with pytest.raises(UnknownJob):
         service.wait("j", None)
+    with pytest.raises(KeyError):  # a decoder's: the job is there
+        service.wait("j", job("DONE", KeyError("data")))
     assert service.usage("j", job("DONE", quantum_seconds=3)) == 3.0
     assert service.usage("j", job("DONE", status="pending", qpu_charge_time_seconds=1)) is None
     assert service.usage("j", job("DONE", status="final", qpu_charge_time_seconds=4)) == 4.0

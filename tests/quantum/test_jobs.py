@@ -31,7 +31,9 @@ def script(text, *words):
 
 
 def intended(keys, seconds=5.0, **words):
-    job = Job(new_tag(), "intent", None, "ibm", "line", None, 1, 9, 1, 4.0, seconds, None, None, owner(), time.time())
+    job = Job(
+        new_tag(), "intent", None, "ibm", "mine", "line", None, 1, 9, 1, 4.0, seconds, None, None, owner(), time.time()
+    )
     return replace(job, **words), [(key, 0, i, 1) for i, key in enumerate(keys)]
 
 
@@ -67,7 +69,7 @@ def test_three_processes_keep_all_their_entries(tmp_path):
     text = """
 book = JobBook(Path(sys.argv[1]))
 for i in range(40):
-    job = Job(new_tag(), "intent", None, "ibm", "x", None, 1, 1, 1, 1.0, 2.0, None, None, owner(), time.time())
+    job = Job(new_tag(), "intent", None, "ibm", "mine", "x", None, 1, 1, 1, 1.0, 2.0, None, None, owner(), time.time())
     assert book.intend(job, [(f"{sys.argv[2]}-{i}", 0, 0, 1)], None)
     book.sent(job.tag, f"job-{i}")
 """
@@ -209,6 +211,20 @@ def test_another_living_process_is_left_to_send_its_work(tmp_path):
     with pytest.raises(RunFailed, match="elsewhere:1 is sending the same work"):
         d.collect(make_pieces(1))
     assert not job.abandoned and replace(job, time=job.time - 601).abandoned
+
+
+def test_another_account_does_not_take_jobs_for_lost(tmp_path):
+    faults = iter(["lost", "answer and list lost"])
+    cloud, pieces, others = Cloud(tmp_path / "cloud", lambda: next(faults)), make_pieces(1), make_pieces(1, 50)
+    d = dispatcher(tmp_path / "qpu", cloud)
+    d._send(pieces)
+    with pytest.raises(RunFailed, match="may have been sent"):
+        d.collect(others)
+    cloud.account = "other"
+    for its in (pieces, others):
+        with pytest.raises(RunFailed, match="was sent from another account or instance"):
+            d.collect(its)
+    assert [job.state for job in d.book.jobs()] == ["sent", "intent"]
 
 
 def test_counts_that_were_deleted_or_cut_short_are_fetched_again(tmp_path):
