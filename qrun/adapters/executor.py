@@ -10,13 +10,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from qrun.adapters.cayley import rotate
 from qrun.config.schema import Sign
+from qrun.errors import InputError
 from qrun.quantum.devices.base import Device
 from qrun.quantum.encoding import estimate, normalise
 from qrun.quantum.sampling import stream_key
+from qrun.rows import current
 
 
 def exact(blocks: Tensor, slices: Tensor) -> Tensor:
@@ -33,7 +36,7 @@ class Statistics:
     seconds: float = 0.0
     flips: float = 0.0  # channels whose sign the rotation changes
     channels: int = 0
-    error: float = 0.0  # sum of |estimate - Q x|^2
+    error: float = 0.0  # sum of |estimate - Q x|^2, of sign-constrained adapters |estimate - sign(x) |Qx||^2
     power: float = 0.0  # sum of |x|^2
     angle: float = 0.0  # sum of the angle between x and Q x, radians
 
@@ -49,11 +52,15 @@ class Statistics:
 
 
 class CircuitExecutor:
-    """Estimates from a device, one stream of shots per site. The same seed gives the same bits on any split into
-    batches that keeps the order of tokens."""
+    """Estimates from a device, one stream of shots per site, each position of a text with its own place in it
+    (qrun/rows.py): the same seed gives the same bits for any batch and any split. `constrained` adapters are meant to
+    give sign(x) |Qx|."""
 
-    def __init__(self, device: Device, sign: Sign, seed: int) -> None:
-        self.device, self.sign, self.seed = device, sign, seed
+    def __init__(self, device: Device, sign: Sign, seed: int, constrained: bool = False) -> None:
+        if constrained and sign is Sign.exact:
+            how = "its forward pass is sign(x) |Qx|; use readout=input"
+            raise InputError(f"readout=exact: a sign-constrained adapter has no other signs, {how}")
+        self.device, self.sign, self.seed, self.constrained = device, sign, seed, constrained
         self.statistics = Statistics()
 
     def site(self, name: str) -> "SiteExecutor":
@@ -65,7 +72,7 @@ class SiteExecutor:
 
     def __init__(self, parent: CircuitExecutor, name: str) -> None:
         self.parent, self.key = parent, stream_key(parent.seed, name)
-        self.tokens = 0
+        self.rows = 0  # seen without a number
         self._prepared: tuple[Tensor, Any] | None = None
 
     def prepare(self, blocks: Tensor) -> Any:
@@ -76,6 +83,16 @@ class SiteExecutor:
 
     @torch.no_grad()
     def __call__(self, blocks: Tensor, slices: Tensor) -> Tensor:
+        numbers = current()
+        if numbers is None:  # token by token, as text is generated
+            numbers = np.arange(self.rows, self.rows + len(slices))
+            self.rows += len(slices)
+        real = torch.from_numpy(np.flatnonzero(numbers >= 0)).to(slices.device)  # padding runs no circuits
+        out = torch.zeros_like(slices)
+        out[real] = self._estimates(blocks, slices[real], numbers[numbers >= 0]).to(slices.device, slices.dtype)
+        return out
+
+    def _estimates(self, blocks: Tensor, slices: Tensor, numbers: NDArray[np.int64]) -> Tensor:
         parent, started = self.parent, time.perf_counter()
         prepared = self.prepare(blocks)
         x = slices.detach().to("cpu", torch.float64 if parent.device.dtype is np.float64 else torch.float32)
@@ -83,17 +100,17 @@ class SiteExecutor:
         vectors = x.numpy()
         units, norms = normalise(vectors)
         mask = norms > 0
-        outcome = parent.device.run(prepared, units, mask, self.key, self.tokens)
+        outcome = parent.device.run(prepared, units, mask, self.key, numbers)
         estimates = estimate(outcome, norms, vectors if parent.sign is Sign.input else product)
-        self.tokens += len(vectors)
+        meant = np.where(vectors < 0, -np.abs(product), np.abs(product)) if parent.constrained else product
         seen, power = parent.statistics, np.square(norms)
         seen.circuits += int(mask.sum())
         seen.empty += int(mask.size - mask.sum())
         seen.flips += int(((product < 0) != (vectors < 0)).sum())
         seen.channels += vectors.size
-        seen.error += float(np.square(estimates - product).sum(dtype=np.float64))
+        seen.error += float(np.square(estimates - meant).sum(dtype=np.float64))
         seen.power += float(power.sum(dtype=np.float64))
         cosine = np.einsum("nji,nji->nj", vectors, product) / np.where(mask, power, 1)
         seen.angle += float(np.arccos(np.clip(cosine, -1, 1))[mask].sum(dtype=np.float64))
         seen.seconds += time.perf_counter() - started
-        return torch.from_numpy(np.ascontiguousarray(estimates)).to(slices.device, slices.dtype)
+        return torch.from_numpy(np.ascontiguousarray(estimates))

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from qrun.errors import InputError, RunFailed
+from qrun.quantum.calibration import read_calibration
 from qrun.quantum.dispatch import Dispatcher
 from qrun.quantum.jobs import Job, JobBook
-from qrun.quantum.presets import medians
 from qrun.quantum.services import FAKES, IbmService, JobFailed, UnknownJob, ibm_account, named_backend, one_line
 from qrun.report.screen import listing, say
 
@@ -58,13 +58,19 @@ def _fetch(job: Job, dispatcher: Dispatcher, service: IbmService) -> str | None:
 
 
 def refresh(backend: str, out: str) -> None:
-    """Write the preset of a recorded backend or of one in the account."""
+    """Write the preset of a recorded backend or of one in the account: medians (.yaml), or its calibration qubit by
+    qubit (.json), for noise.calibration."""
     target = Path(out).expanduser()
-    if target.suffix != ".yaml" or not target.absolute().parent.is_dir():
-        raise InputError(f"--out {out}: give a .yaml file in an existing folder")
-    source = named_backend("fake" if backend in FAKES else "ibm", backend)
-    values = {**medians(source), "name": target.stem}
-    head = f"# Medians of {backend}, calibration of {values['date']}\n# refresh: qrun qpu noise {backend} --out {out}\n"
-    target.write_text(head + "".join(f"{key}: {value}\n" for key, value in values.items()))
-    times = f"T1 {values['t1_us']:.0f} us, T2 {values['t2_us']:.0f} us"
-    say(f"{target}: CZ {values['cz']:.3g}, SX {values['sx']:.3g}, {times}, {values['date']}")
+    if target.suffix not in (".yaml", ".json") or not target.absolute().parent.is_dir():
+        raise InputError(f"--out {out}: give a .yaml file (medians) or .json file (every qubit) in an existing folder")
+    chip = read_calibration(named_backend("fake" if backend in FAKES else "ibm", backend))
+    noise = chip.typical
+    if target.suffix == ".json":
+        target.write_text(chip.to_json())
+    else:
+        values = {"name": target.stem, "date": chip.date[:10], "source": f"medians of {chip.name}", **chip.medians}
+        head = f"# Medians of {backend}, calibration of {chip.date[:10]}\n"
+        again = f"# refresh: qrun qpu noise {backend} --out {out}\n"
+        target.write_text(head + again + "".join(f"{key}: {value}\n" for key, value in values.items()))
+    rates = f"medians CZ {noise.cz:.3g}, SX {noise.sx:.3g}, T1 {noise.t1_us:.0f} us, T2 {noise.t2_us:.0f} us"
+    say(f"{target}: {rates}; {chip.words}")

@@ -359,9 +359,11 @@ class DeviceConfig:
     kind: str = "exact"
     shots: int | None = 8192  # per circuit; null gives exact probabilities where the device can
     backend: str | None = None  # which simulator or processor of that kind
+    circuit: str = "line"  # how Q is written: line, exact RY and CZ on the coupling; qiskit, its transpiler's circuits
+    coupling: str = "line"  # which qubits a circuit's CZ may join: line, neighbours on a path; full, every pair
+    keep: float = 0.8  # share of a calibrated chip's places that is used, the best ones
     takes_noise: bool = False  # what the device is, not a choice: it has a noise model
     precision: Precision = Precision.float32
-    optimization_level: int = 3  # of the transpiler, on fake and ibm
     budget_s: float | None = None  # most QPU seconds of all jobs of a results folder, on fake and ibm
     repetition: int = 0  # another number measures everything anew, on fake and ibm
     mode: Mode = Mode.job  # on ibm
@@ -373,7 +375,11 @@ class DeviceConfig:
         need(self, "device.kind", self.kind in DEVICES, f"use {', '.join(DEVICES)}")
         at_least(self, 1, "device.shots", null=", or null for exact probabilities")
         need(self, "device.shots", counts, f"{self.kind} only counts; give a number of shots")
-        need(self, "device.optimization_level", 0 <= self.optimization_level <= 3, "use 0, 1, 2 or 3")
+        need(self, "device.circuit", self.circuit in ("line", "qiskit"), "use line or qiskit")
+        need(self, "device.coupling", self.coupling in ("line", "full"), "use line or full")
+        chips = self.kind not in PROCESSORS or self.coupling == "line"
+        need(self, "device.coupling", chips, f"{self.kind} has neighbours only; use line")
+        need(self, "device.keep", 0 < self.keep <= 1, "give a share of the places, above 0 and up to 1")
         need(self, "device.budget_s", budget, "give seconds above 0, or null for no limit")
         at_least(self, 0, "device.repetition")
         only = f"only device=ibm has it, not {self.kind}; leave it"

@@ -143,6 +143,7 @@ class CircuitConfig:
     """`qrun circuit`."""
 
     adapter: SavedAdapterConfig = field(default_factory=SavedAdapterConfig)
+    device: DeviceConfig = field(default_factory=DeviceConfig)
     noise: Noise = field(default_factory=Noise)
     dim: int = 4  # of a random block, where no adapter is given
     site: str | None = None  # of the adapter; null takes its first

@@ -12,6 +12,8 @@ from torch.nn.functional import cross_entropy
 from qrun.errors import RunFailed
 from qrun.evaluation.measurement import Measurement
 from qrun.evaluation.protocols import Passage, Task, Window
+from qrun.rows import number as numbers
+from qrun.rows import numbered
 
 LOGITS = 2**26  # numbers of a logits table held at once; longer batches are scored in pieces
 
@@ -26,7 +28,7 @@ def measure(model: Any, task: Task, batch: int, progress: Callable[[int], None] 
     for passages in _batches(task, batch):
         losses = window_losses(model, passages)
         scored = 0
-        for (passage, window), loss in zip(passages, losses, strict=True):
+        for (_, _, passage, window), loss in zip(passages, losses, strict=True):
             at = slice(window.first, window.end)
             document = passage.stream.document[at]
             np.add.at(nats, document, loss)
@@ -44,23 +46,30 @@ def measure(model: Any, task: Task, batch: int, progress: Callable[[int], None] 
     return Measurement(rows[0], rows[1], rows[2], rows[3], task.statement, task.fingerprint, seconds)
 
 
-def _batches(task: Task, batch: int) -> Iterator[list[tuple[Passage, Window]]]:
-    everything = [(passage, window) for passage in task.passages for window in passage.windows]
+Placed = tuple[int, int, Passage, Window]  # number of the passage, of the window in it, and both
+
+
+def _batches(task: Task, batch: int) -> Iterator[list[Placed]]:
+    everything = [(p, w, passage, window) for p, passage in enumerate(task.passages)
+                  for w, window in enumerate(passage.windows)]  # fmt: skip
     for start in range(0, len(everything), batch):
         yield everything[start : start + batch]
 
 
-def window_losses(model: Any, windows: list[tuple[Passage, Window]]) -> list[np.ndarray]:
+def window_losses(model: Any, windows: list[Placed]) -> list[np.ndarray]:
     """Nats of each window's scored targets, float64. Shorter windows are padded at the end, where a causal model cannot
     see it."""
-    longest = max(w.end - w.start - 1 for _, w in windows)
+    longest = max(w.end - w.start - 1 for _, _, _, w in windows)
     ids = torch.zeros(len(windows), longest + 1, dtype=torch.long)
-    for row, (passage, window) in enumerate(windows):
+    rows = np.empty((len(windows), longest), np.int64)
+    for row, (text, number, passage, window) in enumerate(windows):
         ids[row, : window.end - window.start] = torch.from_numpy(passage.stream.ids[window.start : window.end])
+        rows[row] = numbers(text, number, window.end - window.start - 1, longest)
     ids = ids.to(model.device)
-    hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
+    with numbered(rows):
+        hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
     losses = token_losses(model, hidden, ids[:, 1:]).double().cpu().numpy()
-    return [losses[row, w.first - w.start - 1 : w.end - w.start - 1] for row, (_, w) in enumerate(windows)]
+    return [losses[row, w.first - w.start - 1 : w.end - w.start - 1] for row, (_, _, _, w) in enumerate(windows)]
 
 
 def token_losses(model: Any, hidden: Tensor, targets: Tensor) -> Tensor:

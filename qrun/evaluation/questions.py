@@ -18,6 +18,7 @@ from scipy import stats
 from qrun.errors import RunFailed
 from qrun.evaluation.perplexity import token_losses
 from qrun.language.questions import Question
+from qrun.rows import number, numbered
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -64,10 +65,13 @@ def answer(model: Any, tokenizer: Any, questions: Sequence[Question], batch: int
         part = rows[start : start + batch]
         longest = max(len(ids) for ids, _ in part)
         ids = torch.zeros(len(part), longest, dtype=torch.long)
+        places = np.empty((len(part), longest - 1), np.int64)
         for row, (tokens, _) in enumerate(part):
             ids[row, : len(tokens)] = torch.tensor(tokens)
+            places[row] = number(start + row, 0, len(tokens) - 1, longest - 1)
         ids = ids.to(model.device)
-        hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
+        with numbered(places):
+            hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
         losses = token_losses(model, hidden, ids[:, 1:]).double().cpu().numpy()
         for row, (tokens, count) in enumerate(part):
             likelihood[start + row] = -losses[row, len(tokens) - 1 - count : len(tokens) - 1].sum()

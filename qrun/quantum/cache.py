@@ -1,4 +1,4 @@
-"""Synthesised gates and readout matrices on disk, by digest of Q and of the noise.
+"""Synthesised circuits on disk, by digest of Q.
 
 safetensors, written beside and renamed; safe to delete at any time.
 """
@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,12 +15,13 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from qrun.files import replaced
-from qrun.quantum.circuits import Gates
+from qrun.quantum.circuits import Circuits
 from qrun.quantum.encoding import Floats
+from qrun.quantum.wiring import Wiring
 
-VERSION = "1"  # of synthesis and conventions: raise it and old entries are not found
-COLUMNS = ("kind", "first", "second", "angle")
-Arrays = dict[str, NDArray[np.generic]]
+VERSION = "2"  # of synthesis and conventions: raise it and old entries are not found
+FIELDS = ("wires", "offsets", "split", "kind", "first", "second", "angle", "parameter")  # of Circuits
+Arrays = dict[str, NDArray[Any]]
 
 
 def digest(blocks: Floats) -> str:
@@ -46,16 +48,13 @@ class BlockCache:
             save_file(found, file)
         return found
 
-    def array(self, kind: str, key: str, compute: Callable[[], NDArray[np.generic]]) -> NDArray[np.generic]:
-        return self.arrays(kind, key, lambda: {"value": np.ascontiguousarray(compute())})["value"]
+    def circuits(self, blocks: Floats, wiring: Wiring) -> Circuits:
+        """The circuits of blocks, synthesised once."""
+        key = f"{digest(blocks)}-{wiring.coupling}-{wiring.synthesis}"
 
-    def gates(self, key: str, compute: Callable[[], list[Gates]]) -> list[Gates]:
-        def pack() -> Arrays:
-            gates = compute()
-            joined = {name: np.concatenate([getattr(g, name) for g in gates]) for name in COLUMNS}
-            return {**joined, "length": np.array([len(g.kind) for g in gates]), "qubits": np.array([gates[0].qubits])}
+        def compute() -> Arrays:
+            found = wiring.circuits(blocks)
+            return {"qubits": np.array([found.qubits]), **{name: getattr(found, name) for name in FIELDS}}
 
-        found = self.arrays("gates", key, pack)
-        cuts = np.cumsum(found["length"])[:-1]
-        parts = [np.split(found[name], cuts) for name in COLUMNS]
-        return [Gates(int(found["qubits"][0]), *columns) for columns in zip(*parts, strict=True)]
+        found = self.arrays("circuits", key, compute)
+        return Circuits(int(found["qubits"][0]), *(found[name] for name in FIELDS))

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from qrun.errors import InputError
 
 Floats = NDArray[np.floating]
+EMPTY = 1e-30  # weight of a node of the encoding tree below which it turns nothing
 ZERO = 1e-12  # a slice shorter than this needs no circuit and gives zero
 
 
@@ -30,11 +31,13 @@ def qubits(dim: int) -> int:
 def normalise(slices: Floats) -> tuple[Floats, Floats]:
     """Unit vectors [..., b] and norms [...]. Zero slices become the first basis state with norm 0. Raises InputError
     for NaN or infinity."""
-    norms = np.sqrt(np.einsum("...i,...i->...", slices, slices))
-    if not np.isfinite(norms).all():
+    largest = np.abs(slices).max(-1)  # before squares: those of 1e19 and of 1e-23 do not exist in float32
+    if not np.isfinite(largest).all():
         raise InputError("a slice to encode is not finite (NaN or infinity in the hidden states)")
-    empty = norms < ZERO
-    units = slices / np.where(empty, 1, norms)[..., None]
+    empty = largest < ZERO
+    units = slices / np.where(empty, 1, largest)[..., None]
+    sizes = np.sqrt(np.einsum("...i,...i->...", units, units))
+    units, norms = units / np.where(empty, 1, sizes)[..., None], sizes * largest
     if empty.any():
         first = np.eye(slices.shape[-1], dtype=slices.dtype)[0]
         norms, units = np.where(empty, 0, norms), np.where(empty[..., None], first, units)
@@ -58,6 +61,12 @@ def gray_controls(level: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return masks, controls
 
 
+def node_angles(left: Floats, right: Floats) -> Floats:
+    """2 arctan(right / left), and 0 where both are so small that nothing is there to turn; -0 counts as 0."""
+    empty = left**2 + right**2 < EMPTY
+    return np.where(empty, 0.0, 2 * np.arctan2(right + 0.0, left + 0.0))
+
+
 def preparation_angles(units: Floats) -> Floats:
     """RY angles [..., 2^n - 1] of the preparation, level by level, in the order of the circuit."""
     n = qubits(units.shape[-1])
@@ -69,7 +78,7 @@ def preparation_angles(units: Floats) -> Floats:
         else:
             weight = (units**2).reshape(*units.shape[:-1], -1, 2 * count).sum(-2)
             left, right = np.sqrt(weight[..., :count]), np.sqrt(weight[..., count:])
-        alpha = 2 * np.arctan2(right, left)
+        alpha = node_angles(left, right)
         masks, _ = gray_controls(level)
         signs = np.array([[(-1) ** bin(s & g).count("1") for g in masks] for s in range(count)])
         levels.append(alpha @ signs / count)

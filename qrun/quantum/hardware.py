@@ -22,13 +22,15 @@ from qiskit.circuit import ParameterVector
 
 from qrun.config.schema import DeviceConfig
 from qrun.errors import InputError
+from qrun.quantum.calibration import Calibration, read_calibration
+from qrun.quantum.circuits import to_qiskit
 from qrun.quantum.devices.base import Device, Setting
 from qrun.quantum.dispatch import Dispatcher, Piece
-from qrun.quantum.encoding import Floats, preparation_angles, qubits
+from qrun.quantum.encoding import Floats, qubits
 from qrun.quantum.jobs import JobBook
-from qrun.quantum.layout import Chip, pack, read_chip
-from qrun.quantum.noise import Noise
-from qrun.quantum.plan import EXECUTIONS_PER_JOB, execution_seconds, path_circuit
+from qrun.quantum.layout import Place
+from qrun.quantum.places import at
+from qrun.quantum.plan import EXECUTIONS_PER_JOB, execution_seconds
 from qrun.quantum.services import (
     FakeService,
     IbmService,
@@ -38,6 +40,7 @@ from qrun.quantum.services import (
     ibm_backend,
     instance_digest,
 )
+from qrun.quantum.wiring import Wiring
 
 SIMULATED_QUBITS = 8  # a fake backend simulates the packed circuit as one register
 EXECUTIONS_PER_PIECE = 100_000  # jobs are cut between pieces
@@ -46,43 +49,50 @@ EXECUTIONS_PER_PIECE = 100_000  # jobs are cut between pieces
 class ProcessorDevice(Device):
     """Counts from a processor. `folder` keeps the job book; `most_qubits` are used at once."""
 
-    def __init__(self, config: DeviceConfig, chip: Chip, service: Service, folder: Path, most_qubits: int) -> None:
-        super().__init__(Noise(), config.shots, np.float64)
+    def __init__(
+        self, config: DeviceConfig, chip: Calibration, service: Service, folder: Path, most_qubits: int
+    ) -> None:
+        wiring = Wiring(chip.typical, config.circuit, config.coupling, config.keep, chip)
+        super().__init__(wiring, config.shots, np.float64)
         self.name, self.config, self.chip, self.most_qubits = config.kind, config, chip, most_qubits
-        self.places: dict[int, list[tuple[int, ...]]] = {}  # by qubits of a block, as far as they were used
-        calibration, shots = chip.calibration or chip.calibrated, config.shots or 0
-        self.jobs = Dispatcher(JobBook(folder), service, config.kind, chip.name, calibration, shots, config.budget_s)
-        self.remark = f"processor {chip.name}, calibration of {chip.date}; {chip.left_out}"
+        self.used: dict[int, list[Place]] = {}  # places by qubits of a block
+        shots = config.shots or 0
+        self.jobs = Dispatcher(
+            JobBook(folder), service, config.kind, chip.name, chip.id or chip.date, shots, config.budget_s
+        )
+        self.remark = f"processor {chip.words}"
 
     def _prepare(self, blocks: Floats) -> Any:
         n = qubits(blocks.shape[-1])
-        places = [place for place in pack(self.chip, n) if not set(place) & set(self.chip.faulty)]
-        places = places[: max(1, self.most_qubits // n)]
-        if not places:
-            raise InputError(f"device.backend={self.chip.name}: no {n} coupled qubits work; {self.chip.left_out}")
-        self.places[n] = places
-        small = [path_circuit(block, self.config.optimization_level) for block in blocks]
-        starts, most = range(0, len(blocks), len(places)), len(blocks)
-        groups = [list(range(start, min(start + len(places), most))) for start in starts]
+        if n not in self.used:
+            self.used[n] = self.wiring.chosen(n)[: max(1, self.most_qubits // n)]
+        chosen, circuits = self.used[n], self.wiring.circuits(blocks)
+        assert self.wiring.calibration is not None
+        waits = None
+        if self.name == "fake":  # a simulation knows of waiting only what a circuit says; a chip waits by itself
+            waits = at(self.wiring.calibration, self.noise, chosen, self.wiring.edges(n)).waits(circuits)
+        small = [to_qiskit(circuits, j, waits=waits) for j in range(len(blocks))]
+        starts, most = range(0, len(blocks), len(chosen)), len(blocks)
+        groups = [list(range(start, min(start + len(chosen), most))) for start in starts]
         prepared = []
         for group in groups:
-            circuit = packed_circuit([small[j] for j in group], places, self.chip.qubits)
-            prepared.append((group, circuit, self._stem(circuit, places[: len(group)])))
+            circuit = packed_circuit([small[j] for j in group], chosen, self.chip.size)
+            prepared.append((group, circuit, self._stem(circuit, chosen[: len(group)])))
         return prepared
 
     def _stem(self, circuit: Any, places: Sequence[tuple[int, ...]]) -> str:
         """What beside the angles makes a circuit's counts."""
         c = self.config
-        words = [c.kind, self.chip.name, places, c.optimization_level, c.options, c.shots, c.repetition]
+        words = [c.kind, self.chip.name, places, c.options, c.shots, c.repetition]
         return json.dumps([*words, circuit_digest(circuit)], sort_keys=True)
 
     def _probabilities(self, prepared: Any, units: Floats, mask: np.ndarray) -> Floats:
         raise NotImplementedError("a processor only counts")
 
-    def run(self, prepared: Any, units: Floats, mask: np.ndarray, key: int, first: int) -> Floats:
-        """Frequencies; the shots of a processor have no seed, so `key` and `first` are not used. Raises InputError if
+    def run(self, prepared: Any, units: Floats, mask: np.ndarray, key: int, numbers: np.ndarray) -> Floats:
+        """Frequencies; the shots of a processor have no seed, so `key` and `numbers` are not used. Raises InputError if
         the budget is too small, RunFailed for what the service did not do."""
-        angles = preparation_angles(np.asarray(units, float))
+        angles = self.wiring.preparation(qubits(units.shape[-1])).angles(units)
         step = max(1, min(EXECUTIONS_PER_PIECE, EXECUTIONS_PER_JOB) // self.jobs.shots)
         delay = self.config.options.get("rep_delay_us")
         work = []
@@ -108,10 +118,10 @@ class ProcessorDevice(Device):
         known = [job.real_s for job in jobs if job.real_s is not None]
         shown = ("job_id", "state", "attempt", "circuits", "shots", "estimated_s", "allowed_s", "real_s", "why", "tag")
         return {
-            "processor": chip.name, "calibration": chip.calibration, "calibration_time": chip.calibrated,
+            "processor": chip.name, "calibration": chip.id, "calibration_time": chip.date,
             "qiskit": version("qiskit"), "qiskit_ibm_runtime": version("qiskit-ibm-runtime"), "mode": c.mode.value,
-            "optimization_level": c.optimization_level, "repetition": c.repetition, "options": dict(c.options),
-            "places": {str(n): places for n, places in self.places.items()}, "left_out": chip.left_out,
+            "circuit": c.circuit, "repetition": c.repetition, "options": dict(c.options),
+            "places": {str(n): places for n, places in self.used.items()}, "left_out": dict(chip.left_out),
             "qpu_jobs": len(jobs), "qpu_seconds": sum(known) if len(known) == len(jobs) else None,
             "qpu_seconds_estimated": sum(job.estimated_s for job in jobs),
             "jobs": [{word: getattr(job, word) for word in shown} for job in jobs],
@@ -151,26 +161,26 @@ def open_processor(setting: Setting) -> ProcessorDevice:
         raise InputError(f"device.shots={config.shots}: a job takes {EXECUTIONS_PER_JOB:,} executions at most")
     if config.kind == "fake":
         backend = fake_backend(config.backend)
-        return ProcessorDevice(config, read_chip(backend), FakeService(backend), folder, SIMULATED_QUBITS)
+        return ProcessorDevice(config, read_calibration(backend), FakeService(backend), folder, SIMULATED_QUBITS)
     account = ibm_account()
     chip, backend, kept = choose(account, config, JobBook(folder))
     device = ProcessorDevice(config, chip, IbmService(account, backend, config.mode.value, config.options), folder,
-                             chip.qubits)  # fmt: skip
+                             chip.size)  # fmt: skip
     if kept:
         device.remark = f"{device.remark}; kept for this results folder since it was first asked"
     return device
 
 
-def choose(account: Any, config: DeviceConfig, book: JobBook) -> tuple[Chip, Any, bool]:
+def choose(account: Any, config: DeviceConfig, book: JobBook) -> tuple[Calibration, Any, bool]:
     """Chip and backend that the book keeps for these words and this instance, chosen and kept now if there are none;
     whether they were there."""
     asked = json.dumps([config.kind, config.backend, instance_digest(), config.repetition])
     kept = book.processor(asked)
     backend = ibm_backend(account, kept[0]["name"] if kept else config.backend)
     if kept is None:
-        book.keep_processor(asked, backend.name, read_chip(backend).as_dict())
+        book.keep_processor(asked, backend.name, read_calibration(backend).as_dict())
         first = book.processor(asked)  # of whoever was first
         assert first is not None
-        chip = Chip.from_dict(first[0])
+        chip = Calibration.from_dict(first[0])
         return chip, backend if chip.name == backend.name else ibm_backend(account, chip.name), False
-    return Chip.from_dict(kept[0]), backend, True
+    return Calibration.from_dict(kept[0]), backend, True

@@ -6,7 +6,7 @@ into Kraus operators for Aer and PennyLane. A new channel is a class in CHANNELS
 Conventions are Qiskit's: `depolarizing_error(p, 1)` multiplies X, Y, Z by 1 - p and `depolarizing_error(p, 2)` the
 fifteen non-identity strings of the pair. A reported gate error is an average infidelity r; p = 2 r for one qubit and
 4 r / 3 for two. Each physical gate (sx, x, cz) is followed by its depolarising channel, then by those of its own qubits
-for its own duration; rz is virtual and free; idle qubits do not decay (as in Aer's backend noise models). Lambda of
+for its own duration; rz is virtual and free; what a qubit waits between its gates is quantum/places.py's. Lambda of
 `block` is one depolarising probability for the whole circuit, p -> (1 - lambda) p + lambda / 2^n, the reading of the
 paper's rate. Only the standard library is imported: the configuration needs this file before anything heavy.
 """
@@ -139,6 +139,9 @@ class Noise:
     name: str = "none"
     date: str | None = None
     source: str | None = None
+    calibration: str | None = (
+        None  # of a chip, qubit by qubit: a recorded backend or a file; rates left at 0 are its medians
+    )
     sx: float = 0.0  # average infidelity of sx and x
     cz: float = 0.0  # average infidelity of cz
     t1_us: float | None = None
@@ -152,6 +155,13 @@ class Noise:
     factor: float = 1.0  # multiplies every rate and divides every time, once; 1 afterwards
 
     def __post_init__(self) -> None:
+        if self.calibration and not any(getattr(self, key) for key in (*MOST, "t1_us", "t2_us")):
+            from qrun.quantum.calibration import calibration  # needs this module, and a chip's package
+
+            found = calibration(self.calibration)
+            self.date = self.date or found.date[:10]
+            for key, value in found.medians.items():
+                setattr(self, key, value)
         self._check("")
         if self.factor == 1:
             return
@@ -213,23 +223,19 @@ class Noise:
     @property
     def digest(self) -> str:
         """Fingerprint of what acts on circuits: not the name or how the rates came about."""
-        acts = (*self.rates(1), *self.rates(2), *self.confusion[0], *self.confusion[1], self.block)
+        relaxes = (self.t1_us or self.t2_us) and (self.sx_ns or self.cz_ns)  # what waits as well
+        times = (self.t1_us, self.t2_us, self.sx_ns, self.cz_ns) if relaxes else ()
+        rates = (*self.rates(1), *self.rates(2), *self.confusion[0], *self.confusion[1], self.block)
+        acts = (*rates, *times, self.calibration)
         return hashlib.sha256(repr(acts).encode()).hexdigest()[:12]
 
-    def measured(self, p: "np.ndarray") -> "np.ndarray":
-        """Outcome probabilities [..., 2^n] after the circuit's one channel and readout, which follow the gates."""
-        import numpy as np
-
-        n = p.shape[-1].bit_length() - 1
-        mixed = (1 - self.block) * p + self.block / 2**n
-        return mixed @ reduce(np.kron, [np.array(self.confusion)] * n).T
-
     def total_error(self, counts: dict[str, int]) -> float:
-        """Probability that depolarising or readout struck a circuit of so many cz, sx and qubits:
-        1 - (1 - 4/3 cz)^CZ (1 - 2 sx)^SX (1 - readout)^n."""
+        """Probability that depolarising or readout struck a circuit of so many cz, sx (with x) and qubits:
+        1 - (1 - 4/3 cz)^CZ (1 - 2 sx)^SX (1 - readout)^n. What waits and relaxes is not counted."""
         one, two = (1 - Depolarizing(self, qubits).p for qubits in (1, 2))
         readout = (self.read_1_given_0 + self.read_0_given_1) / 2
-        return 1 - two ** counts["cz"] * one ** counts["sx"] * (1 - readout) ** counts["qubits"]
+        turned = counts["sx"] + counts.get("x", 0)
+        return 1 - two ** counts["cz"] * one**turned * (1 - readout) ** counts["qubits"]
 
     def along(self, axis: str, rate: float) -> "Noise":
         """The noise moved so that one error is `rate`; itself at its own. Raises InputError where that cannot be.

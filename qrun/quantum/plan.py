@@ -11,18 +11,16 @@ usage", read in November 2026. What a job took is in its metrics. Executions and
 quantum.cloud.ibm.com/docs/guides/job-limits; older versions of that page say 5 million executions.
 """
 
-import itertools
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from qiskit import transpile
-from qiskit.transpiler import CouplingMap
-from scipy.stats import special_ortho_group
+import numpy as np
 
-from qrun.quantum.circuits import BASIS, block_circuit
-from qrun.quantum.encoding import qubits
-from qrun.quantum.layout import Chip, pack
+from qrun.quantum.circuits import generic, to_qiskit
+from qrun.quantum.places import at
+from qrun.quantum.wiring import Wiring
 
 EXECUTIONS_PER_JOB = 10_000_000
 GATES_PER_JOB = 10_000  # two-qubit gates that pass always; a circuit with more goes alone, and the service decides
@@ -58,9 +56,8 @@ class Plan:
         return max(self.quick_seconds, self.qpu_seconds)
 
 
-def plan(chip: Chip, dim: int, blocks_per_site: list[int], tokens: int, shots: int, circuit_seconds: float) -> Plan:
-    """Cost of one pass over `tokens` tokens through sites of so many blocks each."""
-    packed = len(pack(chip, qubits(dim)))
+def plan(packed: int, blocks_per_site: list[int], tokens: int, shots: int, circuit_seconds: float) -> Plan:
+    """Cost of one pass over `tokens` tokens through sites of so many blocks each, `packed` of them at once."""
     per_site = [math.ceil(blocks / packed) for blocks in blocks_per_site]
     circuits = tokens * sum(per_site)
     per_job = max(1, EXECUTIONS_PER_JOB // shots)
@@ -73,26 +70,45 @@ def plan(chip: Chip, dim: int, blocks_per_site: list[int], tokens: int, shots: i
 
 @dataclass(frozen=True)
 class BlockCost:
-    """One block circuit, prepared and measured, on neighbouring qubits of a chip."""
+    """The circuit of a generic block, prepared and measured, at the places it gets: their number, the mean squared
+    error of |Q x| that their noise makes (best, mean and worst place, in shares of |x|), and the mean survival."""
 
     counts: dict[str, int]
     depth: int
     seconds: float
+    places: int
+    errors: tuple[float, float, float]
     gate_survival: float
     survival: float  # readout included
 
 
-def block_cost(n: int, chip: Chip, sx_error: float) -> BlockCost:
-    """Counts of a Haar-random block transpiled to a path of n qubits, and the error budget with the packing's mean
-    coupler and readout errors."""
-    circuit = path_circuit(special_ortho_group.rvs(2**n, random_state=0))
-    counts = {name: int(circuit.count_ops().get(name, 0)) for name in ("cz", "sx", "x", "rz")}
-    places = pack(chip, n)
-    edges = [chip.couplers[min(a, b), max(a, b)] for p in places for a, b in itertools.pairwise(p)]
-    cz = sum(edges) / len(edges) if edges else 0.0
-    readout = sum(chip.readout[q] for p in places for q in p) / (len(places) * n)
-    gates = (1 - cz) ** counts["cz"] * (1 - sx_error) ** (counts["sx"] + counts["x"])
-    return BlockCost(counts, circuit.depth(), circuit_seconds(circuit), gates, gates * (1 - readout) ** n)
+def block_cost(wiring: Wiring, n: int) -> BlockCost:
+    """Of a wiring with a calibration."""
+    assert wiring.calibration is not None
+    circuits, chosen = generic(2**n, wiring.edges(n), wiring.synthesis), wiring.chosen(n)
+    circuit, counts = to_qiskit(circuits, 0), circuits.counts()
+    places = at(wiring.calibration, wiring.noise, chosen, wiring.edges(n))
+    gates, whole = [], []
+    for singles, pairs in zip(places.one, places.two, strict=True):
+        cz = sum(both[0].cz for both in pairs.values()) / max(1, len(pairs))
+        typical = replace(singles[0], cz=cz, sx=sum(noise.sx for noise in singles) / n)
+        readout = math.prod(1 - (noise.read_1_given_0 + noise.read_0_given_1) / 2 for noise in singles)
+        gates.append(1 - typical.total_error({**counts, "qubits": 0}))
+        whole.append(gates[-1] * readout)
+    errors = wiring.errors(n, chosen)
+    spread = float(errors.min()), float(errors.mean()), float(errors.max())
+    seconds = circuit_seconds(circuit)
+    return BlockCost(
+        counts, circuit.depth(), seconds, len(chosen), spread, float(np.mean(gates)), float(np.mean(whole))
+    )
+
+
+def best_share(errors: Sequence[float], dim: int, shots: int) -> tuple[int, float]:
+    """How many of the places, best first, give the least squared error at equal QPU time, and that error. Fewer places
+    need more circuits for a token and leave fewer shots for each; counting costs (b - 1) / (4 shots)."""
+    running = np.cumsum(errors) / np.arange(1, len(errors) + 1)
+    total = running + (dim - 1) / (4 * shots) * len(errors) / np.arange(1, len(errors) + 1)
+    return int(total.argmin()) + 1, float(total.min())
 
 
 def circuit_seconds(circuit: Any) -> float:
@@ -105,14 +121,3 @@ def circuit_seconds(circuit: Any) -> float:
 def execution_seconds(circuit: Any, delay: float | None = None) -> float:
     """Estimated QPU seconds of one execution: repetition delay (None: the usual one) and circuit."""
     return (REPETITION_DELAY_S if delay is None else delay) + max(circuit_seconds(circuit), CIRCUIT_S)
-
-
-def path_circuit(block: Any, optimization_level: int = 3) -> Any:
-    """Preparation with free angles, the block and its measurement, transpiled once to a path of n coupled qubits
-    (parameters in the order t[0], t[1], ...)."""
-    n = qubits(block.shape[0])
-    line = CouplingMap.from_line(n) if n > 1 else None
-    return transpile(
-        block_circuit(block), coupling_map=line, basis_gates=list(BASIS), optimization_level=optimization_level,
-        initial_layout=range(n), seed_transpiler=0,
-    )  # fmt: skip

@@ -13,19 +13,25 @@ import numpy as np
 from numba import njit, prange
 from numpy.typing import NDArray
 
+from qrun.errors import RunFailed
+
 
 def stream_key(seed: int, name: str) -> int:
     """63-bit key of one stream of shots, for example of one site."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "big") >> 1
 
 
-def sample(probabilities: NDArray[Any], shots: int, key: int, first: int = 0) -> NDArray[Any]:
-    """Frequencies counts / shots, dtype and shape [..., b] of `probabilities`. `first` is the number of the first row
-    in the stream."""
-    p = np.ascontiguousarray(probabilities).reshape(-1, probabilities.shape[-1])
+def sample(probabilities: NDArray[Any], shots: int, key: int, numbers: NDArray[np.int64]) -> NDArray[Any]:
+    """Frequencies counts / shots of probabilities [N, B, b], same dtype and shape. `numbers` [N]: row n, block j is
+    circuit numbers[n] B + j of the stream. Raises RunFailed for probabilities that are not finite."""
+    if not np.isfinite(probabilities).all():
+        raise RunFailed("a circuit's outcome probabilities are not finite; no shots are drawn from them")
+    tokens, blocks, outcomes = probabilities.shape
+    p = np.ascontiguousarray(probabilities).reshape(-1, outcomes)
+    first = (np.asarray(numbers, np.uint64)[:, None] * np.uint64(blocks) + np.arange(blocks, dtype=np.uint64)).ravel()
     out = np.empty_like(p)
-    _multinomial(p, shots, np.uint64(key), np.uint64(first), out)
-    return out.reshape(probabilities.shape)
+    _multinomial(p, shots, np.uint64(key), first, out)
+    return out.reshape(tokens, blocks, outcomes)
 
 
 @njit(cache=True, inline="always")
@@ -83,7 +89,7 @@ def _multinomial(p, shots, key, first, out):  # type: ignore[no-untyped-def]
     rows, outcomes = p.shape
     for row in prange(rows):
         # a row's stream starts where a hash of (key, number) says, so neighbours share nothing
-        state, _ = _next(key ^ ((first + np.uint64(row)) * np.uint64(0xD1342543DE82EF95)))
+        state, _ = _next(key ^ (first[row] * np.uint64(0xD1342543DE82EF95)))
         z = (state ^ (state >> np.uint64(32))) * np.uint64(0xD6E8FEB86659FD93)
         state = z ^ (z >> np.uint64(32))
         mass = 0.0

@@ -13,11 +13,14 @@ from qrun.adapters.saving import read, save
 from qrun.cells.cell import Place
 from qrun.cells.workspace import Opened, Workspace
 from qrun.config.compose import config_hash, to_yaml
+from qrun.config.schema import DeviceConfig
 from qrun.config.verbs import CompressConfig, QuestionsRunConfig, TrainConfig
 from qrun.evaluation.measurement import Difference, Measurement, difference
 from qrun.evaluation.questions import answer
 from qrun.language import questions
-from qrun.quantum.circuits import preparation_and_block_counts
+from qrun.quantum.encoding import qubits
+from qrun.quantum.noise import Noise
+from qrun.quantum.wiring import Wiring
 from qrun.recipes.compress import compress_into
 from qrun.recipes.device import open_executor
 from qrun.recipes.fitting import fit_adapter, fit_metrics, prepared, resume
@@ -78,7 +81,7 @@ def measure_cell(task: Measure, workspace: Workspace, place: Place) -> str:
     try:
         executor = None
         if adapter is not None and task.circuits:
-            executor = open_executor(config, adapter.config.dim, config.sign)
+            executor = open_executor(config, adapter.config, config.sign)
             adapter.set_executor(executor)
         with Interrupt().installed(), cell_run(place, {**tags(config, opened), **device_tags(config)}) as run:
             try:
@@ -97,7 +100,7 @@ def measure_cell(task: Measure, workspace: Workspace, place: Place) -> str:
                 metrics["parameters"] = adapter.count() if task.values == "trained" else 0
             if executor is not None and adapter is not None:
                 metrics |= {f"circuit/{name}": value for name, value in executor.statistics.summary().items()}
-                metrics["circuit/total_error"] = config.noise.total_error(_counts(adapter.config.dim))
+                metrics["circuit/total_error"] = config.noise.total_error(_counts(adapter.config.dim, config.device))
             run.metrics(metrics)
             run.texts({
                 "config.yaml": to_yaml(config), "env.json": _environment(), MEASUREMENT: result.to_json(),
@@ -151,7 +154,7 @@ def ask_cell(config: QuestionsRunConfig, circuits: bool, workspace: Workspace, p
         saved = read(Path(config.adapter.path).expanduser())
         adapter = attach_saved(language, saved, config.adapter.path)
         if circuits:
-            executor = open_executor(config, saved.config.dim, config.readout.sign)
+            executor = open_executor(config, saved.config, config.readout.sign)
             adapter.set_executor(executor)
     words: Words = {
         **git_state(), "config_hash": config_hash(config), "model_name": config.model.name,
@@ -182,6 +185,7 @@ def _environment() -> str:
     return json.dumps(environment(), indent=1)
 
 
-@cache
-def _counts(dim: int) -> dict[str, int]:
-    return preparation_and_block_counts(dim)
+def _counts(dim: int, device: DeviceConfig) -> dict[str, int]:
+    """Gates and qubits of the circuit of a generic block."""
+    wiring = Wiring(Noise(), device.circuit, device.coupling)
+    return wiring.counts(qubits(dim))

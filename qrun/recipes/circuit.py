@@ -14,9 +14,10 @@ from qrun.adapters.cayley import cayley
 from qrun.adapters.saving import read
 from qrun.config.verbs import CircuitConfig
 from qrun.errors import InputError
-from qrun.quantum.circuits import block_circuit, synthesise
+from qrun.quantum.circuits import to_qiskit
 from qrun.quantum.devices.noisy import NoisyDevice
 from qrun.quantum.encoding import qubits
+from qrun.quantum.wiring import Wiring
 from qrun.report.screen import console, say
 
 
@@ -26,22 +27,24 @@ def circuit(config: CircuitConfig, qasm: str | None) -> None:
         raise InputError(f"--qasm {qasm}: its folder does not exist")
     block, title = _block(config)
     n, noise = qubits(len(block)), config.noise
+    wiring = Wiring(noise, config.device.circuit, config.device.coupling, config.device.keep)
     unit = np.random.default_rng(config.seed).normal(size=len(block))
-    whole = block_circuit(block, unit / np.linalg.norm(unit))
+    circuits = wiring.circuits(block[None])
+    whole = to_qiskit(circuits, 0, wiring.preparation(n).angles(unit / np.linalg.norm(unit)))
     if n <= 3:
         console.print(str(whole.draw("text", fold=console.width - 2)), markup=False)
-    counts, depth = dict(whole.count_ops()), whole.depth(lambda i: i.operation.name not in ("barrier", "measure"))
-    alone = synthesise(block).counts()
-    survival = (1 - noise.cz) ** counts.get("cz", 0) * (1 - noise.sx) ** (counts.get("sx", 0) + counts.get("x", 0))
+    depth = whole.depth(lambda i: i.operation.name != "measure")
+    counts, prepared = circuits.counts(), wiring.preparation(n).czs
+    survival = 1 - noise.total_error({**counts, "qubits": 0})
     slices = np.random.default_rng(config.seed).normal(size=(256, 1, len(block)))
     slices /= np.linalg.norm(slices, axis=-1, keepdims=True)
-    device = NoisyDevice(noise, None, np.float64)
-    noisy = device.run(device.prepare(block[None]), slices, np.ones((256, 1), bool), 0, 0)
+    device = NoisyDevice(wiring, None, np.float64)
+    noisy = device.run(device.prepare(block[None]), slices, np.ones((256, 1), bool), 0, np.arange(256))
     ideal = np.einsum("ab,njb->nja", block, slices) ** 2
     fidelity = float((np.sqrt(np.clip(noisy, 0, 1) * ideal).sum(-1) ** 2).mean())
     error = float(np.sqrt(np.square(np.sqrt(np.clip(noisy, 0, 1)) - np.sqrt(ideal)).sum(-1)).mean())
-    gates = ", ".join(f"{counts.get(k, 0)} {k.upper()}" for k in ("cz", "sx", "x", "rz"))
-    say(f"{title}: {n} qubits, {gates}, depth {depth}; Q alone {alone['cz']} CZ")
+    gates = ", ".join(f"{counts[k]} {k.upper()}" for k in ("cz", "sx", "x", "rz"))
+    say(f"{title}: {n} qubits, {gates}, depth {depth}; preparation {prepared} CZ")
     read_out = f"fidelity of the outcomes {fidelity:.4f}, error of |y| {error:.2%}"
     say(f"noise {noise.name}: gates survive with {survival:.2%}; simulated with readout: {read_out}")
     if qasm:

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 
 from qrun.adapters.executor import CircuitExecutor
-from qrun.config.schema import DeviceConfig, ModelConfig, Sign
+from qrun.config.schema import AdapterConfig, DeviceConfig, ModelConfig, Sign
 from qrun.quantum.devices.base import Device, Setting
 from qrun.quantum.encoding import qubits
 from qrun.quantum.noise import Noise
@@ -40,10 +40,10 @@ def accelerator(wanted: str) -> str | None:
     return wanted if wanted.startswith("cuda") else None
 
 
-def open_executor(config: OnDevice, dim: int, sign: Sign) -> CircuitExecutor:
-    """An executor on that device; InputError at once if blocks of this dimension are no circuits."""
-    qubits(dim)
-    return CircuitExecutor(open_device(config), sign, config.seed)
+def open_executor(config: OnDevice, adapter: AdapterConfig, sign: Sign) -> CircuitExecutor:
+    """An executor of that adapter on that device; InputError at once if its blocks are no circuits."""
+    qubits(adapter.dim)
+    return CircuitExecutor(open_device(config), sign, config.seed, adapter.sign_constrained)
 
 
 def circuit_line(summary: dict[str, float], config: OnDevice) -> str:

@@ -5,18 +5,20 @@ qrun plan model=llama                       the paper's one v_proj site: 64 pair
 qrun plan model=smollm2 adapter=cayley      all 210 sites
 """
 
+from dataclasses import replace
+
 from qrun.adapters.sites import check_divides, parameters, select, sites
 from qrun.config.verbs import PlanConfig
 from qrun.errors import InputError
 from qrun.language.models import model_shape
+from qrun.quantum.calibration import read_calibration
 from qrun.quantum.encoding import qubits
-from qrun.quantum.layout import heavy_hex, read_chip
-from qrun.quantum.plan import JOBS_PER_MINUTE, OPEN_PLAN_S, block_cost
+from qrun.quantum.layout import drawing, heavy_hex
+from qrun.quantum.plan import JOBS_PER_MINUTE, OPEN_PLAN_S, best_share, block_cost
 from qrun.quantum.plan import plan as cost
 from qrun.quantum.services import named_backend
+from qrun.quantum.wiring import Wiring
 from qrun.report.screen import say, table
-
-SX_ERROR = 2.45e-4  # the paper's quoted value, where no calibration is asked
 
 
 def plan(config: PlanConfig) -> None:
@@ -30,17 +32,20 @@ def plan(config: PlanConfig) -> None:
     check_divides(selected, dim, side)
 
     nominal = config.device.kind == "ibm" and config.device.backend is None
-    chip = heavy_hex() if nominal else read_chip(named_backend(config.device.kind, config.device.backend))
-    block = block_cost(n, chip, SX_ERROR)
+    chip = heavy_hex() if nominal else read_calibration(named_backend(config.device.kind, config.device.backend))
+    keep = 1.0 if nominal else config.device.keep  # where all places are alike none is better
+    wiring = Wiring(chip.typical, config.device.circuit, config.device.coupling, keep, chip)
+    block = block_cost(wiring, n)
     shots = config.device.shots or 0
     per_site = [site.width(side) // dim for site in selected]
-    found = cost(chip, dim, per_site, config.tokens, shots, block.seconds)
+    found = cost(block.places, per_site, config.tokens, shots, block.seconds)
     size = f"{len(selected):,}, {sum(per_site):,}, {parameters(selected, dim, side):,}"
     packed, counts = found.blocks_per_circuit, block.counts
     gates = f"{counts['cz']} CZ, {counts['sx'] + counts['x']} SX, depth {block.depth}"
+    spread = zip(("best", "mean", "worst"), block.errors, strict=True)
     rows = [
         ["sites, blocks, parameters", size],
-        ["blocks at once on the chip", f"{packed} of {n} qubits ({packed * n} of {chip.qubits})"],
+        ["blocks at once on the chip", f"{packed} of {n} qubits ({packed * n} of {len(chip.qubits)} that work)"],
         ["circuits per token", f"{found.circuits_per_token:,}"],
         [f"circuits for {config.tokens:,} tokens", f"{found.circuits:,}"],
         [f"executions at {shots:,} shots", f"{found.executions:,}"],
@@ -51,11 +56,22 @@ def plan(config: PlanConfig) -> None:
         [f"one circuit per job, {JOBS_PER_MINUTE} jobs a minute", f"{found.one_circuit_per_job_minutes:,.1f} min"],
         ["block circuit", f"{gates}, {block.seconds * 1e6:.1f} us"],
         ["survival of a block circuit", f"{block.gate_survival:.2%} gates, {block.survival:.2%} with readout"],
+        ["error of |y| by place, rms", " ".join(f"{word} {error**0.5:.1%}" for word, error in spread)],
     ]
-    calibration = f"calibration of {chip.date}" if chip.date else "nominal errors: CZ 1.78e-3, SX 2.45e-4, readout 1e-2"
+    calibration = (
+        f"calibration of {chip.date[:10]}" if chip.date else "nominal errors: CZ 1.78e-3, SX 2.45e-4, readout 1e-2"
+    )
     table(f"{config.model.name}, b = {dim}, on {chip.name}", ["", "value"], rows, calibration)
-    if chip.dead or chip.faulty:
-        say(chip.left_out)
+    if not nominal:
+        everywhere = replace(wiring, keep=1.0)
+        all_places = everywhere.chosen(n)
+        errors = everywhere.errors(n, all_places).tolist()
+        say(drawing(chip, wiring.chosen(n)))
+        say("places by quality, 0 the best tenth to 9; . not used, x out of order")
+        say(chip.words)
+        best, error = best_share(errors, dim, shots)
+        gain = f"{best} of {len(all_places)} places have the least error, {error**0.5:.1%} rms with shots"
+        say(f"at the QPU time of device.keep=1: {gain}; device.keep={config.device.keep:g} takes {block.places}")
     if config.device.budget_s is not None and found.estimate > config.device.budget_s:
         need = f"this run needs about {found.estimate:,.0f} s by estimate; what exceeds the budget would not be sent"
         say(f"over budget: device.budget_s={config.device.budget_s:g} s, {need}")

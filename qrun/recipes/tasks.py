@@ -20,6 +20,7 @@ from qrun.config.schema import DeviceConfig, ModelConfig, Sign
 from qrun.config.verbs import CompressConfig, QuestionsRunConfig, RunConfig, TrainConfig
 from qrun.language import questions
 from qrun.language.models import model_shape
+from qrun.quantum.calibration import calibration
 from qrun.quantum.noise import Noise
 from qrun.tracking.store import Store
 
@@ -134,7 +135,8 @@ class Measure:
     def identity(self, sources: Sources, needs: Mapping[str, str]) -> Mapping[str, object]:
         """Model, text, protocol, and what of the device makes counts."""
         c = self.config
-        circuits = {"device": c.device, "noise": c.noise.digest, "sign": c.sign, "seed": c.seed}
+        chip = c.noise.calibration and calibration(c.noise.calibration).digest
+        circuits = {"device": c.device, "noise": c.noise.digest, "chip": chip, "sign": c.sign, "seed": c.seed}
         return {
             **sources.model(c.model, needs.get("model")), "text": sources.digest(c.data, c.evaluation.split.value),
             "protocol": c.protocol, "evaluation": c.evaluation, "values": self.values,

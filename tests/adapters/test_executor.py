@@ -11,6 +11,7 @@ from qrun.errors import InputError
 from qrun.quantum.devices.noisy import NoisyDevice
 from qrun.quantum.devices.shots import ShotsDevice
 from qrun.quantum.noise import Noise
+from qrun.quantum.wiring import Wiring
 
 BLOCKS = cayley(torch.randn(6, 6, generator=torch.Generator().manual_seed(0)), 4)
 SLICES = torch.randn(50, 6, 4, generator=torch.Generator().manual_seed(1)) * 3
@@ -21,14 +22,16 @@ def site(device, sign=Sign.input, seed=0, name="layers.0.self_attn.v_proj"):
     return executor.site(name), executor
 
 
-@pytest.mark.parametrize("make", [lambda: ShotsDevice(Noise(), None), lambda: NoisyDevice(Noise(), None)])
+@pytest.mark.parametrize(
+    "make", [lambda: ShotsDevice(Wiring(Noise()), None), lambda: NoisyDevice(Wiring(Noise()), None)]
+)
 def test_without_shots_and_noise_exact_signs_give_the_exact_product(make):
     run, _ = site(make(), Sign.exact)
     torch.testing.assert_close(run(BLOCKS, SLICES), exact(BLOCKS, SLICES), atol=2e-3, rtol=1e-4)
 
 
 def test_input_signs_are_the_papers_rule():
-    run, executor = site(ShotsDevice(Noise(), None))
+    run, executor = site(ShotsDevice(Wiring(Noise()), None))
     product, found = exact(BLOCKS, SLICES), run(BLOCKS, SLICES)
     assert torch.equal(found < 0, SLICES < 0)
     torch.testing.assert_close(found.abs(), product.abs(), atol=1e-3, rtol=1e-4)
@@ -41,11 +44,13 @@ def test_input_signs_are_the_papers_rule():
 
 
 def test_norms_are_kept_without_noise():
-    run, _ = site(ShotsDevice(Noise(), 100))
+    run, _ = site(ShotsDevice(Wiring(Noise()), 100))
     torch.testing.assert_close(run(BLOCKS, SLICES).norm(dim=-1), SLICES.norm(dim=-1), atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("make", [lambda: ShotsDevice(Noise(), 10), lambda: NoisyDevice(Noise(cz=0.1), 10)])
+@pytest.mark.parametrize(
+    "make", [lambda: ShotsDevice(Wiring(Noise()), 10), lambda: NoisyDevice(Wiring(Noise(cz=0.1)), 10)]
+)
 def test_zero_slices_give_zero_and_count_as_no_circuit(make):
     slices = SLICES.clone()
     slices[3] = 0
@@ -58,15 +63,17 @@ def test_zero_slices_give_zero_and_count_as_no_circuit(make):
 
 def test_batches_in_order_give_the_same_bits_and_sites_and_seeds_differ():
     noise = Noise(cz=0.01, read_0_given_1=0.02)
-    whole = site(NoisyDevice(noise, 200))[0](BLOCKS, SLICES)
-    run, _ = site(NoisyDevice(noise, 200))
+    whole = site(NoisyDevice(Wiring(noise), 200))[0](BLOCKS, SLICES)
+    run, _ = site(NoisyDevice(Wiring(noise), 200))
     assert torch.equal(torch.cat([run(BLOCKS, part) for part in SLICES.split([1, 20, 29])]), whole)
-    assert not torch.equal(site(NoisyDevice(noise, 200), seed=1)[0](BLOCKS, SLICES), whole)
-    assert not torch.equal(site(NoisyDevice(noise, 200), name="layers.1.self_attn.v_proj")[0](BLOCKS, SLICES), whole)
+    assert not torch.equal(site(NoisyDevice(Wiring(noise), 200), seed=1)[0](BLOCKS, SLICES), whole)
+    assert not torch.equal(
+        site(NoisyDevice(Wiring(noise), 200), name="layers.1.self_attn.v_proj")[0](BLOCKS, SLICES), whole
+    )
 
 
 def test_changed_blocks_are_prepared_again():
-    run, _ = site(ShotsDevice(Noise(), None), Sign.exact)
+    run, _ = site(ShotsDevice(Wiring(Noise()), None), Sign.exact)
     run(BLOCKS, SLICES)
     other = BLOCKS.transpose(1, 2).contiguous()
     torch.testing.assert_close(run(other, SLICES), exact(other, SLICES), atol=2e-3, rtol=1e-4)
@@ -75,7 +82,7 @@ def test_changed_blocks_are_prepared_again():
 def test_error_shrinks_as_shots_grow():
     errors = []
     for shots in (100, 10_000, 1_000_000):
-        run, executor = site(ShotsDevice(Noise(), shots), Sign.exact)
+        run, executor = site(ShotsDevice(Wiring(Noise()), shots), Sign.exact)
         run(BLOCKS, SLICES)
         errors.append(executor.statistics.summary()["relative_error"])
     assert errors[0] > 5 * errors[1] > 25 * errors[2]
@@ -85,11 +92,11 @@ def test_nan_slices_are_refused():
     slices = SLICES.clone()
     slices[0, 0, 0] = float("nan")
     with pytest.raises(InputError, match="not finite"):
-        site(ShotsDevice(Noise(), 10))[0](BLOCKS, slices)
+        site(ShotsDevice(Wiring(Noise()), 10))[0](BLOCKS, slices)
 
 
 def test_complete_noise_returns_the_uniform_magnitude():
-    run, _ = site(NoisyDevice(Noise(block=1.0), None))
+    run, _ = site(NoisyDevice(Wiring(Noise(block=1.0)), None))
     np.testing.assert_allclose(
         run(BLOCKS, SLICES).abs(), SLICES.norm(dim=-1, keepdim=True).expand(-1, -1, 4) / 2, rtol=1e-4
     )

@@ -18,23 +18,23 @@ from qrun.quantum.devices.pennylane import PennyLaneDevice
 from qrun.quantum.devices.shots import ShotsDevice
 from qrun.quantum.noise import Noise
 from qrun.quantum.sampling import sample
+from qrun.quantum.wiring import Wiring
 
 MAKERS = {
-    "shots": lambda shots: ShotsDevice(Noise(), shots, np.float64),
-    "noisy": lambda shots: NoisyDevice(Noise(), shots, np.float64),
-    "noisy-float32": lambda shots: NoisyDevice(Noise(), shots),
-    "default.qubit": lambda shots: PennyLaneDevice(Noise(), shots),
-    "lightning.qubit": lambda shots: PennyLaneDevice(Noise(), shots, "lightning.qubit"),
-    "default.mixed": lambda shots: PennyLaneDevice(Noise(), shots, "default.mixed"),
-    "aer": lambda shots: AerDevice(Noise(), shots),
+    "shots": lambda shots: ShotsDevice(Wiring(Noise()), shots, np.float64),
+    "noisy": lambda shots: NoisyDevice(Wiring(Noise()), shots, np.float64),
+    "noisy-float32": lambda shots: NoisyDevice(Wiring(Noise()), shots),
+    "default.qubit": lambda shots: PennyLaneDevice(Wiring(Noise()), shots),
+    "lightning.qubit": lambda shots: PennyLaneDevice(Wiring(Noise()), shots, "lightning.qubit"),
+    "default.mixed": lambda shots: PennyLaneDevice(Wiring(Noise()), shots, "default.mixed"),
+    "aer": lambda shots: AerDevice(Wiring(Noise()), shots),
 }
 SLOW = ("default.mixed", "lightning.qubit", "aer", "default.qubit")
 
 
-def run(device, blocks, units, key=1, first=0, mask=None):
-    return device.run(
-        device.prepare(blocks), units, np.ones(units.shape[:2], bool) if mask is None else mask, key, first
-    )
+def run(device, blocks, units, key=1):
+    mask = np.ones(units.shape[:2], bool)
+    return device.run(device.prepare(blocks), units, mask, key, np.arange(len(units)))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -121,9 +121,9 @@ def test_bad_blocks_and_shots_are_refused(name):
 def test_the_fast_simulator_agrees_with_aer_under_every_noise(n, noise):
     blocks, units = rotations(n, 1, seed=n), unit_slices(n, 3, 1, seed=n)
     units[2] = np.eye(2**n)[-1]  # a basis state: zeros and signs in the tree
-    reference = run(AerDevice(noise, None), blocks, units)
-    np.testing.assert_allclose(run(NoisyDevice(noise, None, np.float64), blocks, units), reference, atol=1e-9)
-    np.testing.assert_allclose(run(NoisyDevice(noise, None), blocks, units), reference, atol=2e-6)
+    reference = run(AerDevice(Wiring(noise), None), blocks, units)
+    np.testing.assert_allclose(run(NoisyDevice(Wiring(noise), None, np.float64), blocks, units), reference, atol=1e-9)
+    np.testing.assert_allclose(run(NoisyDevice(Wiring(noise), None), blocks, units), reference, atol=2e-6)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5])
@@ -133,20 +133,22 @@ def test_the_torch_form_of_the_simulator_agrees_with_the_kernel(n, monkeypatch):
     blocks, units = rotations(n, 3, seed=n), unit_slices(n, 7, 3, seed=n)
     units[2] = np.eye(2**n)[-1]
     units[3] = -np.eye(2**n)[0]
-    kernel = run(NoisyDevice(FULL, None, np.float64), blocks, units)
+    kernel = run(NoisyDevice(Wiring(FULL), None, np.float64), blocks, units)
     monkeypatch.setattr(accelerated, "STATE", 4**n * 3 * 2)  # two tokens at a time
     np.testing.assert_allclose(
-        run(NoisyDevice(FULL, None, np.float64, accelerator="cpu"), blocks, units), kernel, atol=1e-9
+        run(NoisyDevice(Wiring(FULL), None, np.float64, accelerator="cpu"), blocks, units), kernel, atol=1e-9
     )
-    np.testing.assert_allclose(run(NoisyDevice(FULL, None, accelerator="cpu"), blocks, units), kernel, atol=2e-6)
+    np.testing.assert_allclose(
+        run(NoisyDevice(Wiring(FULL), None, accelerator="cpu"), blocks, units), kernel, atol=2e-6
+    )
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_the_fast_simulator_agrees_with_pennylanes_density_matrix(n):
     blocks, units = rotations(n, 1, seed=n), unit_slices(n, 2, 1, seed=n)
     np.testing.assert_allclose(
-        run(NoisyDevice(FULL, None, np.float64), blocks, units),
-        run(PennyLaneDevice(FULL, None), blocks, units),
+        run(NoisyDevice(Wiring(FULL), None, np.float64), blocks, units),
+        run(PennyLaneDevice(Wiring(FULL), None), blocks, units),
         atol=1e-9,
     )
 
@@ -154,25 +156,28 @@ def test_the_fast_simulator_agrees_with_pennylanes_density_matrix(n):
 def test_complete_depolarisation_gives_the_uniform_distribution():
     for noise in (Noise(block=1.0), Noise(sx=0.5, cz=0.75)):
         np.testing.assert_allclose(
-            run(NoisyDevice(noise, None), rotations(3, 1), unit_slices(3, 4, 1)), 1 / 8, atol=1e-6
+            run(NoisyDevice(Wiring(noise), None), rotations(3, 1), unit_slices(3, 4, 1)), 1 / 8, atol=1e-6
         )
 
 
 def test_one_block_channel_mixes_in_the_uniform_distribution():
     blocks, units = rotations(2, 1), unit_slices(2, 4, 1)
-    clean = run(NoisyDevice(Noise(), None, np.float64), blocks, units)
+    clean = run(NoisyDevice(Wiring(Noise()), None, np.float64), blocks, units)
     np.testing.assert_allclose(
-        run(NoisyDevice(Noise(block=0.2), None, np.float64), blocks, units), 0.8 * clean + 0.2 / 4, atol=1e-12
+        run(NoisyDevice(Wiring(Noise(block=0.2)), None, np.float64), blocks, units), 0.8 * clean + 0.2 / 4, atol=1e-12
     )
 
 
 @pytest.mark.parametrize("split", [1, 3, 10])
 def test_the_same_seed_gives_the_same_bits_on_any_split(split):
-    device = NoisyDevice(FULL, 500)
+    device = NoisyDevice(Wiring(FULL), 500)
     blocks, units = rotations(2, 3), unit_slices(2, 10, 3)
     prepared, mask = device.prepare(blocks), np.ones((10, 3), bool)
-    whole = device.run(prepared, units, mask, 7, 0)
-    parts = [device.run(prepared, units[s : s + split], mask[s : s + split], 7, s) for s in range(0, 10, split)]
+    whole = device.run(prepared, units, mask, 7, np.arange(10))
+    parts = [
+        device.run(prepared, units[s : s + split], mask[s : s + split], 7, np.arange(10)[s : s + split])
+        for s in range(0, 10, split)
+    ]
     np.testing.assert_array_equal(np.concatenate(parts), whole)
 
 
@@ -180,7 +185,7 @@ def test_the_same_seed_gives_the_same_bits_on_any_split(split):
 @pytest.mark.parametrize("p", [[0.5, 0.3, 0.15, 0.04, 0.01], [0.97, 0.03], [1e-4, 0.9998, 0.0, 1e-4], [0.25] * 4])
 def test_sampled_counts_follow_the_multinomial_distribution(p, shots):
     rows = 20_000
-    counts = sample(np.tile(p, (rows, 1)), shots, key=11) * shots
+    counts = sample(np.tile(p, (rows, 1, 1)), shots, 11, np.arange(rows))[:, 0] * shots
     total, expected = counts.sum(0), np.array(p) * rows * shots
     possible = expected > 0
     assert (total[~possible] == 0).all()
@@ -193,7 +198,7 @@ def test_binomial_draws_follow_the_exact_distribution_in_both_methods():
     from scipy.stats import binom
 
     for n, p in ((40, 0.1), (200, 0.3), (8192, 0.4)):
-        draws = np.round(sample(np.tile([p, 1 - p], (60_000, 1)), n, key=3)[:, 0] * n).astype(int)
+        draws = np.round(sample(np.tile([p, 1 - p], (60_000, 1, 1)), n, 3, np.arange(60_000))[:, 0, 0] * n).astype(int)
         low, high = binom.ppf([0.01, 0.99], n, p).astype(int)
         cells = np.clip(draws, low, high) - low
         weights = binom.pmf(np.arange(low, high + 1), n, p)
@@ -203,22 +208,26 @@ def test_binomial_draws_follow_the_exact_distribution_in_both_methods():
 
 def test_prepared_blocks_come_back_from_disk(tmp_path, monkeypatch):
     blocks, units = rotations(4, 4), unit_slices(4, 5, 4)
-    first = run(NoisyDevice(FULL, None, cache=BlockCache(tmp_path)), blocks, units)
-    assert {p.name.split("-")[0] for p in tmp_path.iterdir()} == {"gates", "readout"}
-    monkeypatch.setattr("qrun.quantum.devices.noisy.synthesise", lambda block: pytest.fail("synthesised again"))
-    np.testing.assert_array_equal(run(NoisyDevice(FULL, None, cache=BlockCache(tmp_path)), blocks, units), first)
-    other = Noise(cz=0.01)  # another noise: gates from disk, new readout matrices
-    assert not np.allclose(run(NoisyDevice(other, None, cache=BlockCache(tmp_path)), blocks, units), first)
+    first = run(NoisyDevice(Wiring(FULL), None, cache=BlockCache(tmp_path)), blocks, units)
+    assert {p.name.split("-")[0] for p in tmp_path.iterdir()} == {"circuits"}
+    monkeypatch.setattr("qrun.quantum.wiring.block_circuits", lambda *_: pytest.fail("synthesised again"))
+    np.testing.assert_array_equal(
+        run(NoisyDevice(Wiring(FULL), None, cache=BlockCache(tmp_path)), blocks, units), first
+    )
+    other = Noise(cz=0.01)  # another noise: circuits from disk, new readout matrices
+    assert not np.allclose(run(NoisyDevice(Wiring(other), None, cache=BlockCache(tmp_path)), blocks, units), first)
     for path in tmp_path.iterdir():
         path.write_bytes(path.read_bytes()[:50])
     monkeypatch.undo()
-    np.testing.assert_array_equal(run(NoisyDevice(FULL, None, cache=BlockCache(tmp_path)), blocks, units), first)
+    np.testing.assert_array_equal(
+        run(NoisyDevice(Wiring(FULL), None, cache=BlockCache(tmp_path)), blocks, units), first
+    )
 
 
 def test_pennylane_qiskits_device_agrees_within_shot_noise():
     blocks, units = rotations(2, 1), unit_slices(2, 2, 1)
     noise = Noise(sx=3e-3, cz=2e-2, read_1_given_0=0.02, read_0_given_1=0.04)
-    counted = run(AerDevice(noise, 20_000, "pennylane"), blocks, units)
-    np.testing.assert_allclose(counted, run(NoisyDevice(noise, None, np.float64), blocks, units), atol=0.02)
+    counted = run(AerDevice(Wiring(noise), 20_000, "pennylane"), blocks, units)
+    np.testing.assert_allclose(counted, run(NoisyDevice(Wiring(noise), None, np.float64), blocks, units), atol=0.02)
     with pytest.raises(InputError, match="only counts"):
-        run(AerDevice(noise, None, "pennylane"), blocks, units)
+        run(AerDevice(Wiring(noise), None, "pennylane"), blocks, units)

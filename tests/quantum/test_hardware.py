@@ -11,22 +11,24 @@ import numpy as np
 import pytest
 from qiskit.primitives.containers import BitArray, DataBin
 from qiskit.quantum_info import Statevector
-from quantum_support import rotations, unit_slices
+from quantum_support import chip, rotations, unit_slices
 
 from qrun.config.compose import compose
 from qrun.config.schema import DeviceConfig, Mode
 from qrun.errors import InputError, RunFailed
 from qrun.quantum import dispatch, hardware, services
+from qrun.quantum.calibration import Calibration, calibration, read_calibration
+from qrun.quantum.circuits import to_qiskit
 from qrun.quantum.devices.base import Setting
 from qrun.quantum.dispatch import frequencies
 from qrun.quantum.hardware import ProcessorDevice, choose, circuit_digest, open_processor, packed_circuit
 from qrun.quantum.jobs import JobBook
-from qrun.quantum.layout import Chip, pack, read_chip
+from qrun.quantum.layout import pack
 from qrun.quantum.noise import Noise
-from qrun.quantum.plan import path_circuit
 from qrun.quantum.services import FakeService, IbmService, JobFailed, Refused, UnknownJob, fake_backend, ibm_account
+from qrun.quantum.wiring import Wiring
 
-LINE = Chip("line", 4, {(0, 1): 0.0, (1, 2): 0.0, (2, 3): 0.0}, [0.0] * 4, date="2026-11-01", calibration="c7")
+LINE = chip("line", {(0, 1): 1e-3, (1, 2): 1e-3, (2, 3): 1e-3}, [0.0] * 4, id="c7")
 
 
 class ExactService:
@@ -80,13 +82,20 @@ class ExactService:
         return SimpleNamespace(data=DataBin(**bits, shape=(len(values),)))
 
 
-def device(tmp_path, service=None, chip=LINE, qubits=4, **words):
-    config = DeviceConfig("ibm", **{"shots": 1000, **words})
-    return ProcessorDevice(config, chip, service or ExactService(), tmp_path / "qpu", qubits)
+def device(tmp_path, service=None, calibrated=LINE, qubits=4, **words):
+    config = DeviceConfig("ibm", **{"shots": 1000, "keep": 1.0, **words})
+    return ProcessorDevice(config, calibrated, service or ExactService(), tmp_path / "qpu", qubits)
+
+
+def circuits(blocks):
+    wired = Wiring(Noise()).circuits(blocks)
+    return [to_qiskit(wired, j) for j in range(len(blocks))]
 
 
 def run(d, blocks, units, mask=None):
-    return d.run(d.prepare(blocks), units, np.ones(units.shape[:2], bool) if mask is None else mask, 0, 0)
+    return d.run(
+        d.prepare(blocks), units, np.ones(units.shape[:2], bool) if mask is None else mask, 0, np.arange(len(units))
+    )
 
 
 @pytest.mark.slow
@@ -100,7 +109,7 @@ def test_packed_circuits_measure_every_block_of_every_token(tmp_path, n):
 
 def test_three_qubit_blocks_are_routed_on_a_path(tmp_path):
     block, unit = rotations(3, 1)[0], unit_slices(3, 1, 1)
-    small = path_circuit(block)
+    (small,) = circuits(block[None])
     assert {
         tuple(sorted(small.find_bit(q).index for q in i.qubits)) for i in small.data if i.operation.name == "cz"
     } <= {(0, 1), (1, 2)}
@@ -110,9 +119,9 @@ def test_three_qubit_blocks_are_routed_on_a_path(tmp_path):
 
 
 def test_packed_circuits_are_in_the_processors_instruction_set():
-    chip = read_chip(fake_backend("FakeTorino"))
-    places = pack(chip, 2)[:5]
-    whole = packed_circuit([path_circuit(b) for b in rotations(2, 5)], places, chip.qubits)
+    found = calibration("FakeTorino")
+    places = pack(found, 2)[:5]
+    whole = packed_circuit(circuits(rotations(2, 5)), places, found.size)
     assert whole.num_parameters == 15 and set(whole.count_ops()) <= {"cz", "sx", "x", "rz", "measure", "barrier"}
     pairs = {tuple(sorted(whole.find_bit(q).index for q in i.qubits)) for i in whole.data if i.operation.name == "cz"}
     assert pairs == {tuple(sorted(p)) for p in places}
@@ -141,19 +150,19 @@ def test_a_key_is_all_that_makes_the_counts(tmp_path):
         run(d, blocks, units)
         return d.jobs.sent
 
-    other = Chip("line", 4, {(1, 2): 0.0}, [0.0] * 4)
+    other = chip("line", {(1, 2): 0.0}, [0.0] * 4)
     assert sent() == 1 and sent() == 0
     assert sent(repetition=1) == 1 and sent(repetition=1) == 0
-    assert sent(optimization_level=0) == 1 and sent(shots=999) == 1
+    assert sent(circuit="qiskit") == 1 and sent(shots=999) == 1
     assert sent(options={"dynamical_decoupling": "XX"}) == 1 and sent(options={"gate_twirling": True}) == 1
     assert sent(options={"gate_twirling": False}) == 0  # says what is the case anyway
-    assert sent(chip=other) == 1 and sent(chip=replace(LINE, name="row")) == 1
+    assert sent(calibrated=other) == 1 and sent(calibrated=replace(LINE, name="row")) == 1
     assert sent(units=unit_slices(2, 1, 1, seed=5)) == 1 and sent(blocks=rotations(2, 1, seed=5)) == 1
     assert sent(mode=Mode.batch) == 0 and sent(budget_s=1000) == 0
 
 
 def test_the_digest_of_a_circuit_sees_operations_qubits_bits_and_angles():
-    small = [path_circuit(b) for b in rotations(2, 2)]
+    small = circuits(rotations(2, 2))
     whole = [packed_circuit(small, [(0, 1), (2, 3)], 4) for _ in range(2)]
     assert circuit_digest(whole[0]) == circuit_digest(whole[1])
     others = [
@@ -194,25 +203,25 @@ def test_the_record_tells_where_the_counts_come_from(tmp_path):
     run(d, rotations(2, 2), unit_slices(2, 2, 2))
     facts = json.loads(json.dumps(d.record()))
     assert facts["processor"] == "line" and facts["calibration"] == "c7" and facts["options"] == {"rep_delay_us": 100}
-    assert facts["places"] == {"2": [[0, 1], [2, 3]]} and facts["mode"] == "batch" and facts["qiskit"]
+    assert sorted(facts["places"]["2"]) == [[0, 1], [2, 3]] and facts["mode"] == "batch" and facts["qiskit"]
     assert facts["qpu_jobs"] == 1 and facts["qpu_seconds"] == 2.5
     assert facts["qpu_seconds_estimated"] == pytest.approx(2 + 2 * 1000 * 200e-6)
     assert facts["jobs"][0]["job_id"] == "job-0" and facts["jobs"][0]["state"] == "done"
 
 
 def test_dead_qubits_run_no_block(tmp_path):
-    dead = replace(LINE, couplers={(2, 3): 0.0}, faulty=(1,))
+    dead = chip("line", {(2, 3): 0.0}, [0.0] * 4, left_out=(1,))
     service = ExactService()
     run(device(tmp_path, service, dead), rotations(1, 3), unit_slices(1, 1, 3))
     circuit = service.orders[0].pubs[0][0]
     assert {circuit.find_bit(i.qubits[0]).index for i in circuit.data if i.operation.name == "measure"} == {0, 2, 3}
-    with pytest.raises(InputError, match=r"no 3 coupled qubits work; left out .* qubits 1"):
+    with pytest.raises(InputError, match=r"adapter.dim=8: line has no 3 coupled qubits"):
         run(device(tmp_path, service, dead), rotations(3, 1), unit_slices(3, 1, 1))
 
 
 class Error:
     def __init__(self, error):
-        self.error = error
+        self.error, self.duration = error, 36e-9
 
 
 def test_what_does_not_work_on_a_chip_is_left_out_and_named():
@@ -224,18 +233,20 @@ def test_what_does_not_work_on_a_chip_is_left_out_and_named():
     }
     properties = SimpleNamespace(
         is_qubit_operational=lambda q: True, is_gate_operational=lambda gate, pair: pair != (5, 6),
+        qubit_property=lambda q: {},
         last_update_date="2026-11-01 10:00",
     )  # fmt: skip
     named = type("Target", (dict,), {"operation_names": ["cz", "sx", "measure"]})(target)
     backend = SimpleNamespace(name="x", num_qubits=8, target=named, properties=lambda: properties, calibration_id="c1")
-    chip = read_chip(backend)
-    assert chip.faulty == (0, 4, 7) and not chip.couplers and len(chip.dead) == 7
-    assert "qubits 0, 4, 7" in chip.left_out and "1-2" in chip.left_out
-    assert (chip.calibration, chip.calibrated, chip.date) == ("c1", "2026-11-01 10:00", "2026-11-01")
-    assert Chip.from_dict(json.loads(json.dumps(chip.as_dict()))) == replace(chip, readout=list(chip.readout))
+    found = read_calibration(backend)
+    assert sorted(found.qubits) == [1, 2, 3, 5, 6] and not found.couplers
+    assert found.left_out["0"] == found.left_out["4"] == found.left_out["5-6"] == "not operational"
+    assert found.left_out["1-2"] == "no error reported" and found.left_out["2-3"] == "error 0.6"
+    assert (found.id, found.date) == ("c1", "2026-11-01 10:00") and "1-2 (no error" in found.words
+    assert Calibration.from_dict(json.loads(json.dumps(found.as_dict()))) == found
     named.operation_names = ["ecr"]
     with pytest.raises(InputError, match="made of CZ gates"):
-        read_chip(backend)
+        read_calibration(backend)
 
 
 def test_a_qubit_that_the_runtime_drops_is_left_out():
@@ -250,8 +261,8 @@ def test_a_qubit_that_the_runtime_drops_is_left_out():
     if isinstance(configuration, dict):
         pytest.skip("this runtime keeps no configuration of its recorded backends")
     target = convert_to_target(configuration, properties)
-    chip = read_chip(SimpleNamespace(name="t", num_qubits=133, target=target, properties=lambda: properties))
-    assert 5 in chip.faulty and not any(5 in pair for pair in chip.couplers)
+    found = read_calibration(SimpleNamespace(name="t", num_qubits=133, target=target, properties=lambda: properties))
+    assert found.left_out["5"] == "not operational" and not any(5 in pair for pair in found.couplers)
 
 
 class Account:
@@ -274,11 +285,11 @@ class Account:
 def test_the_least_busy_processor_is_chosen_once_with_its_calibration(tmp_path, monkeypatch):
     monkeypatch.delenv("QISKIT_IBM_INSTANCE", raising=False)
     config, book = DeviceConfig("ibm"), JobBook(tmp_path)
-    chip, backend, kept = choose(Account("one", "two"), config, book)
-    assert (chip.name, backend.name, kept) == ("one", "one", False)
-    monkeypatch.setattr(hardware, "read_chip", lambda backend: pytest.fail("read again"))
+    chosen, backend, kept = choose(Account("one", "two"), config, book)
+    assert (chosen.name, backend.name, kept) == ("one", "one", False)
+    monkeypatch.setattr(hardware, "read_calibration", lambda backend: pytest.fail("read again"))
     again, backend, kept = choose(Account("two", "one"), config, book)
-    assert (again, backend.name, kept) == (chip, "one", True)
+    assert (again, backend.name, kept) == (chosen, "one", True)
     with pytest.raises(InputError, match=r"device.backend=one: not available"):
         choose(Account("two"), config, book)
     monkeypatch.undo()

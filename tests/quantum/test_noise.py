@@ -14,6 +14,8 @@ from quantum_support import FULL
 from qrun.config.compose import compose
 from qrun.errors import InputError
 from qrun.quantum.noise import AXES, CHANNELS, Dephasing, Depolarizing, Noise, Rates, Relaxation
+from qrun.quantum.places import everywhere
+from qrun.quantum.wiring import Wiring
 
 ALL = dataclasses.replace(FULL, dephasing=0.01)
 PAULIS = [np.eye(2), np.array([[0, 1], [1, 0]]), np.array([[0, -1j], [1j, 0]]), np.diag([1, -1])]
@@ -253,7 +255,11 @@ def test_the_total_error_of_a_circuit_counts_its_gates_and_readouts():
 
 
 def test_readout_errors_and_the_circuits_one_channel_act_on_outcomes():
+    def measured(noise, p):
+        n = p.shape[-1].bit_length() - 1
+        return everywhere(noise, n).measured(p, Wiring(noise).circuits(np.eye(2**n)[None]), 0)
+
     reading = Noise(read_1_given_0=0.1, read_0_given_1=0.3)
-    np.testing.assert_allclose(reading.measured(np.eye(2)), [[0.9, 0.1], [0.3, 0.7]])
-    np.testing.assert_allclose(reading.measured(np.eye(4)[1]), [0.27, 0.63, 0.03, 0.07])  # qubit 0 is 1
-    np.testing.assert_allclose(Noise(block=0.2).measured(np.eye(4)[0]), [0.85, 0.05, 0.05, 0.05])
+    np.testing.assert_allclose(measured(reading, np.eye(2)), [[0.9, 0.1], [0.3, 0.7]])
+    np.testing.assert_allclose(measured(reading, np.eye(4)[1]), [0.27, 0.63, 0.03, 0.07])  # qubit 0 is 1
+    np.testing.assert_allclose(measured(Noise(block=0.2), np.eye(4)[0]), [0.85, 0.05, 0.05, 0.05])

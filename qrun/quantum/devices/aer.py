@@ -1,23 +1,26 @@
-"""`device=aer`: Aer's density matrix as a reference, with the noise's Kraus operators as errors."""
+"""`device=aer`: Aer's density matrix as a reference, every gate with its noise's Kraus operators."""
 
 from functools import reduce
 from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from qiskit import QuantumCircuit
 from qiskit_aer import AerSimulator
 from qiskit_aer.noise import NoiseModel, kraus_error
 
 from qrun.errors import InputError
-from qrun.quantum.circuits import BASIS, Gates, append, append_preparation, synthesise
+from qrun.quantum.circuits import BASIS, CZ, RY, RZ, SX, Circuits
 from qrun.quantum.devices.base import Device, Setting
-from qrun.quantum.encoding import Floats, preparation_angles, qubits
+from qrun.quantum.encoding import Floats, qubits
 from qrun.quantum.noise import Noise
+from qrun.quantum.places import Error, Places, everywhere
+from qrun.quantum.wiring import Wiring
 
 
 def open(setting: Setting) -> Device:
-    return AerDevice(setting.noise, setting.config.shots, setting.config.backend)
+    return AerDevice(setting.wiring, setting.config.shots, setting.config.backend)
 
 
 class AerDevice(Device):
@@ -26,62 +29,97 @@ class AerDevice(Device):
 
     name = "aer"
 
-    def __init__(self, noise: Noise, shots: int | None, backend: str | None = None) -> None:
-        super().__init__(noise, shots, np.float64)
+    def __init__(self, wiring: Wiring, shots: int | None, backend: str | None = None) -> None:
+        super().__init__(wiring, shots, np.float64)
         self.backend = backend or "density_matrix"
         if self.backend not in ("density_matrix", "pennylane"):
             raise InputError(f"device.backend={self.backend}: use density_matrix or pennylane")
+        waits = wiring.noise.t1_us or wiring.noise.t2_us or wiring.noise.calibration
+        if self.backend == "pennylane" and waits:
+            possible = "its noise model knows gates and not what waits; use backend=density_matrix"
+            raise InputError(f"device.backend=pennylane, noise={wiring.noise.name}: {possible}")
         if self.backend == "pennylane" and find_spec("pennylane_qiskit") is None:
             raise InputError("device.backend=pennylane: needs pennylane-qiskit: pip install 'qrun-adapters[plugin]'")
-        self.model = aer_noise_model(noise)
 
-    def _prepare(self, blocks: Floats) -> Any:
-        return [synthesise(block) for block in blocks]
+    def _prepare(self, blocks: Floats) -> Circuits:
+        return self.wiring.circuits(blocks)
 
-    def _probabilities(self, prepared: Any, units: Floats, mask: np.ndarray) -> Floats:
+    def _probabilities(self, prepared: Circuits, units: Floats, mask: np.ndarray) -> Floats:
         n = qubits(units.shape[-1])
-        out = np.full(units.shape, 1 / 2**n)
+        places, preparation = self.places(n), self.wiring.preparation(n)
         simulate = self._pennylane if self.backend == "pennylane" else self._aer
-        for j, gates in enumerate(prepared):
+        out = np.full(units.shape, 1 / 2**n)
+        for j in range(len(prepared)):
             rows = np.flatnonzero(mask[:, j])
             if len(rows):
-                out[rows, j] = simulate(gates, preparation_angles(units[rows, j]), n)
-        return self.noise.measured(out)
+                found = simulate(prepared, j, preparation.angles(units[rows, j]), places)
+                out[rows, j] = places.measured(found, prepared, j)
+        return out
 
-    def _aer(self, gates: Gates, angles: Floats, n: int) -> Floats:
-        simulator = AerSimulator(method="density_matrix", noise_model=self.model)
-        circuits = []
-        for row in angles:
-            circuit = QuantumCircuit(n)
-            append_preparation(circuit, row, list(range(n)))
-            append(circuit, gates)
+    def _aer(self, prepared: Circuits, block: int, angles: Floats, places: Places) -> NDArray[np.float64]:
+        circuits = [noisy_circuit(prepared, block, row, places) for row in angles]
+        for circuit in circuits:
             circuit.save_probabilities()
-            circuits.append(circuit)
-        result = simulator.run(circuits).result()
+        result = AerSimulator(method="density_matrix").run(circuits).result()
         return np.array([result.data(i)["probabilities"] for i in range(len(circuits))])
 
-    def _pennylane(self, gates: Gates, angles: Floats, n: int) -> Floats:
+    def _pennylane(self, prepared: Circuits, block: int, angles: Floats, places: Places) -> NDArray[np.float64]:
         import pennylane as qml
 
         from qrun.quantum.devices.pennylane import block_tape
 
-        device = qml.device("qiskit.aer", wires=n, noise_model=self.model, method="density_matrix")
-        shots = self.shots or 8192
-        node = qml.set_shots(qml.QNode(block_tape(None, gates, Noise()), device), shots)
+        n = prepared.qubits
+        quiet = everywhere(Noise(), n)  # the noise is in Aer's model
+        model = noise_model(self.noise)
+        device = qml.device("qiskit.aer", wires=n, noise_model=model, method="density_matrix")
+        node = qml.set_shots(qml.QNode(block_tape(prepared, block, quiet, physical=True), device), self.shots or 8192)
         return np.array([node(row) for row in angles])
 
-    def run(self, prepared: Any, units: Floats, mask: np.ndarray, key: int, first: int) -> Floats:
+    def run(self, prepared: Any, units: Floats, mask: np.ndarray, key: int, numbers: np.ndarray) -> Floats:
         if self.backend != "pennylane":
-            return super().run(prepared, units, mask, key, first)
+            return super().run(prepared, units, mask, key, numbers)
         if self.shots is None:
             possible = "use backend=density_matrix for exact probabilities"
             raise InputError(f"device.shots=null: pennylane-qiskit's device only counts; {possible}")
         return self._probabilities(prepared, units, mask)
 
 
-def aer_noise_model(noise: Noise) -> Any:
-    """The noise of gates for Aer; readout and `block` act on probabilities (`Noise.measured`)."""
-    model = NoiseModel(basis_gates=list(BASIS))
+def noisy_circuit(circuits: Circuits, block: int, angles: Floats, places: Places) -> QuantumCircuit:
+    """A block circuit with explicit errors around every gate, up to the reading."""
+    waits, last = places.waits(circuits)
+    circuit, place = QuantumCircuit(circuits.qubits), places.of(block)
+
+    def act(errors: list[Error]) -> None:
+        for on, operators in errors:
+            # Qiskit counts the first qubit as the lowest; operators on both are the same with qubits exchanged
+            circuit.append(kraus_error(operators).to_instruction(), on)
+
+    for g in range(circuits.offsets[block], circuits.offsets[block + 1]):
+        kind, first, second = circuits.kind[g], int(circuits.first[g]), int(circuits.second[g])
+        before, after = places.errors(place, first, second, waits[g])
+        act(before)
+        turn = circuits.angle[g] + (angles[circuits.parameter[g]] if circuits.parameter[g] >= 0 else 0)
+        if kind == CZ:
+            circuit.cz(first, second)
+            act(after)
+        elif kind == RZ:
+            circuit.rz(turn, first)
+        elif kind == RY:
+            for rotation in (turn + np.pi, np.pi):
+                circuit.sx(first)
+                act(after)
+                circuit.rz(rotation, first)
+        else:
+            (circuit.sx if kind == SX else circuit.x)(first)
+            act(after)
+    for q in range(circuits.qubits):
+        act([([q], operators) for operators in places.waiting(place, q, last[block, q])])
+    return circuit
+
+
+def noise_model(noise: Noise) -> NoiseModel:
+    """The noise of gates, the same on all qubits."""
+    model = NoiseModel(basis_gates=list(BASIS[:4]))
     for count, gates in ((1, ["sx", "x"]), (2, ["cz"])):
         errors = [kraus_error(operators) for operators in noise.kraus(count)]
         if errors:

@@ -10,7 +10,7 @@ from qrun.quantum.encoding import Floats
 
 
 def open(setting: Setting) -> Device:
-    return ShotsDevice(setting.noise, setting.config.shots, np.dtype(setting.config.precision.value))
+    return ShotsDevice(setting.wiring, setting.config.shots, np.dtype(setting.config.precision.value))
 
 
 class ShotsDevice(Device):

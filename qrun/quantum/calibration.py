@@ -1,0 +1,246 @@
+"""A processor's calibration, qubit by qubit and coupler by coupler.
+
+    calibration("FakeMarrakesh")          of a recorded backend
+    calibration("chip.json")              of a file that `qrun qpu noise BACKEND --out chip.json` wrote
+
+As in Qiskit Aer's device models: a reported gate error is the average infidelity of depolarising followed by
+relaxation, so with F the average fidelity of the relaxation and d = 2^qubits the depolarising probability is
+p = d (error - 1 + F) / (d F - 1), none where relaxation explains more than is reported; T2 is at most 2 T1.
+"""
+
+import hashlib
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+from qrun.errors import InputError
+from qrun.quantum.noise import Noise, Relaxation
+from qrun.quantum.services import FAKES, fake_backend
+
+Edge = tuple[int, int]
+BROKEN = 0.5  # a gate or readout with an error this large is out of order
+
+
+@dataclass(frozen=True)
+class Qubit:
+    """Reported values of a working qubit: average infidelity of sx, times in microseconds (None: not reported),
+    duration in nanoseconds, readout errors."""
+
+    sx: float
+    sx_ns: float
+    t1_us: float | None
+    t2_us: float | None
+    read_1_given_0: float
+    read_0_given_1: float
+
+    @property
+    def readout(self) -> float:
+        """Mean readout error."""
+        return (self.read_1_given_0 + self.read_0_given_1) / 2
+
+
+@dataclass(frozen=True)
+class Coupler:
+    """Average infidelity of cz, the worse of both directions, and its duration in nanoseconds."""
+
+    cz: float
+    cz_ns: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What of a chip works, and `left_out`: what does not, and why."""
+
+    name: str
+    date: str
+    size: int
+    qubits: Mapping[int, Qubit]
+    couplers: Mapping[Edge, Coupler]
+    left_out: Mapping[str, str]
+    id: str | None = None  # of the provider
+
+    @property
+    def words(self) -> str:
+        """Date and what is left out, in a line."""
+        out = ", ".join(f"{name} ({why})" for name, why in self.left_out.items())
+        return f"{self.name}, calibration of {self.date[:10]}; left out: {out or 'nothing'}"
+
+    def noise(self, base: Noise, qubit: int, coupler: Coupler | None = None) -> Noise:
+        """The noise of gates on a qubit, the cz being the coupler's. Where `base` was moved away from this chip's
+        medians, every place moves in the same proportion; dephasing and the one channel for the circuit are base's.
+        Raises InputError where a place's rate would not be physical any more."""
+        here, own = self.qubits[qubit], self.medians
+        by = {key: float(getattr(base, key) or 0) / own[key] if own[key] else 1.0 for key in own}
+        times: dict[str, Any] = {"t1_us": here.t1_us, "t2_us": _t2(here)}
+        alone = Noise(**times, sx_ns=here.sx_ns, cz_ns=coupler.cz_ns if coupler else 0.0)
+        values = {
+            "sx": _depolarising(here.sx, _fidelity([alone], 1), 1), "sx_ns": here.sx_ns, "cz_ns": alone.cz_ns,
+            "read_1_given_0": here.read_1_given_0, "read_0_given_1": here.read_0_given_1, **times,
+        }  # fmt: skip
+        scaled: dict[str, Any] = {key: value and value * by[key] for key, value in values.items()}
+        for key in ("t1_us", "t2_us"):
+            scaled[key] = scaled[key] or None
+        try:
+            return Noise(
+                base.name,
+                base.date,
+                base.source,
+                base.calibration,
+                **scaled,
+                dephasing=base.dephasing,
+                block=base.block,
+            )
+        except InputError as error:
+            raise InputError(f"noise={base.name}, qubit {qubit} of {self.name}: {error}") from None
+
+    def pair(self, base: Noise, edge: Edge) -> tuple[Noise, Noise]:
+        """The noise of both qubits of a cz, whose depolarising error they share."""
+        coupler = self.couplers[min(edge), max(edge)]
+        alone = [Noise(t1_us=(q := self.qubits[i]).t1_us, t2_us=_t2(q), cz_ns=coupler.cz_ns) for i in edge]
+        by = base.cz / self.medians["cz"] if self.medians["cz"] else 1.0
+        shared = _depolarising(coupler.cz, _fidelity(alone, 2), 2) * by
+        try:
+            one, two = (replace(self.noise(base, qubit, coupler), cz=shared) for qubit in edge)
+        except InputError as error:
+            raise InputError(f"noise={base.name}, coupler {edge[0]}-{edge[1]} of {self.name}: {error}") from None
+        return one, two
+
+    @property
+    def typical(self) -> Noise:
+        """The medians as a noise."""
+        noise = Noise(self.name, self.date[:10] or None)
+        for key, value in self.medians.items():
+            setattr(noise, key, value or (None if key in ("t1_us", "t2_us") else 0.0))
+        return noise
+
+    @cached_property
+    def medians(self) -> dict[str, float]:
+        """Medians over what works, of the fields of a Noise: times, durations, readout as reported, the depolarising
+        part of both gates. Medians, not means: one broken coupler would carry the mean."""
+        found = {key: statistics.median(values) for key, values in self._values().items() if values}
+        found = {key: float(f"{value:.3g}") for key, value in found.items()}
+        t1, t2 = found.get("t1_us", 0.0), found.get("t2_us", 0.0)
+        found |= {"t1_us": t1, "t2_us": min(t2, 2 * t1) if t1 and t2 else t2}
+        typical = Noise(t1_us=t1 or None, t2_us=found["t2_us"] or None, sx_ns=found["sx_ns"], cz_ns=found["cz_ns"])
+        for key, count in (("sx", 1), ("cz", 2)):
+            left = max(found[key] - (1 - _fidelity([typical] * count, count)), 0.0)
+            found[key] = float(f"{left:.3g}")
+        return found
+
+    def _values(self) -> dict[str, list[float]]:
+        keys = [field.name for field in fields(Qubit)]
+        return {
+            **{key: [v for q in self.qubits.values() if (v := getattr(q, key)) is not None] for key in keys},
+            **{key: [getattr(c, key) for c in self.couplers.values()] for key in ("cz", "cz_ns")},
+        }
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:12]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, which `from_dict` takes, also after a way through JSON."""
+        return {**asdict(self), "couplers": {f"{a}-{b}": asdict(c) for (a, b), c in self.couplers.items()}}
+
+    @classmethod
+    def from_dict(cls, facts: Mapping[str, Any]) -> "Calibration":
+        """The calibration of `as_dict`. Raises ValueError, TypeError, KeyError or AttributeError for anything else."""
+        pairs = [(*map(int, key.split("-")), Coupler(**value)) for key, value in facts["couplers"].items()]
+        chip = {int(key): Qubit(**value) for key, value in facts["qubits"].items()}
+        return cls(**{**facts, "qubits": chip, "couplers": {(a, b): coupler for a, b, coupler in pairs}})
+
+    def to_json(self) -> str:
+        """One file that `calibration` reads back."""
+        return json.dumps(self.as_dict(), indent=1) + "\n"
+
+
+def _t2(qubit: Qubit) -> float | None:
+    t1, t2 = qubit.t1_us, qubit.t2_us
+    return min(t2, 2 * t1) if t1 and t2 else t2
+
+
+def _fidelity(noises: Sequence[Noise], qubits: int) -> float:
+    """Average fidelity of the relaxation on the qubits of a gate: (d F_pro + 1) / (d + 1), F_pro a product."""
+    process = 1.0
+    for noise in noises:
+        rates = Relaxation(noise, qubits).rates()
+        process *= (1 + rates.longitudinal + 2 * rates.transverse) / 4
+    d = 2**qubits
+    return (d * process + 1) / (d + 1)
+
+
+def _depolarising(error: float, fidelity: float, qubits: int) -> float:
+    """The average infidelity, by Noise's convention, of the depolarising part of a reported error."""
+    d = 2**qubits
+    return max(error - 1 + fidelity, 0.0) * (d - 1) / (d * fidelity - 1)
+
+
+@cache
+def calibration(name: str) -> Calibration:
+    """Of a recorded backend or a JSON file. Raises InputError for anything else."""
+    if name in FAKES:
+        return read_calibration(fake_backend(name))
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise InputError(f"noise.calibration={name}: no such file; recorded backends are {', '.join(FAKES)}")
+    try:
+        return Calibration.from_dict(json.loads(path.read_text()))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"noise.calibration={name}: not a calibration ({type(error).__name__}: {error})") from error
+
+
+def read_calibration(backend: Any) -> Calibration:
+    """Of a Qiskit backend. Qubits that cannot be read or turned, and couplers without a reported error or with one of
+    0.5 or more, in either direction, are left out."""
+    target, properties = backend.target, backend.properties()
+    if "cz" not in target.operation_names:
+        raise InputError(f"device.backend={backend.name}: circuits here are made of CZ gates, which it does not have")
+    left_out: dict[str, str] = {}
+    qubits = {}
+    for q in range(backend.num_qubits):
+        found, why = _qubit(target, properties, q)
+        if found is None:
+            left_out[str(q)] = why
+        else:
+            qubits[q] = found
+    couplers: dict[Edge, Coupler] = {}
+    for a, b in {(min(pair), max(pair)) for pair in target["cz"]}:
+        both = [p for pair in ((a, b), (b, a)) if pair in target["cz"] for p in [target["cz"][pair]]]
+        if any(p is None or p.error is None for p in both):
+            left_out[f"{a}-{b}"] = "no error reported"
+        elif not all(properties.is_gate_operational("cz", pair) for pair in ((a, b), (b, a)) if pair in target["cz"]):
+            left_out[f"{a}-{b}"] = "not operational"
+        elif not (worst := max(p.error for p in both)) < BROKEN:  # also NaN
+            left_out[f"{a}-{b}"] = f"error {worst:.2g}"
+        elif a in qubits and b in qubits:
+            couplers[a, b] = Coupler(worst, (both[0].duration or 0.0) * 1e9)
+        else:
+            left_out[f"{a}-{b}"] = "one of its qubits is out"
+    date = str(properties.last_update_date)
+    ordered = dict(sorted(couplers.items()))
+    provided = getattr(backend, "calibration_id", None)
+    return Calibration(backend.name, date, backend.num_qubits, qubits, ordered, left_out, provided)
+
+
+def _qubit(target: Any, properties: Any, q: int) -> tuple[Qubit | None, str]:
+    """The qubit's values, or why it is out."""
+    sx, measure = (target[name].get((q,)) if name in target.operation_names else None for name in ("sx", "measure"))
+    if sx is None or measure is None or not properties.is_qubit_operational(q):
+        return None, "not operational"
+    reported = properties.qubit_property(q)
+
+    def value(key: str, missing: Any) -> Any:
+        return reported[key][0] if key in reported else missing
+
+    read = [value(key, measure.error) for key in ("prob_meas1_prep0", "prob_meas0_prep1")]
+    if sx.error is None or any(error is None for error in read):
+        return None, "no error reported"
+    if not max(sx.error, *read) < BROKEN:  # also NaN
+        return None, f"error {max(sx.error, *read):.2g}"
+    t1, t2 = (value(key, None) for key in ("T1", "T2"))
+    times = [time * 1e6 if time else None for time in (t1, t2)]
+    return Qubit(sx.error, (sx.duration or 0.0) * 1e9, times[0], times[1], read[0], read[1]), ""

@@ -1,0 +1,170 @@
+"""Noise of the real circuit at its real place: calibrations, waits, and the simulator beside a dense density matrix."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from quantum_support import FULL, density_matrix, rotations, unit_slices
+
+from qrun.config.compose import compose
+from qrun.errors import InputError
+from qrun.quantum.calibration import FAKES, calibration, fake_backend, read_calibration
+from qrun.quantum.circuits import CZ
+from qrun.quantum.devices.aer import AerDevice
+from qrun.quantum.devices.noisy import NoisyDevice
+from qrun.quantum.devices.pennylane import PennyLaneDevice
+from qrun.quantum.noise import Noise
+from qrun.quantum.places import everywhere
+from qrun.quantum.simulator import prepare, probabilities
+from qrun.quantum.wiring import Wiring
+
+MARRAKESH = Noise(name="FakeMarrakesh", calibration="FakeMarrakesh")
+
+
+@pytest.mark.parametrize("noise", [FULL, dataclasses.replace(FULL, dephasing=0.01), MARRAKESH])
+@pytest.mark.parametrize(("n", "synthesis", "coupling"), [(1, "line", "line"), (2, "line", "line"), (3, "line", "line"),
+                                                          (3, "qiskit", "line"), (2, "qiskit", "full")])  # fmt: skip
+def test_the_simulator_is_an_independent_density_matrix(n, synthesis, coupling, noise):
+    if noise is MARRAKESH and coupling == "full":
+        pytest.skip("no chip couples every pair")
+    wiring = Wiring(noise, synthesis, coupling)
+    blocks, units = rotations(n, 3, seed=n), unit_slices(n, 3, 3, seed=n)
+    units[1] = np.eye(2**n)[-1]  # a basis state: zeros and signs in the tree
+    units[2] = -np.eye(2**n)[0]
+    circuits, prepared, places = wiring.circuits(blocks), wiring.preparation(n), wiring.places(n)
+    found = probabilities(units, prepare(prepared, circuits, places, np.float64))
+    dense = [[density_matrix(circuits, j, units[i, j], prepared, places) for j in range(3)] for i in range(3)]
+    np.testing.assert_allclose(found, dense, atol=1e-12)
+    single = probabilities(units, prepare(prepared, circuits, places, np.float32))
+    np.testing.assert_allclose(single, dense, atol=2e-6)
+
+
+@pytest.mark.parametrize("device", [AerDevice, PennyLaneDevice])
+def test_references_agree_on_a_calibrated_chip(device):
+    wiring, blocks, units = Wiring(MARRAKESH), rotations(2, 3), unit_slices(2, 2, 3)
+    noisy, reference = NoisyDevice(wiring, None, np.float64), device(wiring, None)
+    mask = np.ones((2, 3), bool)
+    found, expected = (d.run(d.prepare(blocks), units, mask, 0, np.arange(2)) for d in (noisy, reference))
+    np.testing.assert_allclose(found, expected, atol=1e-9)
+    assert not np.allclose(found, (np.einsum("jab,njb->nja", blocks, units)) ** 2, atol=1e-3)
+
+
+def test_a_qubit_waits_for_its_partner_and_nothing_waits_before_its_first_gate():
+    wiring = Wiring(Noise(t1_us=100.0, sx_ns=30, cz_ns=70))
+    circuits = wiring.circuits(rotations(3, 1))
+    waits, last = everywhere(wiring.noise, 3).waits(circuits)
+    assert (last == 0).all()  # an RY on every qubit ends with the reading
+    begins, waited = np.zeros(3), np.zeros(3)  # of each qubit's next gate, back from the reading, and its wait
+    for g in reversed(range(len(circuits.kind))):
+        on = [q for q in (circuits.first[g], circuits.second[g]) if q >= 0]
+        ends = [begins[q] + waited[q] for q in on]
+        assert ends == pytest.approx([min(ends)] * len(on))  # a CZ ends for both of its qubits at once
+        for q, wait in zip(on, waits[g], strict=False):
+            begins[q], waited[q] = ends[0] + (70 if circuits.kind[g] == CZ else 60), wait
+    assert waits.sum() > 0 and (waits >= 0).all()
+    assert (waited == 0).all()
+
+
+def test_rates_of_a_place_are_those_that_qiskit_gives_its_gates():
+    from qiskit.quantum_info import average_gate_fidelity
+    from qiskit_aer.noise import NoiseModel
+
+    backend, chip = fake_backend("FakeMarrakesh"), calibration("FakeMarrakesh")
+    theirs = NoiseModel.from_backend(backend)
+    base = Noise(calibration="FakeMarrakesh")
+    for qubit in (0, 5, 77):
+        ours = Wiring(base).calibration.noise(base, qubit)
+        error = 1 - average_gate_fidelity(theirs._local_quantum_errors["sx"][(qubit,)])
+        mine = 1 - _fidelity([ours], 1)
+        assert mine == pytest.approx(error, rel=1e-6)
+    for edge in list(chip.couplers)[:3]:
+        error = 1 - average_gate_fidelity(theirs._local_quantum_errors["cz"][edge])
+        assert 1 - _fidelity(chip.pair(base, edge), 2) == pytest.approx(error, rel=1e-6)
+
+
+def _fidelity(noises, qubits):
+    """Average fidelity of depolarising and relaxation, from their Pauli rates."""
+    d, own = 2**qubits, np.ones(1)
+    for noise in noises:
+        rates = noise.rates(qubits)
+        own = np.outer(own, [1, rates.transverse, rates.transverse, rates.longitudinal]).ravel()
+    own[1:] *= noises[0].rates(qubits).keep
+    return (own.sum() / d + 1) / (d + 1)
+
+
+def test_what_does_not_work_is_left_out_and_named():
+    chip = calibration("FakeMarrakesh")
+    assert chip.left_out["113"].startswith("error 0.9") and chip.left_out["23-24"] == "error 1"
+    assert 113 not in chip.qubits and (23, 24) not in chip.couplers
+    used = {q for place in Wiring(MARRAKESH).chosen(2) for q in place}
+    assert 113 not in used
+
+
+@pytest.mark.parametrize("broken", ["measure", "sx"])
+def test_a_qubit_that_cannot_be_read_or_turned_is_out_with_its_couplers(broken):
+    backend = fake_backend("FakeTorino")
+    target = {name: dict(backend.target[name]) for name in ("sx", "cz", "measure")}
+    del target[broken][(7,)]
+    target["cz"][(0, 1)] = None
+    names = SimpleNamespace(**{"operation_names": ["sx", "cz", "measure"]})
+    view = type("Target", (dict,), {"operation_names": names.operation_names})(target)
+    chip = read_calibration(SimpleNamespace(
+        name="half", num_qubits=133, target=view, properties=backend.properties))  # fmt: skip
+    assert chip.left_out["7"] == "not operational" and chip.left_out["0-1"] == "no error reported"
+    assert chip.left_out["6-7"] == "one of its qubits is out" and 7 not in chip.qubits
+
+
+def test_a_calibration_comes_back_from_its_file(tmp_path):
+    chip = calibration("FakeFez")
+    (tmp_path / "chip.json").write_text(chip.to_json())
+    again = calibration(str(tmp_path / "chip.json"))
+    assert again == chip and again.digest == chip.digest
+    (tmp_path / "broken.json").write_text("{}")
+    for name, why in (("broken.json", "not a calibration"), ("none.json", "no such file")):
+        with pytest.raises(InputError, match=why):
+            calibration(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("name", FAKES)
+def test_a_preset_of_a_chip_takes_its_medians_and_moves_all_places_alike(name):
+    noise = compose("circuit", [f"noise={name}"]).noise
+    chip = calibration(name)
+    assert {key: getattr(noise, key) for key in chip.medians} == pytest.approx(chip.medians)
+    edge = next(iter(chip.couplers))
+    before = chip.pair(noise, edge)[0]
+    moved = chip.pair(noise.along("two_qubit", 2 * noise.cz), edge)[0]
+    assert moved.cz == pytest.approx(2 * before.cz) and moved.cz_ns == pytest.approx(2 * before.cz_ns)
+    assert moved.sx == before.sx and moved.read_1_given_0 == before.read_1_given_0
+    quiet = chip.noise(noise.only("readout"), edge[0])
+    assert quiet.gates_ideal and quiet.read_1_given_0 == before.read_1_given_0
+    with pytest.raises(InputError, match=r"of fake_\w+: noise.read_\w+=.*give a rate from 0 to 0.5"):
+        Wiring(dataclasses.replace(noise, factor=8.0), keep=1.0).places(2)  # the medians may, the worst place may not
+
+
+def test_blocks_take_the_places_in_turn_best_first():
+    wiring = Wiring(MARRAKESH, keep=0.8)
+    places, chosen = wiring.places(2), wiring.chosen(2)
+    assert len(places) == len(chosen) == 51 and places.of(0) == places.of(51) == 0
+    blocks = np.repeat(rotations(2, 1), 60, 0)
+    units = np.repeat(unit_slices(2, 200, 1), 60, 1)
+    device = NoisyDevice(wiring, None, np.float64)
+    found = device.run(device.prepare(blocks), units, np.ones((200, 60), bool), 0, np.arange(200))
+    np.testing.assert_array_equal(found[:, 51:], found[:, :9])
+    error = np.square(np.sqrt(found) - np.abs(np.einsum("jab,njb->nja", blocks, units))).sum(-1).mean(0)
+    assert error[:10].mean() < 0.5 * error[41:51].mean()
+
+
+def test_the_worst_fifth_of_the_places_carries_most_of_the_error():
+    """Mean squared slice error at b = 4 on FakeMarrakesh: about half of all places', with 1.24 times the circuits."""
+    blocks, units = np.repeat(rotations(2, 1), 64, 0), np.repeat(unit_slices(2, 200, 1), 64, 1)
+    rms, counts = [], []
+    for keep in (1.0, 0.8):
+        device = NoisyDevice(Wiring(MARRAKESH, keep=keep), None, np.float64)
+        count = len(device.places(2))
+        found = device.run(device.prepare(blocks[:count]), units[:, :count], np.ones((200, count), bool), 0,
+                           np.arange(200))  # fmt: skip
+        ideal = np.abs(np.einsum("jab,njb->nja", blocks[:count], units[:, :count]))
+        rms.append(np.sqrt(np.square(np.sqrt(found) - ideal).sum(-1).mean()))
+        counts.append(count)
+    assert rms[1] ** 2 < 0.55 * rms[0] ** 2 and counts == [63, 51]
