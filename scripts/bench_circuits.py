@@ -21,6 +21,7 @@ from qrun.quantum.devices.aer import AerDevice
 from qrun.quantum.devices.noisy import NoisyDevice
 from qrun.quantum.devices.pennylane import PennyLaneDevice
 from qrun.quantum.noise import Noise
+from qrun.quantum.wiring import Wiring
 
 NOISE = Noise("bench", sx=1.5e-4, cz=2.25e-3, read_1_given_0=0.01, read_0_given_1=0.01)
 
@@ -75,19 +76,27 @@ def throughput() -> None:
         q = special_ortho_group.rvs(dim, size=blocks, random_state=0).reshape(blocks, dim, dim)
         x = np.random.default_rng(0).normal(size=(tokens, blocks, dim)).astype(np.float32)
         x /= np.linalg.norm(x, axis=-1, keepdims=True)
-        mask = np.ones(x.shape[:2], bool)
+        mask, numbers = np.ones(x.shape[:2], bool), np.arange(tokens)
         rates = []
         for shots, dtype in ((None, np.float32), (8192, np.float32), (None, np.float64)):
-            device = NoisyDevice(NOISE, shots, dtype)
+            device = NoisyDevice(Wiring(NOISE), shots, dtype)
             prepared = device.prepare(q)
-            device.run(prepared, x[:64], mask[:64], 0, 0)
-            rates.append(tokens * blocks / best(lambda d=device, p=prepared, x=x, m=mask: d.run(p, x, m, 0, 0)))
+            device.run(prepared, x[:64], mask[:64], 0, numbers[:64])
+            rates.append(
+                tokens * blocks / best(lambda d=device, p=prepared, x=x, m=mask, k=numbers: d.run(p, x, m, 0, k))
+            )
         slow = []
         for make, count in ((AerDevice, 200), (PennyLaneDevice, {1: 2048, 2: 512, 3: 128, 4: 8, 5: 1}[n])):
-            device = make(NOISE, None)
+            device = make(Wiring(NOISE), None)
             prepared = device.prepare(q[:1])
             slow.append(
-                count / best(lambda d=device, p=prepared, c=count, x=x, m=mask: d.run(p, x[:c, :1], m[:c, :1], 0, 0), 2)
+                count
+                / best(
+                    lambda d=device, p=prepared, c=count, x=x, m=mask, k=numbers: d.run(
+                        p, x[:c, :1], m[:c, :1], 0, k[:c]
+                    ),
+                    2,
+                )
             )
         arithmetic, memory = rate / multiply_adds(n), copy / (2 * dim * 4)
         counts = [*rates, *slow, rates[0] / slow[0], rates[0] / slow[1], arithmetic, memory]
@@ -127,7 +136,7 @@ def evaluation() -> None:
             adapter = attach(model, select(sites(shape), chosen.projections, chosen.layers), chosen)
             for parameter in adapter.tensors().values():
                 parameter.data.normal_(0, 0.05)
-            executor = CircuitExecutor(NoisyDevice(NOISE, 8192), Sign.input, 0)
+            executor = CircuitExecutor(NoisyDevice(Wiring(NOISE), 8192), Sign.input, 0)
 
             def forward() -> None:
                 with torch.no_grad():
