@@ -4,7 +4,7 @@ import numpy as np
 from scipy.stats import special_ortho_group
 
 from qrun.quantum.calibration import Calibration, Coupler, Qubit
-from qrun.quantum.circuits import CZ, RY, RZ, SX
+from qrun.quantum.gates import CZ, RY, RZ, SX
 from qrun.quantum.noise import Depolarizing, Noise
 
 # every kind of noise at once, strong enough to see

@@ -367,7 +367,7 @@ class DeviceConfig:
     budget_s: float | None = None  # most QPU seconds of all jobs of a results folder, on fake and ibm
     repetition: int = 0  # another number measures everything anew, on fake and ibm
     mode: Mode = Mode.job  # on ibm
-    options: dict[str, Any] = field(default_factory=dict)  # of the sampler, on ibm
+    options: dict[str, Any] = field(default_factory=dict)  # of the sampler on ibm, of the plugin on pennylane
 
     def __post_init__(self) -> None:
         counts = self.shots is not None or self.kind not in PROCESSORS
@@ -384,7 +384,10 @@ class DeviceConfig:
         at_least(self, 0, "device.repetition")
         only = f"only device=ibm has it, not {self.kind}; leave it"
         need(self, "device.mode", self.kind == "ibm" or self.mode is Mode.job, f"{only} at job")
-        need(self, "device.options", self.kind == "ibm" or not self.options, f"{only} empty")
+        free = self.kind in ("ibm", "pennylane")
+        need(self, "device.options", free or not self.options, f"{self.kind} has none; leave it empty")
+        if self.kind == "pennylane":  # a plugin's own words, which only the plugin knows
+            return
         choices = ", ".join(DECOUPLING)
         words = {
             "dynamical_decoupling": (lambda v: v in (None, *DECOUPLING), f"use {choices} or null"),

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qrun.quantum.simulator import SIGN, SOURCE, Prepared
+from qrun.quantum.kernels import SIGN, SOURCE
+from qrun.quantum.simulator import Prepared
 
 STATE = 2**28  # numbers of a Pauli state held at once
 ITEMS = 6  # of them needed at once, at most
@@ -19,7 +20,14 @@ def probabilities(units: Tensor, prepared: Prepared) -> Tensor:
     matrices = torch.as_tensor(prepared.matrices, device=units.device)
     blocks, strings, _ = matrices.shape
     rows = max(1, _room(units.device, matrices.dtype) // (strings * blocks))
-    return torch.cat([_measure(part.to(matrices.dtype), matrices, prepared) for part in units.split(rows)])
+    while True:
+        try:
+            return torch.cat([_measure(part.to(matrices.dtype), matrices, prepared) for part in units.split(rows)])
+        except torch.cuda.OutOfMemoryError:  # others use the device too
+            if rows == 1:
+                raise
+            rows = max(1, rows // 2)
+            torch.cuda.empty_cache()
 
 
 def _room(device: torch.device, dtype: torch.dtype) -> int:

@@ -23,11 +23,10 @@ from scipy.stats import special_ortho_group
 
 from qrun.errors import InputError
 from qrun.quantum.encoding import Floats, qubits
+from qrun.quantum.gates import BASIS, CZ, RY, RZ, SX, X
 from qrun.quantum.preparation import Preparation, Step, preparation
 from qrun.quantum.synthesis import CZS, Ansatz, Edges, ansatz, synthesise_angles
 
-BASIS = ("rz", "sx", "x", "cz", "ry")
-RZ, SX, X, CZ, RY = range(5)
 SYNTHESES = ("line", "qiskit")
 COLUMNS = ("kind", "first", "second", "angle", "parameter")
 

@@ -17,7 +17,8 @@ from numba import njit
 from numpy.typing import NDArray
 
 from qrun.quantum.calibration import Calibration
-from qrun.quantum.circuits import CZ, RY, RZ, Circuits
+from qrun.quantum.circuits import Circuits
+from qrun.quantum.gates import CZ, RY, RZ
 from qrun.quantum.layout import Place
 from qrun.quantum.noise import Noise
 from qrun.quantum.synthesis import Edges

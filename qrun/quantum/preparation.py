@@ -20,9 +20,9 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from qrun.quantum.encoding import Floats, gray_controls, node_angles, preparation_angles
+from qrun.quantum.kernels import schmidt_turns
 from qrun.quantum.synthesis import Edges, path
 
 SEEDS = 20  # routings tried; the one of fewest CZ is kept
@@ -175,79 +175,3 @@ def merged(steps: list[Step]) -> list[Step]:
             last[first] = len(out)
             out.append((first, second, parameter, angle))
     return [step for step in out if step[1] >= 0 or step[2] >= 0 or step[3] != 0]
-
-
-@njit(cache=True, inline="always")
-def _unit(a, b, one):  # type: ignore[no-untyped-def]
-    """(a, b) scaled to length one, (1, 0) for zero; the larger entry first, since squares of tiny numbers vanish."""
-    size = max(abs(a), abs(b))
-    scale = one / size if size > 0 else size
-    a, b = a * scale, b * scale
-    length = np.sqrt(a * a + b * b)
-    ok = length > 0
-    inverse = one / length if ok else length
-    return a * inverse if ok else one, b * inverse
-
-
-@njit(cache=True, inline="always")
-def _half_turn(c, s, half):  # type: ignore[no-untyped-def]
-    """Cosine and sine of half the angle, the half in (-pi/2, pi/2], without cancellation near -1."""
-    large = np.sqrt(half + half * abs(c))
-    small = half * abs(s) / large
-    return (large, np.copysign(small, s)) if c >= 0 else (small, np.copysign(large, s))
-
-
-@njit(cache=True)
-def schmidt_turns(x, c, s, lanes):  # type: ignore[no-untyped-def]
-    """Cosines and sines [7, lanes] of SCHMIDT's angles, from unit slices [8, lanes]."""
-    one, half = x.dtype.type(1), x.dtype.type(0.5)
-    for k in range(lanes):
-        a0, a1, a2, a3 = x[0, k], x[2, k], x[4, k], x[6, k]
-        b0, b1, b2, b3 = x[1, k], x[3, k], x[5, k], x[7, k]
-        # qubit 0 turned by phi so that the two rows become orthogonal, the longer one first
-        across = a0 * b0 + a1 * b1 + a2 * b2 + a3 * b3
-        longer = a0 * a0 + a1 * a1 + a2 * a2 + a3 * a3 - (b0 * b0 + b1 * b1 + b2 * b2 + b3 * b3)
-        c2, s2 = _unit(longer, across + across, one)
-        c1, s1 = _half_turn(c2, s2, half)
-        c[1, k], s[1, k] = c2, s2
-        u0, u1, u2, u3 = c1 * a0 + s1 * b0, c1 * a1 + s1 * b1, c1 * a2 + s1 * b2, c1 * a3 + s1 * b3
-        v0, v1, v2, v3 = c1 * b0 - s1 * a0, c1 * b1 - s1 * a1, c1 * b2 - s1 * a2, c1 * b3 - s1 * a3
-        first = np.sqrt(u0 * u0 + u1 * u1 + u2 * u2 + u3 * u3)
-        u0, u1, u2, u3 = u0 / first, u1 / first, u2 / first, u3 / first
-        slip = u0 * v0 + u1 * v1 + u2 * v2 + u3 * v3  # rounding
-        v0, v1, v2, v3 = v0 - slip * u0, v1 - slip * u1, v2 - slip * u2, v3 - slip * u3
-        size = max(max(abs(v0), abs(v1)), max(abs(v2), abs(v3)))
-        inverse = one / size if size > 0 else size
-        w0, w1, w2, w3 = v0 * inverse, v1 * inverse, v2 * inverse, v3 * inverse
-        length = np.sqrt(w0 * w0 + w1 * w1 + w2 * w2 + w3 * w3)
-        p, q = _unit(first, size * length, one)
-        c[0, k], s[0, k] = p * p - q * q, p * q + p * q
-        # quaternions (w, x, y, z) = (00, 11, 01, 10): a = (u0, u3, u1, u2), b likewise; m = b conj(a)
-        mx = -w0 * u3 + w3 * u0 - w1 * u2 + w2 * u1
-        my = -w0 * u1 + w1 * u0 - w2 * u3 + w3 * u2
-        mz = -w0 * u2 + w2 * u0 - w3 * u1 + w1 * u3
-        size = np.sqrt(mx * mx + my * my + mz * mz)
-        inverse = one / size if size > 0 else size
-        my = my * inverse if size > 0 else one
-        mx, mz = mx * inverse, mz * inverse
-        # l turns j into m: about z by the angle of (cos, sin) = (my, flat), then about y
-        flat = np.sqrt(mx * mx + mz * mz)
-        my, flat = _unit(my, flat, one)
-        cy, sy = _unit(-mx, mz, one)
-        c[4, k], s[4, k] = my, flat
-        c[5, k], s[5, k] = cy, sy
-        cm, sm = _half_turn(my, flat, half)
-        ch, sh = _half_turn(cy, sy, half)
-        lw, ly, lz, lx = cm * ch, cm * sh, sm * ch, sm * sh
-        # r = conj(l) a, whose y and z stand for the other copy's z and y
-        rw = lw * u0 + lx * u3 + ly * u1 + lz * u2
-        rx = lw * u3 - lx * u0 - ly * u2 + lz * u1
-        rz = lw * u1 - ly * u0 - lz * u3 + lx * u2
-        ry = lw * u2 - lz * u0 - lx * u1 + ly * u3
-        p, q = np.sqrt(rw * rw + ry * ry), np.sqrt(rz * rz + rx * rx)
-        tc, ts = _unit(rw, ry, one)  # half the sum of first and last
-        dc, ds = _unit(rz, rx, one)  # half of last less first
-        c[2, k], s[2, k] = tc * dc + ts * ds, ts * dc - tc * ds
-        c[6, k], s[6, k] = tc * dc - ts * ds, ts * dc + tc * ds
-        p, q = _unit(p, q, one)
-        c[3, k], s[3, k] = p * p - q * q, p * q + p * q

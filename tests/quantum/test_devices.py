@@ -8,7 +8,7 @@ from quantum_support import FULL, rotations, unit_slices
 from scipy.stats import chisquare
 
 from qrun.config.compose import compose
-from qrun.errors import InputError
+from qrun.errors import InputError, RunFailed
 from qrun.quantum.cache import BlockCache
 from qrun.quantum.devices import KINDS
 from qrun.quantum.devices.aer import AerDevice
@@ -16,6 +16,7 @@ from qrun.quantum.devices.base import Setting
 from qrun.quantum.devices.noisy import NoisyDevice
 from qrun.quantum.devices.pennylane import PennyLaneDevice
 from qrun.quantum.devices.shots import ShotsDevice
+from qrun.quantum.encoding import normalise
 from qrun.quantum.noise import Noise
 from qrun.quantum.sampling import sample
 from qrun.quantum.wiring import Wiring
@@ -168,15 +169,16 @@ def test_one_block_channel_mixes_in_the_uniform_distribution():
     )
 
 
-@pytest.mark.parametrize("split", [1, 3, 10])
-def test_the_same_seed_gives_the_same_bits_on_any_split(split):
+@pytest.mark.parametrize("split", [1, 7, 40])
+@pytest.mark.parametrize("n", [2, 3, 4])
+def test_the_same_seed_gives_the_same_bits_on_any_split(n, split):
     device = NoisyDevice(Wiring(FULL), 500)
-    blocks, units = rotations(2, 3), unit_slices(2, 10, 3)
-    prepared, mask = device.prepare(blocks), np.ones((10, 3), bool)
-    whole = device.run(prepared, units, mask, 7, np.arange(10))
+    blocks, units = rotations(n, 3), unit_slices(n, 150, 3)
+    prepared, mask, numbers = device.prepare(blocks), np.ones((150, 3), bool), np.arange(150)
+    whole = device.run(prepared, units, mask, 7, numbers)
     parts = [
-        device.run(prepared, units[s : s + split], mask[s : s + split], 7, np.arange(10)[s : s + split])
-        for s in range(0, 10, split)
+        device.run(prepared, units[s : s + split], mask[s : s + split], 7, numbers[s : s + split])
+        for s in range(0, 150, split)
     ]
     np.testing.assert_array_equal(np.concatenate(parts), whole)
 
@@ -222,6 +224,80 @@ def test_prepared_blocks_come_back_from_disk(tmp_path, monkeypatch):
     np.testing.assert_array_equal(
         run(NoisyDevice(Wiring(FULL), None, cache=BlockCache(tmp_path)), blocks, units), first
     )
+
+
+@pytest.mark.parametrize(("backend", "options"), [("reference.qubit", {}), ("qiskit.basicsim", {}),
+                                                  ("qiskit.aer", {"method": "statevector"})])  # fmt: skip
+def test_any_installed_plugin_runs_the_circuits(backend, options):
+    blocks, units = rotations(2, 2), unit_slices(2, 2, 2)
+    found = run(PennyLaneDevice(Wiring(Noise()), 20_000, backend, options), blocks, units)
+    np.testing.assert_allclose(found, np.einsum("jab,njb->nja", blocks, units) ** 2, atol=0.02)
+    np.testing.assert_allclose(found.sum(-1), 1)
+
+
+@pytest.mark.parametrize(
+    ("backend", "shots", "noise", "options", "said"),
+    [
+        ("ionq.simulator", 100, Noise(), {}, "no such PennyLane device; installed are default.clifford"),
+        ("qiskit.basicsim", None, Noise(), {}, "draws its own shots"),
+        ("qiskit.basicsim", 100, Noise(read_1_given_0=0.1), {}, "has its own noise"),
+        ("lightning.qubit", 100, Noise(cz=0.1), {}, "cannot hold gate noise"),
+        ("default.qubit", 100, Noise(), {"colour": "red"}, "TypeError"),
+    ],
+)
+def test_what_a_plugin_cannot_do_is_one_line(backend, shots, noise, options, said):
+    with pytest.raises(InputError, match=said):
+        PennyLaneDevice(Wiring(noise), shots, backend, options).prepare(rotations(2, 1))
+
+
+def test_memory_that_is_short_halves_the_rows(monkeypatch):
+    import torch
+
+    from qrun.quantum import accelerated
+
+    blocks, units = rotations(2, 2), unit_slices(2, 8, 2)
+    whole, sizes = run(NoisyDevice(Wiring(FULL), None, accelerator="cpu"), blocks, units), []
+    measure = accelerated._measure
+
+    def short(part, *rest):
+        sizes.append(len(part))
+        if len(part) > 3:
+            raise torch.cuda.OutOfMemoryError("no room")
+        return measure(part, *rest)
+
+    monkeypatch.setattr(accelerated, "_measure", short)
+    monkeypatch.setattr(accelerated, "STATE", 4**2 * 2 * 8)
+    np.testing.assert_allclose(run(NoisyDevice(Wiring(FULL), None, accelerator="cpu"), blocks, units), whole, atol=1e-7)
+    assert sizes == [8, 4, 2, 2, 2, 2]
+
+
+@pytest.mark.parametrize("n", [2, 3, 4])
+def test_slices_over_forty_decades_give_probabilities_in_float32(n):
+    rng = np.random.default_rng(n)
+    slices = rng.normal(size=(300, 1, 2**n)) * 10.0 ** rng.uniform(-40, 0, (300, 1, 2**n))
+    slices[rng.random(slices.shape) < 0.2] = 0
+    slices[..., 0] += 10.0 ** rng.uniform(-8, 0, (300, 1))
+    units = normalise(slices)[0]
+    blocks, numbers = rotations(n, 1), np.arange(300)
+    for noise in (Noise(), FULL):
+        device = NoisyDevice(Wiring(noise), None)
+        prepared, found = device.prepare(blocks), []
+        for size in (1, 7, 40, 300):  # narrow, middle and wide lanes
+            cuts = range(0, 300, size)
+            parts = [units[s : s + size].astype(np.float32) for s in cuts]
+            runs = [device.run(prepared, p, np.ones(p.shape[:2], bool), 0, numbers[: len(p)]) for p in parts]
+            found.append(np.concatenate(runs))
+            np.testing.assert_array_equal(found[-1], found[0])
+        np.testing.assert_allclose(found[0].sum(-1), 1, atol=5e-6)
+        if noise.ideal:  # with noise, what is nearly no rotation may be one of several circuits
+            np.testing.assert_allclose(found[0], np.einsum("jab,njb->nja", blocks, units) ** 2, atol=5e-6)
+
+
+def test_probabilities_that_are_not_finite_are_refused():
+    p = np.full((2, 1, 4), 0.25)
+    p[1, 0, 2] = np.nan
+    with pytest.raises(RunFailed, match="not finite"):
+        sample(p, 10, 1, np.arange(2))
 
 
 def test_pennylane_qiskits_device_agrees_within_shot_noise():

@@ -480,7 +480,7 @@ def test_a_job_that_was_just_made_gets_time_to_appear(monkeypatch):
         (["device.repetition=-1"], "device.repetition=-1"),
         (["device.mode=crowd"], "session"),
         (["device=fake", "device.mode=batch"], "only device=ibm has it"),
-        (["device=fake", "device.options.gate_twirling=true"], "only device=ibm has it"),
+        (["device=fake", "device.options.gate_twirling=true"], "fake has none"),
     ],
 )
 def test_wrong_words_are_refused_in_one_line(words, said):

@@ -10,10 +10,10 @@ from quantum_support import FULL, density_matrix, rotations, unit_slices
 from qrun.config.compose import compose
 from qrun.errors import InputError
 from qrun.quantum.calibration import FAKES, calibration, fake_backend, read_calibration
-from qrun.quantum.circuits import CZ
 from qrun.quantum.devices.aer import AerDevice
 from qrun.quantum.devices.noisy import NoisyDevice
 from qrun.quantum.devices.pennylane import PennyLaneDevice
+from qrun.quantum.gates import CZ
 from qrun.quantum.noise import Noise
 from qrun.quantum.places import everywhere
 from qrun.quantum.simulator import prepare, probabilities

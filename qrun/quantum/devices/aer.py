@@ -11,9 +11,10 @@ from qiskit_aer import AerSimulator
 from qiskit_aer.noise import NoiseModel, kraus_error
 
 from qrun.errors import InputError
-from qrun.quantum.circuits import BASIS, CZ, RY, RZ, SX, Circuits
+from qrun.quantum.circuits import Circuits
 from qrun.quantum.devices.base import Device, Setting
 from qrun.quantum.encoding import Floats, qubits
+from qrun.quantum.gates import BASIS, CZ, RY, RZ, SX
 from qrun.quantum.noise import Noise
 from qrun.quantum.places import Error, Places, everywhere
 from qrun.quantum.wiring import Wiring

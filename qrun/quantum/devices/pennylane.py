@@ -1,59 +1,102 @@
-"""`device=pennylane`: PennyLane as a reference, with the noise's Kraus operators as channels."""
+"""`device=pennylane`: PennyLane's simulators as references, and any device of an installed plugin.
+
+    device=pennylane                                        default.qubit, or default.mixed where gates are noisy
+    device=pennylane device.backend=lightning.qubit
+    device=pennylane device.backend=braket.local.qubit device.options.backend=braket_sv
+    device=pennylane device.backend=ionq.simulator          a plugin's own shots; its account from the environment
+
+Simulators of PennyLane itself give exact probabilities, and shots are drawn by the program's own seeded streams; other
+devices draw their own. `device.options.<word>` are keyword arguments of the device.
+"""
 
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pennylane as qml
+from numpy.typing import NDArray
 
-from qrun.errors import InputError
-from qrun.quantum.circuits import CZ, RY, RZ, SX, Circuits
+from qrun.errors import InputError, RunFailed
+from qrun.quantum.circuits import Circuits
 from qrun.quantum.devices.base import Device, Setting
 from qrun.quantum.encoding import Floats, qubits
+from qrun.quantum.gates import CZ, RY, RZ, SX
 from qrun.quantum.places import Error, Places
 from qrun.quantum.wiring import Wiring
 
+BROADCASTING = ("default.qubit", "default.mixed")  # run many slices as one circuit
+EXACT = (*BROADCASTING, "lightning.qubit", "lightning.gpu", "lightning.kokkos", "reference.qubit")
+
 
 def open(setting: Setting) -> Device:
-    return PennyLaneDevice(setting.wiring, setting.config.shots, setting.config.backend)
+    config = setting.config
+    return PennyLaneDevice(setting.wiring, config.shots, config.backend, config.options)
 
 
 class PennyLaneDevice(Device):
-    """PennyLane as a reference: default.mixed where there is noise, a pure-state device where there is none."""
+    """One PennyLane device. Gate noise needs default.mixed; readout errors and the circuit's one channel act on any
+    simulator's probabilities, and on no plugin's counts."""
 
     name = "pennylane"
 
-    def __init__(self, wiring: Wiring, shots: int | None, backend: str | None = None) -> None:
+    def __init__(
+        self, wiring: Wiring, shots: int | None, backend: str | None = None, options: dict[str, Any] | None = None
+    ) -> None:
         super().__init__(wiring, shots, np.float64)
         ideal = wiring.noise.gates_ideal
         self.backend = backend or ("default.qubit" if ideal else "default.mixed")
-        if self.backend not in ("default.qubit", "default.mixed", "lightning.qubit"):
-            raise InputError(f"device.backend={self.backend}: use default.qubit, default.mixed or lightning.qubit")
+        self.exact, self.options = self.backend in EXACT, options or {}
+        if self.backend not in qml.plugin_devices:
+            possible = f"installed are {', '.join(sorted(qml.plugin_devices))}"
+            raise InputError(f"device.backend={self.backend}: no such PennyLane device; {possible}")
         if self.backend != "default.mixed" and not ideal:
-            raise InputError(f"device.backend={self.backend}: pure states cannot hold gate noise; use default.mixed")
+            raise InputError(f"device.backend={self.backend}: cannot hold gate noise here; use default.mixed")
+        if not self.exact and not wiring.noise.ideal:
+            raise InputError(f"device.backend={self.backend}: has its own noise; use noise=none")
+        if not self.exact and shots is None:
+            raise InputError(f"device.shots=null: {self.backend} draws its own shots; give a number")
+
+    def _open(self, n: int) -> Any:
+        try:
+            return qml.device(self.backend, wires=n, **self.options)
+        except Exception as error:  # a plugin raises what it likes: missing packages, accounts, unknown words
+            raise InputError(f"device.backend={self.backend}: {_line(error)}") from error
 
     def _prepare(self, blocks: Floats) -> Circuits:
+        self._open(qubits(blocks.shape[-1]))  # what cannot be opened is told before anything runs
         return self.wiring.circuits(blocks)
 
     def _probabilities(self, prepared: Circuits, units: Floats, mask: np.ndarray) -> Floats:
         n = qubits(units.shape[-1])
-        device = qml.device(self.backend, wires=n)
-        places, preparation = self.places(n), self.wiring.preparation(n)
+        device, places, preparation = self._open(n), self.places(n), self.wiring.preparation(n)
         out = np.full(units.shape, 1 / 2**n)
         for j in range(len(prepared)):
             node = qml.QNode(block_tape(prepared, j, places), device)
+            node = node if self.exact else qml.set_shots(node, self.shots)
             rows = np.flatnonzero(mask[:, j])
             size = max(1, 2**16 // 4**n)
             for part in np.array_split(rows, max(1, -(-len(rows) // size))):
-                if not len(part):
-                    continue
-                angles = preparation.angles(units[part, j])
-                if self.backend == "lightning.qubit":  # runs a broadcast circuit by circuit and is fastest that way
-                    found = np.array([node(row) for row in angles])
-                else:
-                    found = np.asarray(node(angles))
-                out[part, j] = places.measured(found, prepared, j)
+                if len(part):
+                    found = self._run(node, preparation.angles(units[part, j]))
+                    out[part, j] = places.measured(found, prepared, j)
         return out
+
+    def _run(self, node: Any, angles: Floats) -> NDArray[np.float64]:
+        try:
+            if self.backend in BROADCASTING:
+                return np.asarray(node(angles))
+            return np.array([node(row) for row in angles])
+        except Exception as error:
+            raise RunFailed(f"device.backend={self.backend}: {_line(error)}") from error
+
+    def run(self, prepared: Any, units: Floats, mask: np.ndarray, key: int, numbers: np.ndarray) -> Floats:
+        if self.exact:
+            return super().run(prepared, units, mask, key, numbers)
+        return self._probabilities(prepared, units, mask)
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def block_tape(circuits: Circuits, block: int, places: Places, physical: bool = False) -> Callable[[Any], Any]:
