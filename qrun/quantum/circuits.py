@@ -152,8 +152,8 @@ def _joined(prepared: Preparation, shapes: Sequence[Ansatz]) -> tuple[NDArray[np
 def _two_steps(matrix: NDArray[np.float64], shape: Ansatz) -> NDArray[np.float64] | None:
     """Angles of Q as (Q G) G^T, one shape each, with a fixed generic G: for rotations so small that one shape alone is
     not found. None if these are not found either."""
-    generic_one = special_ortho_group.rvs(len(matrix), random_state=np.random.default_rng(1))
-    angles, solved = synthesise_angles(np.stack([generic_one.T, matrix @ generic_one]), shape)
+    other = generic_block(len(matrix))
+    angles, solved = synthesise_angles(np.stack([other.T, matrix @ other]), shape)
     return angles.ravel() if solved.all() else None
 
 
@@ -226,8 +226,12 @@ def to_qiskit(circuits: Circuits, block: int, angles: Any = None, measure: bool 
     return circuit
 
 
+def generic_block(dim: int) -> NDArray[np.float64]:
+    """A Haar-random block, always the same."""
+    return np.asarray(special_ortho_group.rvs(dim, random_state=np.random.default_rng(0)))
+
+
 @cache
 def generic(dim: int, edges: Edges, synthesis: str = "line") -> Circuits:
-    """The circuit of a generic (Haar-random) block, to be counted."""
-    block = special_ortho_group.rvs(dim, random_state=np.random.default_rng(0))
-    return block_circuits(np.asarray(block)[None], edges, synthesis)
+    """The circuit of a generic block, to be counted and judged."""
+    return block_circuits(generic_block(dim)[None], edges, synthesis)

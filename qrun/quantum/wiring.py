@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from scipy.stats import special_ortho_group
 
 from qrun.quantum.calibration import Calibration, calibration
-from qrun.quantum.circuits import Circuits, block_circuits, generic
+from qrun.quantum.circuits import Circuits, block_circuits, generic, generic_block
 from qrun.quantum.encoding import Floats as Blocks
 from qrun.quantum.layout import Place, pack
 from qrun.quantum.noise import Noise
@@ -58,15 +57,15 @@ class Wiring:
         return pack(self.calibration, n, self.edges(n), self.keep, lambda places: self.errors(n, places))
 
     def errors(self, n: int, places: Sequence[Place]) -> Floats:
-        """Mean squared error [P] of |Q x| for unit slices x and a generic block at each place, simulated without
-        shots."""
+        """Mean squared error [P] of |Q x| for unit slices x and a generic block at each place, simulated without shots
+        under the chip's own rates (places stay where they are when a study moves the noise)."""
         assert self.calibration is not None
-        edges, rng = self.edges(n), np.random.default_rng(0)
-        block = special_ortho_group.rvs(2**n, random_state=rng)
-        slices = rng.normal(size=(SLICES, 1, 2**n))
+        edges, block = self.edges(n), generic_block(2**n)
+        slices = np.random.default_rng(0).normal(size=(SLICES, 1, 2**n))
         slices /= np.linalg.norm(slices, axis=-1, keepdims=True)
-        circuits = self.circuits(block[None]).take([0] * len(places))
-        prepared = prepare(self.preparation(n), circuits, at(self.calibration, self.noise, places, edges), np.float64)
+        circuits = generic(2**n, edges, self.synthesis).take([0] * len(places))
+        there = at(self.calibration, self.calibration.typical, places, edges)
+        prepared = prepare(self.preparation(n), circuits, there, np.float64)
         found = np.sqrt(np.maximum(probabilities(np.repeat(slices, len(places), 1), prepared), 0))
         errors: Floats = np.square(found - np.abs(slices @ block.T)).sum(-1).mean(0)
         return errors

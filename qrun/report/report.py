@@ -139,12 +139,23 @@ def standard(about: About, results: Results, studies: Catalogue) -> str | None:
         return None
     if "steps" in table and (table["steps"].dropna() != config.get("training", {}).get("steps")).any():
         return None
+    default = deciding(about.study, None, studies)
     own = {key: config.get(key) for key in DECIDING}
-    if own == deciding(about.study, None, studies):
+    own["device"] = _device(own["device"], default and default["device"])
+    if own == default:
         return about.model
     names = sorted(path.stem for path in (TREE / "experiment").glob("*.yaml"))
     names.sort(key=lambda name: f"experiment={name}" not in about.command.split())  # several may have the same words
     return next((name for name in names if own == deciding(about.study, name, studies)), None)
+
+
+def _device(found: object, today: object) -> object:
+    """A device's words, with today's defaults for those that it could not say yet; its circuits were all-to-all and
+    Qiskit's before there was a choice."""
+    if not isinstance(found, dict) or not isinstance(today, dict):
+        return found
+    before = {} if "circuit" in found else {"circuit": "qiskit", "coupling": "full"}
+    return {**today, **{key: value for key, value in found.items() if key in today}, **before}
 
 
 def deciding(study: str, experiment: str | None, studies: Catalogue) -> dict[str, object] | None:

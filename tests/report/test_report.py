@@ -6,14 +6,15 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from omegaconf import OmegaConf
 
 from qrun import studies
-from qrun.config.compose import to_yaml
+from qrun.config.compose import from_yaml, to_yaml
 from qrun.errors import InputError
 from qrun.evaluation.results import Results
 from qrun.report import report as report_module
 from qrun.report.page import About, fill, interval, table
-from qrun.report.report import ABOUT, MARK, report
+from qrun.report.report import ABOUT, MARK, report, standard
 
 KEY = "0123456789abcdef"
 
@@ -198,6 +199,16 @@ def test_an_experiments_axes_are_of_the_standard(tmp_path, write, made):
         command="qrun sweep dim experiment=smollm2_dim",
     )
     assert made() == [tmp_path / "out" / "dim" / "smollm2_dim"]  # beside the default's dim/smollm2
+
+
+def test_a_study_of_all_to_all_circuits_from_before_there_was_a_choice_is_that_experiments(defaults):
+    words = from_yaml(defaults("noise"))
+    for key in ("circuit", "coupling", "keep", "repetition"):
+        del words["device"][key]
+    about = About("noise", "nano", "qrun sweep noise", OmegaConf.to_yaml(words), "c0ffee00", KEY, "5eed", "")
+    seeds = Results(pd.DataFrame({"seed": [0, 1, 2]}), {})
+    assert standard(about, seeds, CATALOGUE) == "all_to_all"
+    assert standard(replace(about, config=defaults("noise")), seeds, CATALOGUE) == "nano"
 
 
 def test_a_claim_that_failed_is_in_the_log_with_a_control_that_won(tmp_path, write, made):
