@@ -6,6 +6,7 @@ probabilities(units, prepared)       units on the GPU, the rest is brought there
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from qrun.quantum.kernels import SIGN, SOURCE
@@ -39,22 +40,28 @@ def _room(device: torch.device, dtype: torch.dtype) -> int:
 
 
 def _measure(units: Tensor, matrices: Tensor, prepared: Prepared) -> Tensor:
-    return torch.einsum("snb,bsk->nbk", _prepare(units, prepared), matrices)
+    out = torch.empty_like(units)
+    for shape in range(len(prepared.preparations)):
+        here = np.flatnonzero(prepared.circuits.shape == shape)
+        if len(here):
+            state = _prepare(units[:, here], prepared, shape, here)
+            out[:, here] = torch.einsum("snb,bsk->nbk", state, matrices[here])
+    return out
 
 
-def _prepare(units: Tensor, prepared: Prepared) -> Tensor:
-    """Noisy prepared states [4^n, N, B] as Pauli expectations."""
+def _prepare(units: Tensor, prepared: Prepared, shape: int, here: NDArray[np.int64]) -> Tensor:
+    """Noisy prepared states [4^n, N, B'] as Pauli expectations, of the blocks `here` that have one coupling."""
     tokens, blocks, _ = units.shape
-    circuits, preparation = prepared.circuits, prepared.preparation
-    place = np.arange(blocks) % len(prepared.places)
+    circuits, preparation = prepared.circuits, prepared.preparations[shape]
+    place = here % len(prepared.places)
     one, two, waiting = (
         torch.as_tensor(table[place], dtype=units.dtype, device=units.device) for table in prepared.places.tables
     )
-    turns = _turns(units.permute(2, 0, 1), prepared)
+    turns = _turns(units.permute(2, 0, 1), prepared, shape)
     state = units.new_ones(1, tokens, blocks)
     joined: list[int] = []
     for step, (first, second, parameter, _) in enumerate(preparation.steps):
-        gates = circuits.offsets[:-1] + step  # every block's circuit begins with these steps
+        gates = circuits.offsets[here] + step  # every block's circuit begins with these steps
         waits = torch.as_tensor(prepared.waits[gates], dtype=units.dtype, device=units.device)
         on = [first] if second < 0 else [first, second]
         for side, qubit in enumerate(on):
@@ -79,14 +86,14 @@ def _prepare(units: Tensor, prepared: Prepared) -> Tensor:
     return state
 
 
-def _turns(amplitudes: Tensor, prepared: Prepared) -> Tensor:
+def _turns(amplitudes: Tensor, prepared: Prepared, shape: int) -> Tensor:
     """exp(i angle) of the slice's angles [2^n - 1, N, B] in circuit order, from amplitudes [2^n, N, B]."""
     n, parts = prepared.circuits.qubits, []
     tree = [amplitudes]
     for _ in range(n - 1):
         half = tree[0].shape[0] // 2
         tree.insert(0, torch.hypot(tree[0][:half], tree[0][half:]))
-    if prepared.preparation.schmidt:
+    if prepared.preparations[shape].schmidt:
         parts.append(_schmidt(tree[2]))
     for level in range(3 * len(parts), n):
         count = 1 << level
@@ -102,7 +109,7 @@ def _turns(amplitudes: Tensor, prepared: Prepared) -> Tensor:
             u, v = pairs[:, 0], pairs[:, 1]
             node = torch.stack([u * v, u * v.conj()], 1).view(count, *node.shape[1:])
             step *= 2
-        parts.append(node[prepared.masks[level, :count].tolist()])
+        parts.append(node[prepared.masks[shape, level, :count].tolist()])
     return torch.cat(parts)
 
 

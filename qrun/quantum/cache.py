@@ -20,7 +20,7 @@ from qrun.quantum.encoding import Floats
 from qrun.quantum.wiring import Wiring
 
 VERSION = "2"  # of synthesis and conventions: raise it and old entries are not found
-FIELDS = ("wires", "offsets", "split", "kind", "first", "second", "angle", "parameter")  # of Circuits
+FIELDS = ("shape", "wires", "offsets", "split", "kind", "first", "second", "angle", "parameter")  # of Circuits
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -50,7 +50,7 @@ class BlockCache:
 
     def circuits(self, blocks: Floats, wiring: Wiring) -> Circuits:
         """The circuits of blocks, synthesised once."""
-        key = f"{digest(blocks)}-{wiring.coupling}-{wiring.synthesis}"
+        key = f"{digest(blocks)}-{wiring.coupling}-{wiring.synthesis}-{wiring.mixture(blocks.shape[-1])}"
 
         def compute() -> Arrays:
             found = wiring.circuits(blocks)

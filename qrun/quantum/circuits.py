@@ -33,7 +33,7 @@ COLUMNS = ("kind", "first", "second", "angle", "parameter")
 
 @dataclass(frozen=True)
 class Circuits:
-    """Circuits of B blocks on the same kind of place, their gates one after another.
+    """Circuits of B blocks, their gates one after another. Block j is written for coupling shape[j] of its wiring's.
 
     kind, first, second (-1 for one-qubit gates) [G]; angle [G] of rz and ry; parameter [G]: the angle of the slice that
     is added, or -1. Block j has gates offsets[j] to offsets[j + 1]; from split[j] on no gate has a parameter. Bit i of
@@ -41,6 +41,7 @@ class Circuits:
     """
 
     qubits: int
+    shape: NDArray[np.int64]
     wires: NDArray[np.int64]
     offsets: NDArray[np.int64]
     split: NDArray[np.int64]
@@ -60,7 +61,8 @@ class Circuits:
         split = offsets[:-1] + (self.split - self.offsets[:-1])[np.asarray(blocks, int)]
         rows = np.concatenate(spans)
         columns = (getattr(self, name)[rows] for name in COLUMNS)
-        return Circuits(self.qubits, self.wires[np.asarray(blocks, int)], offsets, split, *columns)
+        chosen = np.asarray(blocks, int)
+        return Circuits(self.qubits, self.shape[chosen], self.wires[chosen], offsets, split, *columns)
 
     def counts(self) -> dict[str, int]:
         """Gates of all blocks in the processor's basis; an ry is two sx and two rz."""
@@ -108,23 +110,34 @@ def block_circuits(blocks: Floats, edges: Edges, synthesis: str = "line") -> Cir
     parts, wires = [], np.tile(np.array(prepared.wires), (len(blocks), 1))
     for j in range(len(blocks)):
         if solved[j]:
-            gates = pattern.copy()
-            gates[rows, 3] += angles[j]
+            table = pattern.copy()
+            table[rows, 3] += angles[j]
         elif synthesis == "line" and proper[j] and shape.pairs and (two := _two_steps(nearest[j], shape)) is not None:
-            gates, at = _joined(prepared, [shape, shape])
-            np.add.at(gates[:, 3], at, two)
+            table, at = _joined(prepared, [shape, shape])
+            np.add.at(table[:, 3], at, two)
         else:
             found, moved = _qiskit(nearest[j], n, edges)
-            gates, wires[j] = np.vstack([_rows(prepared.steps), found]), np.array(moved)[wires[j]]
-        parts.append(gates)
-    offsets = np.cumsum([0, *(len(gates) for gates in parts)])
-    ends = [np.flatnonzero(gates[:, 4] >= 0)[-1] + 1 for gates in parts]
+            table, wires[j] = np.vstack([_rows(prepared.steps), found]), np.array(moved)[wires[j]]
+        parts.append(table)
+    offsets = np.cumsum([0, *(len(table) for table in parts)])
+    ends = [np.flatnonzero(table[:, 4] >= 0)[-1] + 1 for table in parts]
     split = offsets[:-1] + np.array(ends)
     kind, first, second, angle, parameter = np.concatenate(parts).T
-    return Circuits(
-        n, wires, offsets, split, kind.astype(np.int8), first.astype(np.int8), second.astype(np.int8),
-        angle.copy(), parameter.astype(np.int16),
-    )  # fmt: skip
+    alike, on = np.zeros(len(blocks), np.int64), (first.astype(np.int8), second.astype(np.int8))
+    gates = kind.astype(np.int8), *on, angle.copy(), parameter.astype(np.int16)
+    return Circuits(n, alike, wires, offsets, split, *gates)
+
+
+def joined(parts: Sequence[Circuits]) -> Circuits:
+    """The blocks of all parts, each part of a coupling of its own."""
+    starts = np.cumsum([0, *(len(part.kind) for part in parts)])[:-1]
+    shape = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    wires = np.concatenate([part.wires for part in parts])
+    moved = [part.offsets[:-1] + start for part, start in zip(parts, starts, strict=True)]
+    split = [part.split + start for part, start in zip(parts, starts, strict=True)]
+    columns = [np.concatenate([getattr(part, name) for part in parts]) for name in COLUMNS]
+    offsets = np.append(np.concatenate(moved), len(columns[0]))
+    return Circuits(parts[0].qubits, shape, wires, offsets, np.concatenate(split), *columns)
 
 
 def _rows(steps: Sequence[Step]) -> NDArray[np.float64]:

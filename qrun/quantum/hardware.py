@@ -29,7 +29,6 @@ from qrun.quantum.dispatch import Dispatcher, Piece
 from qrun.quantum.encoding import Floats, qubits
 from qrun.quantum.jobs import JobBook
 from qrun.quantum.layout import Place
-from qrun.quantum.places import at
 from qrun.quantum.plan import EXECUTIONS_PER_JOB, execution_seconds
 from qrun.quantum.services import (
     FakeService,
@@ -52,9 +51,9 @@ class ProcessorDevice(Device):
     def __init__(
         self, config: DeviceConfig, chip: Calibration, service: Service, folder: Path, most_qubits: int
     ) -> None:
-        wiring = Wiring(chip.typical, config.circuit, config.coupling, config.keep, chip)
+        wiring = Wiring(chip.typical, config.circuit, config.coupling, config.keep, chip, most_qubits)
         super().__init__(wiring, config.shots, np.float64)
-        self.name, self.config, self.chip, self.most_qubits = config.kind, config, chip, most_qubits
+        self.name, self.config, self.chip = config.kind, config, chip
         self.used: dict[int, list[Place]] = {}  # places by qubits of a block
         shots = config.shots or 0
         self.jobs = Dispatcher(
@@ -64,13 +63,10 @@ class ProcessorDevice(Device):
 
     def _prepare(self, blocks: Floats) -> Any:
         n = qubits(blocks.shape[-1])
-        if n not in self.used:
-            self.used[n] = self.wiring.chosen(n)[: max(1, self.most_qubits // n)]
-        chosen, circuits = self.used[n], self.wiring.circuits(blocks)
-        assert self.wiring.calibration is not None
-        waits = None
-        if self.name == "fake":  # a simulation knows of waiting only what a circuit says; a chip waits by itself
-            waits = at(self.wiring.calibration, self.noise, chosen, self.wiring.edges(n)).waits(circuits)
+        chosen, circuits = self.wiring.chosen(n), self.wiring.circuits(blocks)
+        self.used[n] = chosen
+        # a simulation knows of waiting only what a circuit says; a chip waits by itself
+        waits = self.places(n).waits(circuits) if self.name == "fake" else None
         small = [to_qiskit(circuits, j, waits=waits) for j in range(len(blocks))]
         starts, most = range(0, len(blocks), len(chosen)), len(blocks)
         groups = [list(range(start, min(start + len(chosen), most))) for start in starts]
@@ -92,7 +88,9 @@ class ProcessorDevice(Device):
     def run(self, prepared: Any, units: Floats, mask: np.ndarray, key: int, numbers: np.ndarray) -> Floats:
         """Frequencies; the shots of a processor have no seed, so `key` and `numbers` are not used. Raises InputError if
         the budget is too small, RunFailed for what the service did not do."""
-        angles = self.wiring.preparation(qubits(units.shape[-1])).angles(units)
+        n, blocks = qubits(units.shape[-1]), units.shape[1]
+        shape, preparations = self.wiring.assigned(n, blocks), self.wiring.preparations(n)
+        angles = np.stack([preparations[shape[j]].angles(units[:, j]) for j in range(blocks)], 1)
         step = max(1, min(EXECUTIONS_PER_PIECE, EXECUTIONS_PER_JOB) // self.jobs.shots)
         delay = self.config.options.get("rep_delay_us")
         work = []

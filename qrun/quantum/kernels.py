@@ -229,8 +229,8 @@ def _turns(tree, masks, schmidt, n, c, s, ct, st, lanes):  # type: ignore[no-unt
 
 @njit(cache=True, parallel=True, fastmath={"contract", "nsz"})
 def prepare_and_measure(  # type: ignore[no-untyped-def]
-    units, matrices, kind, first, second, turns, parameter, offsets, split, one, two, waiting, waits, rank, masks,
-    schmidt, n, lanes, out,
+    units, matrices, kind, first, second, turns, parameter, offsets, split, one, two, waiting, waits, ranks, signs,
+    shape, schmidt, n, lanes, out,
 ):  # fmt: skip
     tokens, blocks, dim = units.shape
     chunks = (tokens + lanes - 1) // lanes
@@ -238,6 +238,7 @@ def prepare_and_measure(  # type: ignore[no-untyped-def]
     for task in prange(chunks * blocks):
         block, begin = task // chunks, (task % chunks) * lanes
         place = block % one.shape[0]
+        rank, masks = ranks[shape[block]], signs[shape[block]]
         here = min(lanes, tokens - begin)
         tree = np.zeros((n, dim, lanes), dtype)
         r = np.empty((4**n, lanes), dtype)

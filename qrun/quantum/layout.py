@@ -15,7 +15,7 @@ from scipy.sparse import csr_matrix
 
 from qrun.errors import InputError
 from qrun.quantum.calibration import Calibration, Coupler, Edge, Qubit
-from qrun.quantum.synthesis import Edges, path
+from qrun.quantum.synthesis import Edges, path, shapes
 
 Floats = NDArray[np.float64]
 Place = tuple[int, ...]  # the chip's qubit of each qubit of a circuit
@@ -41,10 +41,10 @@ def heavy_hex() -> Calibration:
 
 
 def pack(
-    chip: Calibration, size: int, edges: Edges | None = None, keep: float = 1.0,
+    chip: Calibration, size: int, couplings: Sequence[Edges] | None = None, keep: float = 1.0,
     errors: Callable[[Sequence[Place]], Floats] | None = None,
 ) -> list[Place]:  # fmt: skip
-    """Disjoint places of `size` qubits for circuits coupled by `edges` (None: a path), best first.
+    """Disjoint places of `size` qubits for circuits of these couplings (None: a path), best first.
 
     As many as the chip holds, then the `keep` share of them (at least one) with the least total error among all sets of
     that many. `errors` of places [P]; None: -log of the survival of one CZ on each edge and of the readouts. Raises
@@ -52,11 +52,11 @@ def pack(
     """
     if size > len(chip.qubits):
         raise InputError(f"adapter.dim={2**size}: needs {size} qubits, {chip.name} has {len(chip.qubits)} that work")
-    edges = path(size) if edges is None else edges
-    found = _embeddings(chip, size, edges)
+    couplings = [path(size)] if couplings is None else couplings
+    found = [place for edges in couplings for place in _embeddings(chip, size, edges)]
     if not found:
         raise InputError(f"adapter.dim={2**size}: {chip.name} has no {size} coupled qubits of that shape")
-    weights = errors(found) if errors else np.array([_weight(chip, place, edges) for place in found])
+    weights = errors(found) if errors else np.array([_weight(chip, place) for place in found])
     order = np.argsort(weights, kind="stable")
     most = len(found) if size == 1 else len(_disjoint(chip, found, np.ones(len(found)), None))
     count = max(1, math.ceil(keep * most))
@@ -64,7 +64,17 @@ def pack(
     return [found[i] for i in order if i in set(chosen)]
 
 
-def _weight(chip: Calibration, place: Place, edges: Edges) -> float:
+def coupling(chip: Calibration, place: Place, couplings: Sequence[Edges]) -> int:
+    """Which of the couplings a place has: the first whose edges are all there."""
+    for index, edges in enumerate(couplings):
+        if all((min(place[a], place[b]), max(place[a], place[b])) in chip.couplers for a, b in edges):
+            return index
+    raise AssertionError(f"{place} is no place of {chip.name}")
+
+
+def _weight(chip: Calibration, place: Place) -> float:
+    n = len(place)
+    edges = shapes(n)[coupling(chip, place, shapes(n))]
     pairs = [(min(place[a], place[b]), max(place[a], place[b])) for a, b in edges]
     return sum(_cost(chip.qubits[q].readout) for q in place) + sum(_cost(chip.couplers[pair].cz) for pair in pairs)
 

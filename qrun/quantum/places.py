@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from qrun.quantum.calibration import Calibration
 from qrun.quantum.circuits import Circuits
 from qrun.quantum.gates import CZ, RY, RZ
-from qrun.quantum.layout import Place
+from qrun.quantum.layout import Place, coupling
 from qrun.quantum.noise import Noise
-from qrun.quantum.synthesis import Edges
+from qrun.quantum.synthesis import shapes
 
 Floats = NDArray[np.float64]
 Error = tuple[list[int], list[NDArray[np.generic]]]
@@ -134,11 +134,16 @@ def everywhere(noise: Noise, n: int) -> Places:
     return Places(n, [[noise] * n], [{(a, b): (noise, noise) for b in range(n) for a in range(n) if a != b}])
 
 
-def at(calibration: Calibration, noise: Noise, places: Sequence[Place], edges: Edges) -> Places:
+def at(calibration: Calibration, noise: Noise, places: Sequence[Place]) -> Places:
     """The calibrated noise of these places, circuits' qubit q on the chip's place[q]."""
+    n = len(places[0])
+    edges = [shapes(n)[coupling(calibration, place, shapes(n))] for place in places]
     one = [[calibration.noise(noise, qubit) for qubit in place] for place in places]
-    two = [{(a, b): calibration.pair(noise, (place[a], place[b])) for a, b in edges} for place in places]
-    return Places(len(places[0]), one, two)
+    two = [
+        {(a, b): calibration.pair(noise, (place[a], place[b])) for a, b in pairs}
+        for place, pairs in zip(places, edges, strict=True)
+    ]
+    return Places(n, one, two)
 
 
 @njit(cache=True)

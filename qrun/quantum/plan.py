@@ -87,7 +87,7 @@ def block_cost(wiring: Wiring, n: int) -> BlockCost:
     assert wiring.calibration is not None
     circuits, chosen = generic(2**n, wiring.edges(n), wiring.synthesis), wiring.chosen(n)
     circuit, counts = to_qiskit(circuits, 0), circuits.counts()
-    places = at(wiring.calibration, wiring.noise, chosen, wiring.edges(n))
+    places = at(wiring.calibration, wiring.noise, chosen)
     gates, whole = [], []
     for singles, pairs in zip(places.one, places.two, strict=True):
         cz = sum(both[0].cz for both in pairs.values()) / max(1, len(pairs))

@@ -23,7 +23,7 @@ import numpy as np
 
 from qrun.quantum.encoding import Floats, gray_controls, node_angles, preparation_angles
 from qrun.quantum.kernels import schmidt_turns
-from qrun.quantum.synthesis import Edges, path
+from qrun.quantum.synthesis import STAR, Edges, path
 
 SEEDS = 20  # routings tried; the one of fewest CZ is kept
 Step = tuple[int, int, int, float]  # (qubit, -1, parameter or -1, angle) of an RY, (a, b, -1, 0) of a CZ
@@ -91,9 +91,6 @@ SCHMIDT: tuple[Step, ...] = (
     (2, -1, 2, 0.0), (1, 2, -1, 0.0), (1, -1, 3, 0.0), (2, -1, 4, 0.0), (1, 2, -1, 0.0), (1, -1, 5, 0.0),
     (2, -1, 6, 0.0),
 )  # fmt: skip
-
-
-STAR: Edges = ((0, 1), (0, 2), (0, 3))
 
 
 def _last_bit(

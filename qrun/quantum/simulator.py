@@ -15,6 +15,7 @@ Pauli index: digit d_q in {I, X, Y, Z} = {0, 1, 2, 3} of qubit q has stride 4^q;
 they join.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,16 +36,18 @@ class Prepared:
     """Circuits of B blocks at their places, ready for slices: O [B, 4^n, 2^n] in the order of the state's qubits, and
     the gates before it. Arithmetic is that of O's dtype."""
 
-    preparation: Preparation
+    preparations: Sequence[Preparation]  # of each coupling
     circuits: Circuits
     places: Places
     waits: Array
     matrices: Array
-    rank: Array  # position of each qubit in the state
-    masks: Array  # signs of the level-by-level angles
+    rank: Array  # per coupling, position of each qubit in the state
+    masks: Array  # per coupling, signs of the level-by-level angles
 
 
-def prepare(preparation: Preparation, circuits: Circuits, places: Places, dtype: Any = np.float32) -> Prepared:
+def prepare(
+    preparations: Sequence[Preparation], circuits: Circuits, places: Places, dtype: Any = np.float32
+) -> Prepared:
     """Carry the readout of every block backwards to where its last angle of the slice is."""
     n = circuits.qubits
     waits, last = places.waits(circuits)
@@ -57,18 +60,27 @@ def prepare(preparation: Preparation, circuits: Circuits, places: Places, dtype:
         circuits.kind, circuits.first, circuits.second, circuits.angle, circuits.offsets, circuits.split, one, two,
         waiting, waits, last, n, out,
     )  # fmt: skip
+    rank = np.array([_joining(preparation) for preparation in preparations])
+    strings = np.arange(4**n)
+    orders = [np.bitwise_or.reduce([(strings >> 2 * own[q] & 3) << 2 * q for q in range(n)]) for own in rank]
+    masks = np.zeros((len(preparations), n, 2**n), np.int64)
+    for index, preparation in enumerate(preparations):
+        for level in range(n):
+            masks[index, level, : 1 << level] = gray_controls(level)[0]
+        if preparation.masks:
+            masks[index, n - 1, : 1 << n - 1] = preparation.masks
+    for index, order in enumerate(orders):
+        here = circuits.shape == index
+        out[here] = out[here][:, order]
+    return Prepared(preparations, circuits, places, waits.astype(dtype), out.astype(dtype), rank, masks)
+
+
+def _joining(preparation: Preparation) -> list[int]:
+    """Position of each qubit in the order in which gates first touch them."""
     joined: list[int] = []
     for first, second, _, _ in preparation.steps:
         joined += [q for q in (first, second) if q >= 0 and q not in joined]
-    rank = np.array([joined.index(q) for q in range(n)])
-    strings = np.arange(4**n)
-    order = np.bitwise_or.reduce([(strings >> 2 * rank[q] & 3) << 2 * q for q in range(n)])
-    masks = np.zeros((n, 2**n), np.int64)
-    for level in range(n):
-        masks[level, : 1 << level] = gray_controls(level)[0]
-    if preparation.masks:
-        masks[n - 1, : 1 << n - 1] = preparation.masks
-    return Prepared(preparation, circuits, places, waits.astype(dtype), out[:, order].astype(dtype), rank, masks)
+    return [joined.index(q) for q in range(preparation.qubits)]
 
 
 def _measurement(n: int, places: Places, place: int) -> Array:
@@ -93,6 +105,6 @@ def probabilities(units: Array, prepared: Prepared) -> Array:
     prepare_and_measure(
         np.ascontiguousarray(units, dtype), prepared.matrices, circuits.kind, circuits.first, circuits.second, turns,
         circuits.parameter, circuits.offsets, circuits.split, one, two, waiting, prepared.waits, prepared.rank,
-        prepared.masks, prepared.preparation.schmidt, n, lanes, out,
+        prepared.masks, circuits.shape, prepared.preparations[0].schmidt, n, lanes, out,
     )  # fmt: skip
     return out

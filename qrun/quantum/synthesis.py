@@ -33,6 +33,14 @@ def path(n: int) -> Edges:
     return tuple((q, q + 1) for q in range(n - 1))
 
 
+STAR: Edges = ((0, 1), (0, 2), (0, 3))
+
+
+def shapes(n: int) -> tuple[Edges, ...]:
+    """Couplings of n neighbours on a chip of rows and bridges that circuits are written for, the most usual first."""
+    return (path(4), STAR) if n == 4 else (path(n),)
+
+
 @dataclass(frozen=True)
 class Ansatz:
     """The order of gates: CZ on these pairs. Angles are [n + 2 k]: L_0 by qubit, then each L_i, first qubit of the pair

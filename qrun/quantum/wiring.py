@@ -5,20 +5,21 @@ device.keep       with noise.calibration, the share of the chip's places that is
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 
 from qrun.quantum.calibration import Calibration, calibration
-from qrun.quantum.circuits import Circuits, block_circuits, generic, generic_block
+from qrun.quantum.circuits import Circuits, block_circuits, generic, generic_block, joined
 from qrun.quantum.encoding import Floats as Blocks
-from qrun.quantum.layout import Place, pack
+from qrun.quantum.layout import Place, coupling, pack
 from qrun.quantum.noise import Noise
 from qrun.quantum.places import Places, at, everywhere
 from qrun.quantum.preparation import Preparation, preparation
 from qrun.quantum.simulator import prepare, probabilities
-from qrun.quantum.synthesis import Edges, Floats, path
+from qrun.quantum.synthesis import Edges, Floats, path, shapes
 
 SLICES = 200  # that judge a place
 
@@ -32,19 +33,49 @@ class Wiring:
     coupling: str = "line"
     keep: float = 1.0
     chip: Calibration | None = None  # a processor's own, instead of the noise's
+    room: int | None = None  # most qubits at once, if not the whole chip
 
     @cached_property
     def calibration(self) -> Calibration | None:
         return self.chip or (calibration(self.noise.calibration) if self.noise.calibration else None)
 
     def edges(self, n: int) -> Edges:
-        return path(n) if self.coupling == "line" else tuple((a, b) for b in range(n) for a in range(b))
+        """The usual coupling of n qubits."""
+        return self.couplings(n)[0]
 
-    def preparation(self, n: int) -> Preparation:
-        return preparation(n, self.edges(n))
+    def couplings(self, n: int) -> tuple[Edges, ...]:
+        """All couplings that blocks of n qubits are written for: a chip's places are of more than one shape."""
+        if self.coupling == "full":
+            return (tuple((a, b) for b in range(n) for a in range(b)),)
+        return shapes(n) if self.calibration else (path(n),)
+
+    def preparations(self, n: int) -> tuple[Preparation, ...]:
+        """Of each coupling."""
+        return tuple(preparation(n, edges) for edges in self.couplings(n))
+
+    def assigned(self, n: int, blocks: int) -> NDArray[np.int64]:
+        """The coupling of each block, by the place it runs on."""
+        if self.calibration is None or len(self.couplings(n)) == 1:
+            return np.zeros(blocks, np.int64)
+        of_place = [coupling(self.calibration, place, self.couplings(n)) for place in self.chosen(n)]
+        return np.resize(np.array(of_place), blocks)
+
+    def mixture(self, dim: int) -> str:
+        """What beside Q decides on couplings, for a cache."""
+        mixed = self.calibration is not None and len(self.couplings(dim.bit_length() - 1)) > 1
+        return f"{self.calibration.digest}-{self.keep:g}" if mixed and self.calibration else "alike"
 
     def circuits(self, blocks: Blocks) -> Circuits:
-        return block_circuits(blocks, self.edges(blocks.shape[-1].bit_length() - 1), self.synthesis)
+        n = blocks.shape[-1].bit_length() - 1
+        shape = self.assigned(n, len(blocks))
+        parts = [
+            block_circuits(blocks[shape == index], edges, self.synthesis)
+            for index, edges in enumerate(self.couplings(n)) if (shape == index).any()
+        ]  # fmt: skip
+        if len(parts) == 1:
+            return replace(parts[0], shape=shape)
+        order = np.argsort(np.argsort(shape, kind="stable"), kind="stable")  # joined by couplings, back by blocks
+        return joined(parts).take(order)
 
     def counts(self, n: int) -> dict[str, int]:
         """Gates and qubits of the circuit of a generic block."""
@@ -54,24 +85,38 @@ class Wiring:
         """Places on the calibrated chip, best first; none without a calibration."""
         if self.calibration is None:
             return []
-        return pack(self.calibration, n, self.edges(n), self.keep, lambda places: self.errors(n, places))
+        if n not in self._chosen:
+            errors = lambda places: self.errors(n, places)  # noqa: E731
+            found = pack(self.calibration, n, self.couplings(n), self.keep, errors)
+            self._chosen[n] = found if self.room is None else found[: max(1, self.room // n)]
+        return self._chosen[n]
+
+    @cached_property
+    def _chosen(self) -> dict[int, list[Place]]:
+        return {}
 
     def errors(self, n: int, places: Sequence[Place]) -> Floats:
         """Mean squared error [P] of |Q x| for unit slices x and a generic block at each place, simulated without shots
         under the chip's own rates (places stay where they are when a study moves the noise)."""
-        assert self.calibration is not None
-        edges, block = self.edges(n), generic_block(2**n)
+        chip = self.calibration
+        assert chip is not None
         slices = np.random.default_rng(0).normal(size=(SLICES, 1, 2**n))
         slices /= np.linalg.norm(slices, axis=-1, keepdims=True)
-        circuits = generic(2**n, edges, self.synthesis).take([0] * len(places))
-        there = at(self.calibration, self.calibration.typical, places, edges)
-        prepared = prepare(self.preparation(n), circuits, there, np.float64)
-        found = np.sqrt(np.maximum(probabilities(np.repeat(slices, len(places), 1), prepared), 0))
-        errors: Floats = np.square(found - np.abs(slices @ block.T)).sum(-1).mean(0)
+        ideal, errors = np.abs(slices @ generic_block(2**n).T), np.empty(len(places))
+        shape = np.array([coupling(chip, place, self.couplings(n)) for place in places])
+        for index, edges in enumerate(self.couplings(n)):
+            of_it = np.flatnonzero(shape == index)
+            if not len(of_it):
+                continue
+            circuits = generic(2**n, edges, self.synthesis).take(np.zeros(len(of_it), int))
+            there = at(chip, chip.typical, [places[int(i)] for i in of_it])
+            prepared = prepare([preparation(n, edges)], circuits, there, np.float64)
+            found = np.sqrt(np.maximum(probabilities(np.repeat(slices, len(of_it), 1), prepared), 0))
+            errors[of_it] = np.square(found - ideal).sum(-1).mean(0)
         return errors
 
     def places(self, n: int) -> Places:
         """The noise of each place; block j runs on place j mod P."""
         if self.calibration is None:
             return everywhere(self.noise, n)
-        return at(self.calibration, self.noise, self.chosen(n), self.edges(n))
+        return at(self.calibration, self.noise, self.chosen(n))

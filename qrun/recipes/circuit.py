@@ -30,11 +30,11 @@ def circuit(config: CircuitConfig, qasm: str | None) -> None:
     wiring = Wiring(noise, config.device.circuit, config.device.coupling, config.device.keep)
     unit = np.random.default_rng(config.seed).normal(size=len(block))
     circuits = wiring.circuits(block[None])
-    whole = to_qiskit(circuits, 0, wiring.preparation(n).angles(unit / np.linalg.norm(unit)))
+    whole = to_qiskit(circuits, 0, wiring.preparations(n)[circuits.shape[0]].angles(unit / np.linalg.norm(unit)))
     if n <= 3:
         console.print(str(whole.draw("text", fold=console.width - 2)), markup=False)
     depth = whole.depth(lambda i: i.operation.name != "measure")
-    counts, prepared = circuits.counts(), wiring.preparation(n).czs
+    counts, prepared = circuits.counts(), wiring.preparations(n)[circuits.shape[0]].czs
     survival = 1 - noise.total_error({**counts, "qubits": 0})
     slices = np.random.default_rng(config.seed).normal(size=(256, 1, len(block)))
     slices /= np.linalg.norm(slices, axis=-1, keepdims=True)

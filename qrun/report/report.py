@@ -140,8 +140,7 @@ def standard(about: About, results: Results, studies: Catalogue) -> str | None:
     if "steps" in table and (table["steps"].dropna() != config.get("training", {}).get("steps")).any():
         return None
     default = deciding(about.study, None, studies)
-    own = {key: config.get(key) for key in DECIDING}
-    own["device"] = _device(own["device"], default and default["device"])
+    own = {key: _filled(key, config.get(key), (default or {}).get(key)) for key in DECIDING}
     if own == default:
         return about.model
     names = sorted(path.stem for path in (TREE / "experiment").glob("*.yaml"))
@@ -149,13 +148,13 @@ def standard(about: About, results: Results, studies: Catalogue) -> str | None:
     return next((name for name in names if own == deciding(about.study, name, studies)), None)
 
 
-def _device(found: object, today: object) -> object:
-    """A device's words, with today's defaults for those that it could not say yet; its circuits were all-to-all and
-    Qiskit's before there was a choice."""
+def _filled(key: str, found: object, today: object) -> object:
+    """A study's words, with today's defaults for those it could not say yet, without those that are gone. Circuits were
+    all-to-all and Qiskit's before there was a choice."""
     if not isinstance(found, dict) or not isinstance(today, dict):
         return found
-    before = {} if "circuit" in found else {"circuit": "qiskit", "coupling": "full"}
-    return {**today, **{key: value for key, value in found.items() if key in today}, **before}
+    before = {"circuit": "qiskit", "coupling": "full"} if key == "device" and "circuit" not in found else {}
+    return {**today, **{word: value for word, value in found.items() if word in today}, **before}
 
 
 def deciding(study: str, experiment: str | None, studies: Catalogue) -> dict[str, object] | None:

@@ -57,7 +57,7 @@ def test_preparations_keep_to_the_path_and_need_few_cz(n, most):
 @pytest.mark.parametrize("n", [5, 6])
 def test_larger_preparations_are_routed(n, coupling):
     wiring = Wiring(Noise(), coupling=coupling)
-    prepared, unit = wiring.preparation(n), unit_slices(n, 1, 1)[0, 0]
+    prepared, unit = wiring.preparations(n)[0], unit_slices(n, 1, 1)[0, 0]
     used = {(min(a, b), max(a, b)) for a, b, _, _ in prepared.steps if b >= 0}
     assert used <= set(wiring.edges(n))
     np.testing.assert_allclose(abs(state(prepared, unit) @ unit), 1, atol=1e-12)
@@ -73,7 +73,7 @@ def test_a_block_circuit_measures_the_squares_of_the_rotated_slice_on_its_coupli
     blocks, units = rotations(n, 2, seed=n), unit_slices(n, 2, 2)
     circuits = wiring.circuits(blocks)
     for j in range(2):
-        circuit = to_qiskit(circuits, j, wiring.preparation(n).angles(units[0, j]), measure=False)
+        circuit = to_qiskit(circuits, j, wiring.preparations(n)[0].angles(units[0, j]), measure=False)
         p = Statevector(circuit).probabilities()[circuits.outcomes(j)]
         np.testing.assert_allclose(p, (blocks[j] @ units[0, j]) ** 2, atol=1e-9)
         pairs = {tuple(sorted(circuit.find_bit(q).index for q in item.qubits)) for item in circuit.data

@@ -9,14 +9,17 @@ from quantum_support import FULL, density_matrix, rotations, unit_slices
 
 from qrun.config.compose import compose
 from qrun.errors import InputError
+from qrun.quantum.cache import BlockCache
 from qrun.quantum.calibration import FAKES, calibration, fake_backend, read_calibration
 from qrun.quantum.devices.aer import AerDevice
 from qrun.quantum.devices.noisy import NoisyDevice
 from qrun.quantum.devices.pennylane import PennyLaneDevice
 from qrun.quantum.gates import CZ
+from qrun.quantum.layout import coupling, pack
 from qrun.quantum.noise import Noise
 from qrun.quantum.places import everywhere
 from qrun.quantum.simulator import prepare, probabilities
+from qrun.quantum.synthesis import shapes
 from qrun.quantum.wiring import Wiring
 
 MARRAKESH = Noise(name="FakeMarrakesh", calibration="FakeMarrakesh")
@@ -32,20 +35,50 @@ def test_the_simulator_is_an_independent_density_matrix(n, synthesis, coupling, 
     blocks, units = rotations(n, 3, seed=n), unit_slices(n, 3, 3, seed=n)
     units[1] = np.eye(2**n)[-1]  # a basis state: zeros and signs in the tree
     units[2] = -np.eye(2**n)[0]
-    circuits, prepared, places = wiring.circuits(blocks), wiring.preparation(n), wiring.places(n)
+    circuits, prepared, places = wiring.circuits(blocks), wiring.preparations(n), wiring.places(n)
     found = probabilities(units, prepare(prepared, circuits, places, np.float64))
-    dense = [[density_matrix(circuits, j, units[i, j], prepared, places) for j in range(3)] for i in range(3)]
+    dense = [
+        [density_matrix(circuits, j, units[i, j], prepared[circuits.shape[j]], places) for j in range(3)]
+        for i in range(3)
+    ]
     np.testing.assert_allclose(found, dense, atol=1e-12)
     single = probabilities(units, prepare(prepared, circuits, places, np.float32))
     np.testing.assert_allclose(single, dense, atol=2e-6)
+
+
+def test_blocks_of_four_qubits_run_on_paths_and_on_stars(tmp_path):
+    """More places than paths alone, and each block's circuit keeps to the couplers of its own place."""
+    wiring, chip = Wiring(MARRAKESH, keep=1.0), calibration("FakeMarrakesh")
+    chosen = wiring.chosen(4)
+    shape = [coupling(chip, place, shapes(4)) for place in chosen]
+    assert len(chosen) > len(pack(chip, 4)) and len({q for place in chosen for q in place}) == 4 * len(chosen)
+    first = sorted([shape.index(0), shape.index(1)])
+    blocks, units = np.repeat(rotations(4, 1), first[1] + 1, 0), np.repeat(unit_slices(4, 2, 1), first[1] + 1, 1)
+    circuits, places = wiring.circuits(blocks), wiring.places(4)
+    assert circuits.shape.tolist() == shape[: first[1] + 1]
+    found = probabilities(units, prepare(wiring.preparations(4), circuits, places, np.float64))
+    torch_form = NoisyDevice(wiring, None, np.float64, BlockCache(tmp_path), "cpu")
+    again = run(torch_form, blocks, units)
+    np.testing.assert_allclose(again, found, atol=1e-12)
+    for j in first:
+        edges = shapes(4)[shape[j]]
+        pairs = circuits.take([j])
+        used = {tuple(sorted(p)) for p in zip(pairs.first.tolist(), pairs.second.tolist(), strict=True) if p[1] >= 0}
+        assert used == set(edges)
+        dense = density_matrix(circuits, j, units[0, j], wiring.preparations(4)[shape[j]], places)
+        np.testing.assert_allclose(found[0, j], dense, atol=1e-12)
+
+
+def run(device, blocks, units):
+    mask = np.ones(units.shape[:2], bool)
+    return device.run(device.prepare(blocks), units, mask, 0, np.arange(len(units)))
 
 
 @pytest.mark.parametrize("device", [AerDevice, PennyLaneDevice])
 def test_references_agree_on_a_calibrated_chip(device):
     wiring, blocks, units = Wiring(MARRAKESH), rotations(2, 3), unit_slices(2, 2, 3)
     noisy, reference = NoisyDevice(wiring, None, np.float64), device(wiring, None)
-    mask = np.ones((2, 3), bool)
-    found, expected = (d.run(d.prepare(blocks), units, mask, 0, np.arange(2)) for d in (noisy, reference))
+    found, expected = run(noisy, blocks, units), run(reference, blocks, units)
     np.testing.assert_allclose(found, expected, atol=1e-9)
     assert not np.allclose(found, (np.einsum("jab,njb->nja", blocks, units)) ** 2, atol=1e-3)
 
@@ -149,7 +182,7 @@ def test_blocks_take_the_places_in_turn_best_first():
     blocks = np.repeat(rotations(2, 1), 60, 0)
     units = np.repeat(unit_slices(2, 200, 1), 60, 1)
     device = NoisyDevice(wiring, None, np.float64)
-    found = device.run(device.prepare(blocks), units, np.ones((200, 60), bool), 0, np.arange(200))
+    found = run(device, blocks, units)
     np.testing.assert_array_equal(found[:, 51:], found[:, :9])
     error = np.square(np.sqrt(found) - np.abs(np.einsum("jab,njb->nja", blocks, units))).sum(-1).mean(0)
     assert error[:10].mean() < 0.5 * error[41:51].mean()
@@ -162,8 +195,7 @@ def test_the_worst_fifth_of_the_places_carries_most_of_the_error():
     for keep in (1.0, 0.8):
         device = NoisyDevice(Wiring(MARRAKESH, keep=keep), None, np.float64)
         count = len(device.places(2))
-        found = device.run(device.prepare(blocks[:count]), units[:, :count], np.ones((200, count), bool), 0,
-                           np.arange(200))  # fmt: skip
+        found = run(device, blocks[:count], units[:, :count])
         ideal = np.abs(np.einsum("jab,njb->nja", blocks[:count], units[:, :count]))
         rms.append(np.sqrt(np.square(np.sqrt(found) - ideal).sum(-1).mean()))
         counts.append(count)

@@ -205,6 +205,7 @@ def test_a_study_of_all_to_all_circuits_from_before_there_was_a_choice_is_that_e
     words = from_yaml(defaults("noise"))
     for key in ("circuit", "coupling", "keep", "repetition"):
         del words["device"][key]
+    del words["noise"]["calibration"]
     about = About("noise", "nano", "qrun sweep noise", OmegaConf.to_yaml(words), "c0ffee00", KEY, "5eed", "")
     seeds = Results(pd.DataFrame({"seed": [0, 1, 2]}), {})
     assert standard(about, seeds, CATALOGUE) == "all_to_all"

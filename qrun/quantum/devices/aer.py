@@ -47,13 +47,13 @@ class AerDevice(Device):
 
     def _probabilities(self, prepared: Circuits, units: Floats, mask: np.ndarray) -> Floats:
         n = qubits(units.shape[-1])
-        places, preparation = self.places(n), self.wiring.preparation(n)
+        places, preparations = self.places(n), self.wiring.preparations(n)
         simulate = self._pennylane if self.backend == "pennylane" else self._aer
         out = np.full(units.shape, 1 / 2**n)
         for j in range(len(prepared)):
             rows = np.flatnonzero(mask[:, j])
             if len(rows):
-                found = simulate(prepared, j, preparation.angles(units[rows, j]), places)
+                found = simulate(prepared, j, preparations[prepared.shape[j]].angles(units[rows, j]), places)
                 out[rows, j] = places.measured(found, prepared, j)
         return out
 

@@ -33,7 +33,7 @@ class NoisyDevice(Device):
     def _prepare(self, blocks: Floats) -> Prepared:
         n = qubits(blocks.shape[-1])
         found = self.cache.circuits(blocks, self.wiring) if n > 2 else self.wiring.circuits(blocks)
-        return prepare(self.wiring.preparation(n), found, self.places(n), self.dtype)
+        return prepare(self.wiring.preparations(n), found, self.places(n), self.dtype)
 
     def _probabilities(self, prepared: Prepared, units: Floats, mask: np.ndarray) -> Floats:
         if self.accelerator is None:

@@ -68,7 +68,7 @@ class PennyLaneDevice(Device):
 
     def _probabilities(self, prepared: Circuits, units: Floats, mask: np.ndarray) -> Floats:
         n = qubits(units.shape[-1])
-        device, places, preparation = self._open(n), self.places(n), self.wiring.preparation(n)
+        device, places, preparations = self._open(n), self.places(n), self.wiring.preparations(n)
         out = np.full(units.shape, 1 / 2**n)
         for j in range(len(prepared)):
             node = qml.QNode(block_tape(prepared, j, places), device)
@@ -77,7 +77,7 @@ class PennyLaneDevice(Device):
             size = max(1, 2**16 // 4**n)
             for part in np.array_split(rows, max(1, -(-len(rows) // size))):
                 if len(part):
-                    found = self._run(node, preparation.angles(units[part, j]))
+                    found = self._run(node, preparations[prepared.shape[j]].angles(units[part, j]))
                     out[part, j] = places.measured(found, prepared, j)
         return out
 
