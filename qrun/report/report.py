@@ -153,7 +153,11 @@ def _filled(key: str, found: object, today: object) -> object:
     all-to-all and Qiskit's before there was a choice."""
     if not isinstance(found, dict) or not isinstance(today, dict):
         return found
-    before = {"circuit": "qiskit", "coupling": "full"} if key == "device" and "circuit" not in found else {}
+    before: dict[str, object] = {}
+    if key == "device" and "circuit" not in found:
+        before = {"circuit": "qiskit", "coupling": "full"}
+    elif key == "adapter" and "path" in today:  # where the asked adapter lies
+        before = {"path": today["path"]}
     return {**today, **{word: value for word, value in found.items() if word in today}, **before}
 
 

@@ -212,6 +212,14 @@ def test_a_study_of_all_to_all_circuits_from_before_there_was_a_choice_is_that_e
     assert standard(replace(about, config=defaults("noise")), seeds, CATALOGUE) == "nano"
 
 
+def test_where_the_asked_adapter_lies_is_no_part_of_the_standard(tmp_path, defaults):
+    words = ("experiment=nano_questions", f"adapter.path={tmp_path}", "model.name=small")
+    about = About(
+        "questions", "small", "qrun eval questions", defaults("questions", *words), "c0ffee00", KEY, "5eed", ""
+    )
+    assert standard(about, questions_results(), CATALOGUE) == "nano_questions"
+
+
 def test_a_claim_that_failed_is_in_the_log_with_a_control_that_won(tmp_path, write, made):
     results = dim_results()
     lora = results.table[(results.table["kind"] == "measure") & (results.table["b"] == 4)].head(1)
