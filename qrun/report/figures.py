@@ -66,7 +66,7 @@ def dimension_curves(model: str, numbers: Frames) -> dict[str, Figure]:
         dims = sorted(rows["b"].unique())
         axes.axhline(0, color=GREY, linestyle="--", linewidth=1)
         axes.set_xscale("log", base=2)
-        axes.set_xticks(dims, [str(b) for b in dims])
+        axes.set_xticks(dims, [f"{b:g}" for b in dims])
         axes.set_xlabel("block dimension b (parameters beside the points)")
         axes.set_ylabel(f"gain, of perplexity {numbers['text']['base'].iloc[0]:.2f}")
         axes.legend(frameon=False, fontsize=8)
@@ -93,8 +93,8 @@ def gains_by_method(model: str, numbers: Frames) -> dict[str, Figure]:
         axes.set_yticks(range(len(rows)), names, fontsize=8)
         axes.axvline(0, color=GREY, linestyle="--", linewidth=1)
         axes.set_xlabel("gain, 95% over seeds (beside the names: trained parameters)")
-        _plain(axes, f"{model}, sites={sites}, b = {dim}")
-        figures[f"controls-{sites}-{dim}"] = figure
+        _plain(axes, f"{model}, sites={sites}, b = {dim:g}")
+        figures[f"controls-{sites}-{dim:g}"] = figure
     return figures
 
 
@@ -144,7 +144,7 @@ def recovery_bars(model: str, numbers: Frames) -> dict[str, Figure]:
             one = [[error[0][at]], [error[1][at]]]
             colour = BLUE if ours else ORANGE
             axes.barh(at, row.recovery, color=colour, alpha=alpha, xerr=one, error_kw={"linewidth": 1})
-        names = [f"{row.text}: {row.what}, b = {row.b}" for row in shown.itertuples()]
+        names = [f"{row.text}: {row.what}, b = {row.b:g}" for row in shown.itertuples()]
         axes.set_yticks(range(len(shown)), names, fontsize=8)
         axes.axvline(0.83, color=GREY, linestyle=":", linewidth=1)
         axes.axvline(0, color=GREY, linewidth=0.8)
