@@ -12,6 +12,7 @@ from qrun.quantum.devices.noisy import NoisyDevice
 from qrun.quantum.devices.shots import ShotsDevice
 from qrun.quantum.noise import Noise
 from qrun.quantum.wiring import Wiring
+from qrun.rows import numbered
 
 BLOCKS = cayley(torch.randn(6, 6, generator=torch.Generator().manual_seed(0)), 4)
 SLICES = torch.randn(50, 6, 4, generator=torch.Generator().manual_seed(1)) * 3
@@ -70,6 +71,32 @@ def test_batches_in_order_give_the_same_bits_and_sites_and_seeds_differ():
     assert not torch.equal(
         site(NoisyDevice(Wiring(noise), 200), name="layers.1.self_attn.v_proj")[0](BLOCKS, SLICES), whole
     )
+
+
+def test_padding_runs_no_circuit_and_a_numbered_position_has_the_same_shots_in_any_batch():
+    noise = Noise(cz=0.01, read_0_given_1=0.02)
+    whole, executor = site(NoisyDevice(Wiring(noise), 200))
+    with numbered(np.arange(50)):
+        expected = whole(BLOCKS, SLICES)
+    assert executor.statistics.circuits == 50 * 6
+    padded, executor = site(NoisyDevice(Wiring(noise), 200))
+    order = np.array([7, -1, 3, -1, 49])
+    with numbered(order):
+        found = padded(BLOCKS, SLICES[np.where(order < 0, 0, order)])
+    assert torch.equal(found[order >= 0], expected[order[order >= 0]]) and (found[order < 0] == 0).all()
+    assert executor.statistics.circuits == 3 * 6
+
+
+def test_a_sign_constrained_adapter_is_measured_against_what_it_computes():
+    device = ShotsDevice(Wiring(Noise()), None)
+    executor = CircuitExecutor(device, Sign.input, 0, constrained=True)
+    executor.site("x")(BLOCKS, SLICES)
+    assert executor.statistics.summary()["relative_error"] < 1e-5
+    plain = CircuitExecutor(device, Sign.input, 0)
+    plain.site("x")(BLOCKS, SLICES)
+    assert plain.statistics.summary()["relative_error"] > 0.01
+    with pytest.raises(InputError, match="use readout=input"):
+        CircuitExecutor(device, Sign.exact, 0, constrained=True)
 
 
 def test_changed_blocks_are_prepared_again():
