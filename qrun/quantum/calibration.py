@@ -20,8 +20,8 @@ from typing import Any
 from qrun.errors import InputError
 from qrun.quantum.noise import Noise, Relaxation
 from qrun.quantum.services import FAKES, fake_backend
+from qrun.quantum.synthesis import Edge
 
-Edge = tuple[int, int]
 BROKEN = 0.5  # a gate or readout with an error this large is out of order
 
 

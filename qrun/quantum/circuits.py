@@ -27,7 +27,6 @@ from qrun.quantum.gates import BASIS, CZ, RY, RZ, SX, X
 from qrun.quantum.preparation import Preparation, Step, preparation
 from qrun.quantum.synthesis import CZS, Ansatz, Edges, ansatz, synthesise_angles
 
-SYNTHESES = ("line", "qiskit")
 COLUMNS = ("kind", "first", "second", "angle", "parameter")
 
 

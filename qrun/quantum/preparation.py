@@ -40,10 +40,6 @@ class Preparation:
     masks: tuple[int, ...] = ()  # n = 4: bits whose parity is the sign of each of the last eight RY
 
     @property
-    def parameters(self) -> int:
-        return 2**self.qubits - 1
-
-    @property
     def czs(self) -> int:
         return sum(second >= 0 for _, second, _, _ in self.steps)
 

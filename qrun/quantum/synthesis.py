@@ -49,11 +49,6 @@ class Ansatz:
     qubits: int
     pairs: Edges
 
-    @property
-    def turned(self) -> list[int]:
-        """The qubit that each angle turns."""
-        return [*range(self.qubits), *(q for pair in self.pairs for q in pair)]
-
     def gates(self) -> list[tuple[int, int]]:
         """(q, -1) for an RY, (a, b) for a CZ, in order."""
         first = [(q, -1) for q in range(self.qubits)]

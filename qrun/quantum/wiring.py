@@ -6,7 +6,7 @@ device.keep       with noise.calibration, the share of the chip's places that is
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,8 +86,7 @@ class Wiring:
         if self.calibration is None:
             return []
         if n not in self._chosen:
-            errors = lambda places: self.errors(n, places)  # noqa: E731
-            found = pack(self.calibration, n, self.couplings(n), self.keep, errors)
+            found = pack(self.calibration, n, self.couplings(n), self.keep, partial(self.errors, n))
             self._chosen[n] = found if self.room is None else found[: max(1, self.room // n)]
         return self._chosen[n]
 
