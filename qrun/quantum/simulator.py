@@ -43,6 +43,8 @@ class Prepared:
     matrices: Array
     rank: Array  # per coupling, position of each qubit in the state
     masks: Array  # per coupling, signs of the level-by-level angles
+    turns: Array  # cosine and sine of each gate's own angle
+    rates: tuple[Array, ...]  # the places' tables
 
 
 def prepare(
@@ -72,7 +74,9 @@ def prepare(
     for index, order in enumerate(orders):
         here = circuits.shape == index
         out[here] = out[here][:, order]
-    return Prepared(preparations, circuits, places, waits.astype(dtype), out.astype(dtype), rank, masks)
+    turns = np.stack([np.cos(circuits.angle), np.sin(circuits.angle)], 1).astype(dtype)
+    rates = tuple(table.astype(dtype) for table in (one, two, waiting))
+    return Prepared(preparations, circuits, places, waits.astype(dtype), out.astype(dtype), rank, masks, turns, rates)
 
 
 def _joining(preparation: Preparation) -> list[int]:
@@ -98,13 +102,12 @@ def probabilities(units: Array, prepared: Prepared) -> Array:
     """Outcome probabilities [N, B, 2^n] of unit slices [N, B, 2^n]."""
     tokens, _, dim = units.shape
     circuits, n, dtype = prepared.circuits, prepared.circuits.qubits, prepared.matrices.dtype
-    one, two, waiting = (table.astype(dtype) for table in prepared.places.tables)
-    turns = np.stack([np.cos(circuits.angle), np.sin(circuits.angle)], 1).astype(dtype)
+    one, two, waiting = prepared.rates
     out = np.empty((tokens, len(circuits), dim), dtype)
     lanes = 128 if tokens > 64 else 32 if tokens > 8 else 8
     prepare_and_measure(
-        np.ascontiguousarray(units, dtype), prepared.matrices, circuits.kind, circuits.first, circuits.second, turns,
-        circuits.parameter, circuits.offsets, circuits.split, one, two, waiting, prepared.waits, prepared.rank,
-        prepared.masks, circuits.shape, prepared.preparations[0].schmidt, n, lanes, out,
+        np.ascontiguousarray(units, dtype), prepared.matrices, circuits.kind, circuits.first, circuits.second,
+        prepared.turns, circuits.parameter, circuits.offsets, circuits.split, one, two, waiting, prepared.waits,
+        prepared.rank, prepared.masks, circuits.shape, prepared.preparations[0].schmidt, n, lanes, out,
     )  # fmt: skip
     return out
