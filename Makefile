@@ -19,8 +19,8 @@ run: .venv/core ## install, then train an adapter in the embedded model and meas
 test: .venv/dev ## the test suite
 	$(BIN)/python -m pytest
 
-check: .venv/dev ## lint and the tests that take a minute
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/python -m pytest -m "not slow and not data"
+check: .venv/dev ## lint and the tests that take a minute, on all cores
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/python -m pytest -n logical -m "not slow and not data"
 
 lint: .venv/dev ## ruff and mypy
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

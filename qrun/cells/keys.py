@@ -46,13 +46,20 @@ def code_fingerprint(modules: tuple[str, ...]) -> str:
 @cache
 def read_module(name: str) -> tuple[str, list[str]]:
     """Digest of a module's syntax tree, and the modules of loud rooms that it imports when it runs."""
-    tree = ast.parse(_source(name).read_text(encoding="utf-8"))
+    digest, imported = _read(_source(name).read_text(encoding="utf-8"))
+    found = [module for module in imported if module.split(".")[0] not in SILENT and _source(module).is_file()]
+    return digest, found
+
+
+@cache
+def _read(source: str) -> tuple[str, list[str]]:
+    """Digest of a source's syntax tree, and all that it may import."""
+    tree = ast.parse(source)
     imported = [found for node in _running(tree) for found in _imports(node)]
     for node in ast.walk(tree):
         if isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
             node.body[0] = ast.Pass()
-    digest = hashlib.sha256(ast.dump(tree).encode()).hexdigest()
-    return digest, [m for m in imported if m.split(".")[0] not in SILENT]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest(), imported
 
 
 def _running(node: ast.AST) -> Iterable[ast.AST]:
@@ -64,11 +71,10 @@ def _running(node: ast.AST) -> Iterable[ast.AST]:
 
 
 def _imports(node: ast.AST) -> list[str]:
-    """Modules of qrun that a node imports, as dotted names below qrun."""
+    """What a node imports from qrun, as dotted names below it: modules, and names that may be modules."""
     if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("qrun."):
         module = (node.module or "").removeprefix("qrun.")
-        whole = [f"{module}.{alias.name}" for alias in node.names if _source(f"{module}.{alias.name}").is_file()]
-        return [module, *whole]
+        return [module, *(f"{module}.{alias.name}" for alias in node.names)]
     names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
     return [name.removeprefix("qrun.") for name in names if name.startswith("qrun.")]
 

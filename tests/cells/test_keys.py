@@ -86,7 +86,7 @@ def at(config, path, value):
         ("device.shots", 100, set()),  # the study's own axis replaces it
         ("study.shots", [100], {"noisy", "quiet"}),
     ],
-    ids=str,
+    ids=lambda value: " ".join(sorted(value)) if isinstance(value, set) else str(value),
 )
 def test_keys_follow_what_makes_the_number_and_those_that_need_it(config, path, value, expected):
     assert changed(grid_keys(config), grid_keys(at(config, path, value))) == expected

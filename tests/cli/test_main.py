@@ -103,6 +103,7 @@ def test_doctor_says_what_works_and_what_is_missing(qrun, monkeypatch, tmp_path)
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.slow
 def test_gated_and_unreachable_models_say_what_to_do(qrun, monkeypatch, tmp_path):
     monkeypatch.delenv("HF_TOKEN", raising=False)
     code, _, err = qrun("eval", "perplexity", "model=llama", f"results={tmp_path}/r")

@@ -107,6 +107,7 @@ def test_a_compressed_folder_is_an_ordinary_model_and_healing_starts_where_it_is
     assert json.loads((tmp_path / "small" / "compression.json").read_text())["bonds"] == compressed.bonds
 
 
+@pytest.mark.slow
 def test_the_profile_measures_each_site_alone_and_spends_the_budget_where_it_hurts(tiny):
     before = {name: p.clone() for name, p in tiny.model.named_parameters()}
     everything, form = sites(tiny.shape), SVD

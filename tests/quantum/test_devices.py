@@ -170,7 +170,7 @@ def test_one_block_channel_mixes_in_the_uniform_distribution():
 
 
 @pytest.mark.parametrize("split", [1, 7, 40])
-@pytest.mark.parametrize("n", [2, 3, 4])
+@pytest.mark.parametrize("n", [2, 3, pytest.param(4, marks=pytest.mark.slow)])
 def test_the_same_seed_gives_the_same_bits_on_any_split(n, split):
     device = NoisyDevice(Wiring(FULL), 500)
     blocks, units = rotations(n, 3), unit_slices(n, 150, 3)
@@ -271,7 +271,7 @@ def test_memory_that_is_short_halves_the_rows(monkeypatch):
     assert sizes == [8, 4, 2, 2, 2, 2]
 
 
-@pytest.mark.parametrize("n", [2, 3, 4])
+@pytest.mark.parametrize("n", [2, 3, pytest.param(4, marks=pytest.mark.slow)])
 def test_slices_over_forty_decades_give_probabilities_in_float32(n):
     rng = np.random.default_rng(n)
     slices = rng.normal(size=(300, 1, 2**n)) * 10.0 ** rng.uniform(-40, 0, (300, 1, 2**n))

@@ -104,6 +104,7 @@ def test_line_circuits_are_exact_near_the_identity_and_far_from_it(n, size):
     np.testing.assert_allclose(found, signs * blocks, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_rotations_too_small_for_the_search_are_written_in_two_steps_and_exact():
     """RY and CZ are singular at the identity: the search does not reach rotations of 1e-6."""
     block, unit = near_identity(3, 1, 1e-6), unit_slices(3, 1, 1)[0, 0]

@@ -45,6 +45,7 @@ def test_a_hundred_runs_with_faults_pay_nothing_twice_lose_nothing_and_keep_the_
     assert all(found[f"fault: {fault}"] >= 5 for fault in FAULTS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["killed for good", None])
 def test_a_process_killed_while_sending_is_found_out_by_the_next(tmp_path, moment):
     text = """
@@ -65,6 +66,7 @@ dispatcher(sys.argv[1] + "/qpu", cloud).collect(make_pieces(3))
     assert [job.state for job in d.book.jobs()] == (["done"] if moment else ["refused", "done"])
 
 
+@pytest.mark.slow
 def test_three_processes_keep_all_their_entries(tmp_path):
     text = """
 book = JobBook(Path(sys.argv[1]))
@@ -80,6 +82,7 @@ for i in range(40):
     assert len(jobs) == 120 and {job.state for job in jobs} == {"sent"}
 
 
+@pytest.mark.slow
 def test_three_processes_with_the_same_command_and_budget_send_its_work_once(tmp_path):
     text = """
 d = dispatcher(sys.argv[1] + "/qpu", Cloud(sys.argv[1] + "/cloud"), 60)

@@ -73,6 +73,7 @@ def nominal(n, circuit="line"):
     return block_cost(Wiring(lattice.typical, circuit, chip=lattice), n)
 
 
+@pytest.mark.slow
 def test_a_two_qubit_block_circuit_costs_three_cz_on_the_chip():
     cost = nominal(2)
     assert cost.counts["cz"] == 3 and cost.counts["sx"] == 16 and 15 <= cost.depth <= 25 and cost.places == 64

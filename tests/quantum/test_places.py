@@ -27,7 +27,8 @@ MARRAKESH = Noise(name="FakeMarrakesh", calibration="FakeMarrakesh")
 
 @pytest.mark.parametrize("noise", [FULL, dataclasses.replace(FULL, dephasing=0.01), MARRAKESH])
 @pytest.mark.parametrize(("n", "synthesis", "coupling"), [(1, "line", "line"), (2, "line", "line"), (3, "line", "line"),
-                                                          (3, "qiskit", "line"), (2, "qiskit", "full")])  # fmt: skip
+                                                          pytest.param(3, "qiskit", "line", marks=pytest.mark.slow),
+                                                          (2, "qiskit", "full")])  # fmt: skip
 def test_the_simulator_is_an_independent_density_matrix(n, synthesis, coupling, noise):
     if noise is MARRAKESH and coupling == "full":
         pytest.skip("no chip couples every pair")
@@ -46,6 +47,7 @@ def test_the_simulator_is_an_independent_density_matrix(n, synthesis, coupling, 
     np.testing.assert_allclose(single, dense, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_blocks_of_four_qubits_run_on_paths_and_on_stars(tmp_path):
     """More places than paths alone, and each block's circuit keeps to the couplers of its own place."""
     wiring, chip = Wiring(MARRAKESH, keep=1.0), calibration("FakeMarrakesh")
@@ -74,6 +76,7 @@ def run(device, blocks, units):
     return device.run(device.prepare(blocks), units, mask, 0, np.arange(len(units)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", [AerDevice, PennyLaneDevice])
 def test_references_agree_on_a_calibrated_chip(device):
     wiring, blocks, units = Wiring(MARRAKESH), rotations(2, 3), unit_slices(2, 2, 3)
@@ -99,6 +102,7 @@ def test_a_qubit_waits_for_its_partner_and_nothing_waits_before_its_first_gate()
     assert (waited == 0).all()
 
 
+@pytest.mark.slow
 def test_rates_of_a_place_are_those_that_qiskit_gives_its_gates():
     from qiskit.quantum_info import average_gate_fidelity
     from qiskit_aer.noise import NoiseModel

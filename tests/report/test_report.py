@@ -65,6 +65,11 @@ def questions_results():
     return Results(pd.DataFrame(rows), {arm: {"chosen": chosen, "right": [0] * 12} for arm, chosen in arms.items()})
 
 
+def about_dim(defaults, *words):
+    """The description of a dim study."""
+    return About("dim", "nano", "qrun sweep dim", defaults("dim", *words), "c0ffee00", KEY, "5eed", "")
+
+
 @pytest.fixture
 def write(tmp_path, defaults):
     """Put a study's folder below tmp_path/source, as a study or another report leaves it. Returns its About."""
@@ -151,6 +156,7 @@ def test_numbers_are_graded_when_the_report_is_made(tmp_path, write, made):
     assert "**not reproduced** Perplexity improves" in (tmp_path / "out" / "dim" / "nano" / "page.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_report_made_from_a_report_is_the_same_to_the_byte(tmp_path, write, made):
     write()
     write(questions_results(), "questions", command="qrun eval questions")
@@ -173,11 +179,16 @@ def test_a_report_made_from_a_report_is_the_same_to_the_byte(tmp_path, write, ma
     ],
     ids=["two seeds", "other dims", "other rate", "less text", "other side", "stopped early"],
 )
-def test_a_study_below_the_standard_never_touches_the_claims(tmp_path, write, made, results, words):
+def test_fewer_seeds_other_words_and_cut_trainings_are_below_the_standard(defaults, results, words):
+    assert standard(about_dim(defaults), dim_results(), CATALOGUE) == "nano"
+    assert standard(about_dim(defaults, *words), results, CATALOGUE) is None
+
+
+def test_a_study_below_the_standard_never_touches_the_claims(tmp_path, write, made):
     write()
     made()
     before = tree(tmp_path / "out")
-    write(results, words=words, place="other", study_key="feedbeef" * 2)
+    write(dim_results(seeds=2), place="other", study_key="feedbeef" * 2)
     (tmp_path / "below" / "dim").mkdir(parents=True)
     (tmp_path / "source" / "dim" / "other").rename(tmp_path / "below" / "dim" / "other")
     assert made(source="below") == [tmp_path / "out" / "dim" / "nano-feedbeef"]
@@ -186,11 +197,13 @@ def test_a_study_below_the_standard_never_touches_the_claims(tmp_path, write, ma
     assert "dim/nano-feedbeef/page.md" in after
 
 
+@pytest.mark.slow
 def test_words_that_change_no_number_leave_the_standard(tmp_path, write, made):
     write(words=("results=elsewhere", "launcher.workers=2", "name=mine", "seed=3"))
     assert made() == [tmp_path / "out" / "dim" / "nano"]
 
 
+@pytest.mark.slow
 def test_an_experiments_axes_are_of_the_standard(tmp_path, write, made):
     write(
         words=("experiment=smollm2_dim",),
@@ -246,6 +259,7 @@ def test_what_carries_no_mark_is_never_replaced(tmp_path, write, made, what):
     assert tree(tmp_path / "out") == before
 
 
+@pytest.mark.slow
 def test_a_crash_while_writing_leaves_the_old_folder_whole(tmp_path, write, made, monkeypatch):
     folder = write()
     made()

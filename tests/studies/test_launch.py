@@ -53,6 +53,7 @@ def test_ray_gives_the_same_table(qrun, words, alone, tmp_path):
     same(saved(tmp_path, "dims").table, alone)
 
 
+@pytest.mark.slow
 def test_ray_missing_or_out_of_reach_is_one_line(qrun, words, tmp_path, monkeypatch):
     if "ray" in sys.modules or __import__("importlib.util").util.find_spec("ray"):
         typed = [*words, "launcher=ray", "launcher.address=127.0.0.1:1", f"results={tmp_path}"]
