@@ -14,10 +14,24 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qrun.adapters.cayley import rotate
-from qrun.config.schema import Sign
+from qrun.config.schema import EstimateConfig, Estimator, Rates, Sign
 from qrun.errors import InputError
 from qrun.quantum.devices.base import Device
-from qrun.quantum.encoding import estimate, normalise
+from qrun.quantum.encoding import Floats, normalise, qubits
+from qrun.quantum.estimates import (
+    SLICES,
+    fitted,
+    from_two_settings,
+    inverse_confusion,
+    known_slices,
+    magnitudes,
+    posterior,
+    rotation,
+    soft,
+    spread,
+    with_signs,
+)
+from qrun.quantum.estimates import Rates as Known
 from qrun.quantum.sampling import stream_key
 from qrun.rows import current
 
@@ -32,6 +46,10 @@ class Statistics:
     """Sums over everything an executor ran; `summary` makes rates of them."""
 
     circuits: int = 0
+    calibration: int = 0  # circuits with known outcomes
+    kept: float = 0.0  # sum over blocks and settings of 1 - depolarising rate, as calibrated
+    calibrated: int = 0  # blocks and settings that were
+    slices: int = 0  # that are not zero
     empty: int = 0  # zero slices, for which no circuit ran
     seconds: float = 0.0
     flips: float = 0.0  # channels whose sign the rotation changes
@@ -45,9 +63,10 @@ class Statistics:
         and seconds."""
         return {
             "circuits": self.circuits, "zero_slices": self.empty, "circuit_seconds": self.seconds,
+            "calibration_circuits": self.calibration, "survival": self.kept / max(self.calibrated, 1),
             "sign_flips": self.flips / max(self.channels, 1),
             "relative_error": (self.error / max(self.power, 1e-300)) ** 0.5,
-            "rotation_degrees": float(np.degrees(self.angle / max(self.circuits, 1))),
+            "rotation_degrees": float(np.degrees(self.angle / max(self.slices, 1))),
         }  # fmt: skip
 
 
@@ -56,30 +75,88 @@ class CircuitExecutor:
     (qrun/rows.py): the same seed gives the same bits for any batch and any split. `constrained` adapters are meant to
     give sign(x) |Qx|."""
 
-    def __init__(self, device: Device, sign: Sign, seed: int, constrained: bool = False) -> None:
-        if constrained and sign is Sign.exact:
-            how = "its forward pass is sign(x) |Qx|; use readout=input"
-            raise InputError(f"readout=exact: a sign-constrained adapter has no other signs, {how}")
+    def __init__(
+        self, device: Device, sign: Sign, seed: int, constrained: bool = False,
+        estimate: EstimateConfig | None = None,
+    ) -> None:  # fmt: skip
+        if constrained and sign is not Sign.input:
+            how = "its forward pass is sign(x) |Qx|; use signs=input"
+            raise InputError(f"signs={sign.value}: a sign-constrained adapter has no other signs, {how}")
         self.device, self.sign, self.seed, self.constrained = device, sign, seed, constrained
+        self.estimate = estimate or EstimateConfig()
         self.statistics = Statistics()
 
     def site(self, name: str) -> "SiteExecutor":
         return SiteExecutor(self, name)
 
 
+@dataclass
+class Ready:
+    """A site's blocks [B, b, b], what the device made of them for each setting, and what calibration found there."""
+
+    blocks: Floats
+    prepared: list[Any]
+    rates: list[Known | None]
+
+
 class SiteExecutor:
     """The executor of one site: keeps its prepared blocks and counts its circuits."""
 
     def __init__(self, parent: CircuitExecutor, name: str) -> None:
-        self.parent, self.key = parent, stream_key(parent.seed, name)
+        self.parent, self.name = parent, name
+        two = parent.sign is Sign.two_settings
+        self.keys = [stream_key(parent.seed, f"{name}{setting}") for setting in (("", "/turned") if two else ("",))]
         self.rows = 0  # seen without a number
-        self._prepared: tuple[Tensor, Any] | None = None
+        self._ready: tuple[Tensor, Ready] | None = None
 
-    def prepare(self, blocks: Tensor) -> Any:
-        """Synthesis and readout matrices, again only when the blocks change."""
-        if self._prepared is None or not (self._prepared[0] is blocks or torch.equal(self._prepared[0], blocks)):
-            self._prepared = (blocks, self.parent.device.prepare(blocks.detach().double().cpu().numpy()))
-        return self._prepared[1]
+    def prepare(self, blocks: Tensor) -> Ready:
+        """Synthesis and readout matrices, again only when the blocks change; rates come with the first counts."""
+        if self._ready is None or not (self._ready[0] is blocks or torch.equal(self._ready[0], blocks)):
+            exact_blocks = blocks.detach().double().cpu().numpy()
+            prepared = [self.parent.device.prepare(exact_blocks, turned=bool(i)) for i in range(len(self.keys))]
+            self._ready = (blocks, Ready(exact_blocks, prepared, []))
+        return self._ready[1]
+
+    def run(self, ready: Ready, units: Floats, mask: NDArray[np.bool_], numbers: NDArray[np.int64]) -> list[Floats]:
+        """Outcomes of every setting; the first time with the circuits that calibrate it, in the same jobs."""
+        device, estimate = self.parent.device, self.parent.estimate
+        requests = [(made, units, mask, key, numbers) for made, key in zip(ready.prepared, self.keys, strict=True)]
+        if ready.rates or estimate.kind is Estimator.sqrt:
+            return device.run_all(requests)
+        known = known_slices(*units.shape[1:])
+        every, positions = np.ones(known.shape[:2], bool), np.arange(SLICES)
+        tests = [
+            (made, known.astype(units.dtype), every, stream_key(key, "calibration"), positions)
+            for made, key in zip(ready.prepared, self.keys, strict=True)
+        ]
+        outcomes = device.run_all(requests + tests)
+        counted = device.shots if estimate.rates is Rates.measured else None
+        turns = (np.eye(units.shape[-1]), rotation(qubits(units.shape[-1])))
+        for made, found, turn in zip(ready.prepared, outcomes[len(requests) :], turns, strict=False):
+            expected = np.square(np.einsum("jab,njb->nja", turn @ ready.blocks, known))
+            inverse = inverse_confusion(device.confusion(made, units.shape[-1], counted))
+            rates = fitted(found, expected, np.broadcast_to(inverse, (len(ready.blocks), *inverse.shape[1:])))
+            ready.rates.append(rates)
+            self.parent.statistics.kept += float(rates.kept.sum())
+            self.parent.statistics.calibrated += len(rates.kept)
+            self.parent.statistics.calibration += known.shape[0] * known.shape[1]
+        return outcomes[: len(requests)]
+
+    def estimates(self, ready: Ready, outcomes: list[Floats], units: Floats, product: Floats) -> Floats:
+        """Unit estimates [N, B, b] of Q x/|x|; `product` is needed by the control of exact signs alone."""
+        parent = self.parent
+        kind, rates = parent.estimate.kind, [*ready.rates] or [None] * len(outcomes)
+        sizes = [magnitudes(outcome, known) for outcome, known in zip(outcomes, rates, strict=True)]
+        if kind in (Estimator.soft, Estimator.posterior):
+            sigma = spread(ready.blocks).astype(units.dtype)
+            if kind is Estimator.soft:
+                return soft(sizes[0], units, sigma)
+            assert rates[0] is not None
+            kept = rates[0].kept[:, None].astype(units.dtype)
+            return posterior(sizes[0], units, sigma, 1 / (4 * (parent.device.shots or 10**9) * kept**2))
+        if parent.sign is Sign.two_settings:
+            return from_two_settings(sizes[0], sizes[1], units)
+        return with_signs(sizes[0], units if parent.sign is Sign.input else product)
 
     @torch.no_grad()
     def __call__(self, blocks: Tensor, slices: Tensor) -> Tensor:
@@ -94,17 +171,18 @@ class SiteExecutor:
 
     def _estimates(self, blocks: Tensor, slices: Tensor, numbers: NDArray[np.int64]) -> Tensor:
         parent, started = self.parent, time.perf_counter()
-        prepared = self.prepare(blocks)
+        ready = self.prepare(blocks)
         x = slices.detach().to("cpu", torch.float64 if parent.device.dtype is np.float64 else torch.float32)
         product = exact(blocks.to(x.device), x).numpy()
         vectors = x.numpy()
         units, norms = normalise(vectors)
         mask = norms > 0
-        outcome = parent.device.run(prepared, units, mask, self.key, numbers)
-        estimates = estimate(outcome, norms, vectors if parent.sign is Sign.input else product)
+        outcomes = self.run(ready, units, mask, numbers)
+        estimates = self.estimates(ready, outcomes, units, product) * norms[..., None]
         meant = np.where(vectors < 0, -np.abs(product), np.abs(product)) if parent.constrained else product
         seen, power = parent.statistics, np.square(norms)
-        seen.circuits += int(mask.sum())
+        seen.slices += int(mask.sum())
+        seen.circuits += int(mask.sum()) * len(outcomes)
         seen.empty += int(mask.size - mask.sum())
         seen.flips += int(((product < 0) != (vectors < 0)).sum())
         seen.channels += vectors.size

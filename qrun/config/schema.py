@@ -328,13 +328,43 @@ class Sign(Enum):
 
     input = "input"  # sign(x), the paper's rule
     exact = "exact"  # sign(Q x), a control that needs the answer
+    two_settings = "two_settings"  # counted: half the shots after RY(pi/2) on every qubit
+
+
+class Estimator(Enum):
+    """How frequencies become magnitudes; quantum/estimates.py has the formulas."""
+
+    sqrt = "sqrt"  # of the frequencies, the paper's rule
+    calibrated = "calibrated"  # readout errors and one depolarising rate a block taken out; knows nothing of x
+    soft = "soft"  # calibrated, signs by tanh: leans on x
+    posterior = "posterior"  # calibrated, mean under a prior around x: leans on x
+
+
+class Rates(Enum):
+    """Where the readout errors of a calibrated estimate come from; depolarising rates are always counted."""
+
+    measured = "measured"  # counted: all |0> and all |1>
+    properties = "properties"  # as the noise or the processor's calibration says
 
 
 @dataclass
-class ReadoutConfig:
-    """Group `readout`: how counts become an estimate."""
+class EstimateConfig:
+    """Group `estimate`: how counts become magnitudes."""
 
-    sign: Sign = Sign.input
+    kind: Estimator = Estimator.sqrt
+    rates: Rates = Rates.measured
+
+    @property
+    def leans(self) -> bool:
+        """Whether it draws on x beyond its signs."""
+        return self.kind in (Estimator.soft, Estimator.posterior)
+
+
+@dataclass
+class SignsConfig:
+    """Group `signs`: whose signs the magnitudes get."""
+
+    kind: Sign = Sign.input
 
 
 DEVICES = ("exact", *KINDS)  # exact is the matrix product, no device

@@ -12,12 +12,14 @@ from qrun.config.schema import (
     CompressionConfig,
     DataConfig,
     DeviceConfig,
+    EstimateConfig,
     EvaluationConfig,
     ModelConfig,
     ProtocolConfig,
     QuestionsConfig,
-    ReadoutConfig,
     SavedAdapterConfig,
+    Sign,
+    SignsConfig,
     TrainingConfig,
     at_least,
     need,
@@ -60,11 +62,13 @@ class PerplexityConfig(RunConfig):
     adapter: SavedAdapterConfig = field(default_factory=SavedAdapterConfig)
     device: DeviceConfig = field(default_factory=DeviceConfig)
     noise: Noise = field(default_factory=Noise)
-    readout: ReadoutConfig = field(default_factory=ReadoutConfig)
+    estimate: EstimateConfig = field(default_factory=EstimateConfig)
+    signs: SignsConfig = field(default_factory=SignsConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_noise(self.device, self.noise)
+        check_readout(self.device, self.estimate, self.signs)
 
 
 @dataclass
@@ -86,7 +90,8 @@ class QuestionsRunConfig:
     adapter: SavedAdapterConfig = field(default_factory=SavedAdapterConfig)
     device: DeviceConfig = field(default_factory=DeviceConfig)
     noise: Noise = field(default_factory=Noise)
-    readout: ReadoutConfig = field(default_factory=ReadoutConfig)
+    estimate: EstimateConfig = field(default_factory=EstimateConfig)
+    signs: SignsConfig = field(default_factory=SignsConfig)
     temperatures: list[float] = field(default_factory=lambda: [0.2, 0.5, 1.0])
     trials: int = 20  # sampled answers per question and temperature
     batch: int = 16
@@ -100,6 +105,7 @@ class QuestionsRunConfig:
         at_least(self, 1, "trials", "batch")
         _check_seed(self.seed)
         _check_noise(self.device, self.noise)
+        check_readout(self.device, self.estimate, self.signs)
 
 
 @dataclass
@@ -125,7 +131,8 @@ class GenerateConfig:
     adapter: SavedAdapterConfig = field(default_factory=SavedAdapterConfig)
     device: DeviceConfig = field(default_factory=DeviceConfig)
     noise: Noise = field(default_factory=Noise)
-    readout: ReadoutConfig = field(default_factory=ReadoutConfig)
+    estimate: EstimateConfig = field(default_factory=EstimateConfig)
+    signs: SignsConfig = field(default_factory=SignsConfig)
     tokens: int = 40  # most tokens to generate
     temperature: float = 0.8  # 0 takes the likeliest token
     seed: int = 0
@@ -136,6 +143,7 @@ class GenerateConfig:
         at_least(self, 0, "temperature")
         _check_seed(self.seed)
         _check_noise(self.device, self.noise)
+        check_readout(self.device, self.estimate, self.signs)
 
 
 @dataclass
@@ -162,6 +170,15 @@ def _check_seed(seed: int) -> None:
 def _check_noise(device: DeviceConfig, noise: Noise) -> None:
     possible = f"device={device.kind} has no noise model; use device=noisy, aer or pennylane, or noise=none"
     require(device.takes_noise or noise.ideal, "noise", noise.name, possible)
+
+
+def check_readout(device: DeviceConfig, estimate: EstimateConfig, signs: SignsConfig) -> None:
+    """What estimates and signs need of each other and of the device."""
+    two = signs.kind is Sign.two_settings
+    leaning = f"estimate={estimate.kind.value} takes signs from x; use signs=input"
+    require(not (two and estimate.leans), "signs", signs.kind.value, leaning)
+    few = "two settings share the shots; give 2 or more"
+    require(not two or device.shots is None or device.shots >= 2, "device.shots", device.shots, few)
 
 
 VERBS: dict[str, type] = {

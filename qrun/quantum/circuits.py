@@ -63,6 +63,24 @@ class Circuits:
         chosen = np.asarray(blocks, int)
         return Circuits(self.qubits, self.shape[chosen], self.wires[chosen], offsets, split, *columns)
 
+    def turned(self) -> "Circuits":
+        """With RY(pi/2) on every qubit before the reading (estimates.py's second setting), one with a last RY."""
+        n, blocks = self.qubits, np.repeat(np.arange(len(self)), np.diff(self.offsets))
+        last = np.full((len(self), n), -1)
+        for on in (self.first, self.second):
+            acts = np.flatnonzero(on >= 0)
+            np.maximum.at(last, (blocks[acts], on[acts]), acts)
+        joins = (last >= 0) & (self.kind[last] == RY)
+        angle = self.angle.copy()
+        angle[last[joins]] += np.pi / 2
+        block, qubit = np.nonzero(~joins)
+        where, none = self.offsets[block + 1], np.full(len(block), -1)
+        added = np.full(len(block), RY), qubit, none, np.full(len(block), np.pi / 2), none
+        own: list[NDArray[Any]] = [self.kind, self.first, self.second, angle, self.parameter]
+        columns: list[NDArray[Any]] = [np.insert(old, where, new) for old, new in zip(own, added, strict=True)]
+        grown = np.append(0, np.cumsum((~joins).sum(1)))
+        return Circuits(n, self.shape, self.wires, self.offsets + grown, self.split + grown[:-1], *columns)
+
     def counts(self) -> dict[str, int]:
         """Gates of all blocks in the processor's basis; an ry is two sx and two rz."""
         found = np.bincount(self.kind, minlength=5)

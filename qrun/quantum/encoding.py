@@ -1,6 +1,4 @@
-"""Amplitude encoding and its inverse: a slice becomes a unit vector and a norm, probabilities become an estimate.
-
-    y_i = s_i |x| sqrt(p_i),   s_i = sign(x_i) (the paper's rule) or sign((Q x)_i) (a control);   sign(0) = +1
+"""Amplitude encoding: a slice becomes a unit vector and a norm; quantum/estimates.py is the way back.
 
 Preparation of a unit vector takes 2^n - 1 RY and 2^n - n - 1 CZ: level k rotates qubit k, controlled on qubits 0..k-1,
 as a chain of RY and CZ in Gray-code order (Moettoenen et al., quant-ph/0407010), started so that each level's first CZ
@@ -42,12 +40,6 @@ def normalise(slices: Floats) -> tuple[Floats, Floats]:
         first = np.eye(slices.shape[-1], dtype=slices.dtype)[0]
         norms, units = np.where(empty, 0, norms), np.where(empty[..., None], first, units)
     return units, norms
-
-
-def estimate(probabilities: Floats, norms: Floats, reference: Floats) -> Floats:
-    """y [..., b] from probabilities or frequencies [..., b], norms [...] and the vector whose signs are restored."""
-    magnitude = np.sqrt(np.maximum(probabilities, 0)) * norms[..., None]
-    return np.where(reference < 0, -magnitude, magnitude)
 
 
 @cache

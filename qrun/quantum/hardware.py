@@ -12,6 +12,7 @@ everything anew.
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,8 @@ from qiskit.circuit import ParameterVector
 from qrun.config.schema import DeviceConfig
 from qrun.errors import InputError
 from qrun.quantum.calibration import Calibration, read_calibration
-from qrun.quantum.circuits import to_qiskit
-from qrun.quantum.devices.base import Device, Setting
+from qrun.quantum.circuits import Circuits, to_qiskit
+from qrun.quantum.devices.base import Device, Request, Setting
 from qrun.quantum.dispatch import Dispatcher, Piece
 from qrun.quantum.encoding import Floats, qubits
 from qrun.quantum.jobs import JobBook
@@ -45,6 +46,14 @@ SIMULATED_QUBITS = 8  # a fake backend simulates the packed circuit as one regis
 EXECUTIONS_PER_PIECE = 100_000  # jobs are cut between pieces
 
 
+@dataclass(frozen=True)
+class Packed:
+    """Blocks' circuits, and per packed circuit its blocks, the circuit and what beside the angles makes its counts."""
+
+    circuits: Circuits
+    groups: list[tuple[Any, Any, str]]
+
+
 class ProcessorDevice(Device):
     """Counts from a processor. `folder` keeps the job book; `most_qubits` are used at once."""
 
@@ -61,9 +70,12 @@ class ProcessorDevice(Device):
         )
         self.remark = f"processor {chip.words}"
 
-    def _prepare(self, blocks: Floats) -> Any:
+    def written(self, prepared: "Packed") -> Circuits:
+        return prepared.circuits
+
+    def _prepare(self, blocks: Floats, turned: bool) -> "Packed":
         n = qubits(blocks.shape[-1])
-        chosen, circuits = self.wiring.chosen(n), self.wiring.circuits(blocks)
+        chosen, circuits = self.wiring.chosen(n), self.circuits(blocks, turned)
         self.used[n] = chosen
         # a simulation knows of waiting only what a circuit says; a chip waits by itself
         waits = self.places(n).waits(circuits) if self.name == "fake" else None
@@ -74,7 +86,7 @@ class ProcessorDevice(Device):
         for group in groups:
             circuit = packed_circuit([small[j] for j in group], chosen, self.chip.size)
             prepared.append((group, circuit, self._stem(circuit, chosen[: len(group)])))
-        return prepared
+        return Packed(circuits, prepared)
 
     def _stem(self, circuit: Any, places: Sequence[tuple[int, ...]]) -> str:
         """What beside the angles makes a circuit's counts."""
@@ -82,19 +94,32 @@ class ProcessorDevice(Device):
         words = [c.kind, self.chip.name, places, c.options, c.shots, c.repetition]
         return json.dumps([*words, circuit_digest(circuit)], sort_keys=True)
 
-    def _probabilities(self, prepared: Any, units: Floats, mask: np.ndarray) -> Floats:
+    def _probabilities(self, prepared: "Packed", units: Floats, mask: np.ndarray) -> Floats:
         raise NotImplementedError("a processor only counts")
 
-    def run(self, prepared: Any, units: Floats, mask: np.ndarray, key: int, numbers: np.ndarray) -> Floats:
-        """Frequencies; the shots of a processor have no seed, so `key` and `numbers` are not used. Raises InputError if
-        the budget is too small, RunFailed for what the service did not do."""
+    def run(self, prepared: "Packed", units: Floats, mask: np.ndarray, key: int, numbers: np.ndarray) -> Floats:
+        return self.run_all([(prepared, units, mask, key, numbers)])[0]
+
+    def run_all(self, requests: Sequence[Request]) -> list[Floats]:
+        """Frequencies; the shots of a processor have no seed, so keys and numbers are not used. All requests share
+        jobs. Raises InputError if the budget is too small, RunFailed for what the service did not do."""
+        work = [self._pieces(prepared, units, mask) for prepared, units, mask, _, _ in requests]
+        found = self.jobs.collect([piece for pieces in work for _, piece in pieces])
+        out = [np.full(units.shape, 1 / units.shape[-1]) for _, units, _, _, _ in requests]
+        for pieces, result in zip(work, out, strict=True):
+            for where, piece in pieces:
+                result[where] = found[piece.key]
+        return out
+
+    def _pieces(self, prepared: "Packed", units: Floats, mask: np.ndarray) -> list[tuple[Any, Piece]]:
+        """What is sent for these slices, and which of them each piece answers."""
         n, blocks = qubits(units.shape[-1]), units.shape[1]
         shape, preparations = self.wiring.assigned(n, blocks), self.wiring.preparations(n)
         angles = np.stack([preparations[shape[j]].angles(units[:, j]) for j in range(blocks)], 1)
         step = max(1, min(EXECUTIONS_PER_PIECE, EXECUTIONS_PER_JOB) // self.jobs.shots)
         delay = self.config.options.get("rep_delay_us")
         work = []
-        for group, circuit, stem in prepared:
+        for group, circuit, stem in prepared.groups:
             gates = circuit.count_ops().get("cz", 0)
             seconds = execution_seconds(circuit, None if delay is None else delay * 1e-6)
             rows = np.flatnonzero(mask[:, group].any(axis=1))  # a token whose slices are all zero needs no circuit
@@ -102,11 +127,7 @@ class ProcessorDevice(Device):
                 values = angles[np.ix_(part, group)].reshape(len(part), -1)
                 name = hashlib.sha256(stem.encode() + values.astype(np.float32).tobytes()).hexdigest()[:32]
                 work.append((np.ix_(part, group), Piece(name, circuit, values, gates, seconds)))
-        found = self.jobs.collect([piece for _, piece in work])
-        out = np.full(units.shape, 1 / units.shape[-1])
-        for where, piece in work:
-            out[where] = found[piece.key]
-        return out
+        return work
 
     def record(self) -> dict[str, Any]:
         """Processor, calibration, versions, options, places, and the jobs that the counts came from."""

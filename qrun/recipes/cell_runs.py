@@ -81,7 +81,7 @@ def measure_cell(task: Measure, workspace: Workspace, place: Place) -> str:
     try:
         executor = None
         if adapter is not None and task.circuits:
-            executor = open_executor(config, adapter.config, config.sign)
+            executor = open_executor(config, adapter.config)
             adapter.set_executor(executor)
         with Interrupt().installed(), cell_run(place, {**tags(config, opened), **device_tags(config)}) as run:
             try:
@@ -154,7 +154,7 @@ def ask_cell(config: QuestionsRunConfig, circuits: bool, workspace: Workspace, p
         saved = read(Path(config.adapter.path).expanduser())
         adapter = attach_saved(language, saved, config.adapter.path)
         if circuits:
-            executor = open_executor(config, saved.config, config.readout.sign)
+            executor = open_executor(config, saved.config)
             adapter.set_executor(executor)
     words: Words = {
         **git_state(), "config_hash": config_hash(config), "model_name": config.model.name,

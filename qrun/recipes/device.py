@@ -1,5 +1,6 @@
 """From a config to a device that runs block circuits."""
 
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Protocol
@@ -7,7 +8,7 @@ from typing import Protocol
 import torch
 
 from qrun.adapters.executor import CircuitExecutor
-from qrun.config.schema import AdapterConfig, DeviceConfig, ModelConfig, Sign
+from qrun.config.schema import AdapterConfig, DeviceConfig, EstimateConfig, ModelConfig, Sign, SignsConfig
 from qrun.quantum.devices.base import Device, Setting
 from qrun.quantum.encoding import qubits
 from qrun.quantum.noise import Noise
@@ -15,20 +16,25 @@ from qrun.report.screen import say
 
 
 class OnDevice(Protocol):
-    """A config that says where circuits run."""
+    """A config that says where circuits run and how counts become an estimate."""
 
     model: ModelConfig
     device: DeviceConfig
     noise: Noise
+    estimate: EstimateConfig
+    signs: SignsConfig
     results: str
     seed: int
 
 
-def open_device(config: OnDevice) -> Device:
-    """The device of a config; InputError for a combination it cannot run."""
+def open_device(config: OnDevice, settings: int = 1) -> Device:
+    """The device of a config, with an equal share of its shots for each setting; InputError for a combination it cannot
+    run."""
+    shots = config.device.shots
+    own = replace(config.device, shots=shots and shots // settings)
     folder = Path(config.results).expanduser().resolve() / "qpu"
     module = import_module(f"qrun.quantum.devices.{config.device.kind}")
-    device: Device = module.open(Setting(config.device, config.noise, folder, accelerator(config.model.device)))
+    device: Device = module.open(Setting(own, config.noise, folder, accelerator(config.model.device)))
     if device.remark:
         say(device.remark)
     return device
@@ -40,10 +46,12 @@ def accelerator(wanted: str) -> str | None:
     return wanted if wanted.startswith("cuda") else None
 
 
-def open_executor(config: OnDevice, adapter: AdapterConfig, sign: Sign) -> CircuitExecutor:
-    """An executor of that adapter on that device; InputError at once if its blocks are no circuits."""
+def open_executor(config: OnDevice, adapter: AdapterConfig) -> CircuitExecutor:
+    """An executor of that adapter on that device; InputError at once if its blocks are no circuits. Two settings share
+    the shots."""
     qubits(adapter.dim)
-    return CircuitExecutor(open_device(config), sign, config.seed, adapter.sign_constrained)
+    device = open_device(config, 2 if config.signs.kind is Sign.two_settings else 1)
+    return CircuitExecutor(device, config.signs.kind, config.seed, adapter.sign_constrained, config.estimate)
 
 
 def circuit_line(summary: dict[str, float], config: OnDevice) -> str:

@@ -27,7 +27,7 @@ def generate(config: GenerateConfig, prompt: str) -> str:
         raise InputError("the prompt is empty")
     saved = read(Path(config.adapter.path).expanduser()) if config.adapter.path else None
     circuits = config.device.kind != "exact"
-    executor = open_executor(config, saved.config, config.readout.sign) if saved and circuits else None
+    executor = open_executor(config, saved.config) if saved and circuits else None
     language = models.load(config.model)
     if saved:
         attach_saved(language, saved, str(config.adapter.path)).set_executor(executor)

@@ -37,7 +37,7 @@ def measure(config: PerplexityConfig) -> dict[str, Measurement]:
     model = opened.language.model
     adapter = attach_saved(opened.language, saved, str(config.adapter.path)) if saved else None
     circuits = config.device.kind != "exact"
-    executor = open_executor(config, saved.config, config.readout.sign) if saved and circuits else None
+    executor = open_executor(config, saved.config) if saved and circuits else None
     store = Store(config.results)
     store.check_writable()
     kind = f"b{saved.config.dim}-{config.device.kind}" if saved else "base"

@@ -16,7 +16,7 @@ from qrun.adapters.methods import spec
 from qrun.adapters.sites import select, sites
 from qrun.cells.cell import Place, Scalar
 from qrun.cells.keys import Sources
-from qrun.config.schema import DeviceConfig, ModelConfig, Sign
+from qrun.config.schema import DeviceConfig, EstimateConfig, ModelConfig, SignsConfig
 from qrun.config.verbs import CompressConfig, QuestionsRunConfig, RunConfig, TrainConfig
 from qrun.language import questions
 from qrun.language.models import model_shape
@@ -109,7 +109,13 @@ class MeasureConfig(RunConfig):
 
     device: DeviceConfig = field(default_factory=DeviceConfig)
     noise: Noise = field(default_factory=Noise)
-    sign: Sign = Sign.input
+    estimate: EstimateConfig = field(default_factory=EstimateConfig)
+    signs: SignsConfig = field(default_factory=SignsConfig)
+
+
+def readout(config: MeasureConfig | QuestionsRunConfig) -> Mapping[str, object]:
+    """What of a config says how counts become an estimate."""
+    return {"estimate": config.estimate, "signs": config.signs}
 
 
 @dataclass(frozen=True)
@@ -136,7 +142,7 @@ class Measure:
         """Model, text, protocol, and what of the device makes counts."""
         c = self.config
         chip = c.noise.calibration and calibration(c.noise.calibration).digest
-        circuits = {"device": c.device, "noise": c.noise.digest, "chip": chip, "sign": c.sign, "seed": c.seed}
+        circuits = {"device": c.device, "noise": c.noise.digest, "chip": chip, **readout(c), "seed": c.seed}
         return {
             **sources.model(c.model, needs.get("model")), "text": sources.digest(c.data, c.evaluation.split.value),
             "protocol": c.protocol, "evaluation": c.evaluation, "values": self.values,
@@ -228,7 +234,7 @@ class Ask:
         """Model, adapter, questions, sampling, circuits."""
         c = self.config
         adapter = [_digest(Path(c.adapter.path).expanduser() / name) for name in FILES] if c.adapter.path else None
-        circuits = {"device": c.device, "noise": c.noise.digest, "sign": c.readout.sign}
+        circuits = {"device": c.device, "noise": c.noise.digest, **readout(c)}
         return {
             **sources.model(c.model, None), "questions": questions.load(c.questions, c.seed).digest,
             "adapter": adapter, "batch": c.batch,

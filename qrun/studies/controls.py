@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 import pandas as pd
 
 from qrun.cells.cell import Cell
-from qrun.config.schema import DeviceConfig, ReadoutConfig
+from qrun.config.schema import DeviceConfig, EstimateConfig, SignsConfig
 from qrun.evaluation.intervals import Interval
 from qrun.evaluation.results import Results
 from qrun.evaluation.trends import mean_interval
@@ -25,11 +25,12 @@ EQUAL = 1e-4  # relative difference of perplexities of the same map by other han
 
 @dataclass
 class Config(StudyRun):
-    """`qrun sweep controls`; device, noise and readout are those of the null K = 0."""
+    """`qrun sweep controls`; device, noise, estimate and signs are those of the null K = 0."""
 
     device: DeviceConfig = field(default_factory=DeviceConfig)
     noise: Noise = field(default_factory=Noise)
-    readout: ReadoutConfig = field(default_factory=ReadoutConfig)
+    estimate: EstimateConfig = field(default_factory=EstimateConfig)
+    signs: SignsConfig = field(default_factory=SignsConfig)
 
 
 def cells(config: Config, say: Say) -> Iterator[Cell]:
@@ -53,8 +54,9 @@ def nulls(config: Config, trained: Cell, base: Cell, exact: Cell) -> Iterator[Ce
     """Something untrained in the adapter's place, and the adapter's own circuits."""
     seed = trained.axes["seed"]
     assert isinstance(seed, int)
-    here = replace(measurement(config), seed=seed, sign=config.readout.sign)
-    on_device = replace(here, device=config.device, noise=config.noise)
+    here = replace(measurement(config), seed=seed)
+    words = {key: getattr(config, key) for key in ("device", "noise", "estimate", "signs")}
+    on_device = replace(here, **words)
     needs = {"adapter": trained, "base": base, "exact": exact}
     yield Cell({**trained.axes, "null": "shuffled K"}, Measure(here, "shuffled"), needs)
     if config.device.kind != "exact":

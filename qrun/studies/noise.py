@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from qrun.cells.cell import Cell
-from qrun.config.schema import DeviceConfig, Sign, require
+from qrun.config.schema import DeviceConfig, Sign, SignsConfig, require
 from qrun.errors import InputError
 from qrun.evaluation.intervals import Interval, over_documents, perplexity_ratio
 from qrun.evaluation.results import Results
@@ -97,7 +97,7 @@ def cells(config: Config, say: Say) -> Iterator[Cell]:
             for sign in study.signs:
                 for shots in study.shots:
                     device = replace(config.device, shots=shots)
-                    here = replace(measurement(config), seed=seed, device=device, sign=sign)
+                    here = replace(measurement(config), seed=seed, device=device, signs=SignsConfig(sign))
                     for axis, rate, noise in points:
                         point = {"sign": sign.value, "shots": shots or 0, "axis": axis, "rate": rate}
                         needs = {"adapter": trained, "base": base, "exact": exact}

@@ -95,7 +95,7 @@ def test_a_sign_constrained_adapter_is_measured_against_what_it_computes():
     plain = CircuitExecutor(device, Sign.input, 0)
     plain.site("x")(BLOCKS, SLICES)
     assert plain.statistics.summary()["relative_error"] > 0.01
-    with pytest.raises(InputError, match="use readout=input"):
+    with pytest.raises(InputError, match="use signs=input"):
         CircuitExecutor(device, Sign.exact, 0, constrained=True)
 
 

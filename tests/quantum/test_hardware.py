@@ -104,7 +104,7 @@ def test_packed_circuits_measure_every_block_of_every_token(tmp_path, n):
     blocks, units = rotations(n, 3, seed=n), unit_slices(n, 4, 3, seed=n)
     d = device(tmp_path, shots=1_000_000)
     np.testing.assert_allclose(run(d, blocks, units), np.einsum("jab,njb->nja", blocks, units) ** 2, atol=1e-4)
-    assert d.jobs.sent == 1 and len(d.prepare(blocks)) == (1 if n == 1 else 2)
+    assert d.jobs.sent == 1 and len(d.prepare(blocks).groups) == (1 if n == 1 else 2)
 
 
 def test_three_qubit_blocks_are_routed_on_a_path(tmp_path):

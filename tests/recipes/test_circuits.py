@@ -32,7 +32,7 @@ def measure(qrun, adapter, name, *words):
 
 def test_circuits_without_shots_noise_or_sign_rule_give_the_exact_perplexity(qrun, adapter):
     for device in ("shots", "noisy", "pennylane"):
-        data, _ = measure(qrun, adapter, f"exact-{device}", f"device={device}", "device.shots=null", "readout=exact")
+        data, _ = measure(qrun, adapter, f"exact-{device}", f"device={device}", "device.shots=null", "signs=exact")
         assert data.metrics[f"{device}/perplexity"] == pytest.approx(data.metrics["adapted/perplexity"], rel=1e-4)
         assert data.tags["device"] == device and data.metrics["circuit/relative_error"] < 1e-3
 
@@ -80,7 +80,7 @@ def test_devices_that_share_a_noise_model_agree(qrun, adapter):
 
 
 def test_noise_costs_more_when_it_is_scaled_and_the_same_seed_repeats(qrun, adapter):
-    words = ["device=noisy", "noise=paper", "readout=exact"]
+    words = ["device=noisy", "noise=paper", "signs=exact"]
     one, _ = measure(qrun, adapter, "paper", *words)
     again, _ = measure(qrun, adapter, "paper-again", *words, "evaluation.batch=3")
     ten, _ = measure(qrun, adapter, "paper-10", *words, "noise.factor=10")
@@ -118,7 +118,7 @@ def test_a_recorded_processor_measures_and_resumes_from_its_counts(qrun, adapter
         (["device=aer", "device.backend=statevector"], "density_matrix"),
         (["device=pennylane", "noise=paper", "device.backend=default.qubit"], "use default.mixed"),
         (["device=noisy", "adapter.path=null"], "no adapter to run there"),
-        (["readout.sign=maybe"], "expected one of"),
+        (["signs.kind=maybe"], "expected one of"),
     ],
 )
 def test_bad_devices_end_in_one_line_and_leave_the_store_alone(qrun, adapter, monkeypatch, tmp_path, words, said):
@@ -184,7 +184,7 @@ def test_text_is_generated_the_same_on_exact_and_on_noiseless_circuits(qrun, ada
     code, exact, err = qrun("generate", "the model reads", *words)
     assert code == 0, err
     code, circuits, err = qrun(
-        "generate", "the model reads", *words, "device=shots", "device.shots=null", "readout=exact"
+        "generate", "the model reads", *words, "device=shots", "device.shots=null", "signs=exact"
     )
     assert code == 0, err
     assert circuits.splitlines()[0] == exact.splitlines()[0] and exact.startswith("the model reads")

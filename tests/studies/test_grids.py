@@ -281,7 +281,7 @@ def test_noise_measures_each_seed_with_its_own_draws_signs_and_shots():
         (s, sign, shots) for s in (3, 5) for sign in ("input", "exact") for shots in (100, 0)
     ]  # fmt: skip
     for c in points:
-        assert c.task.config.seed == c.axes["seed"] and c.task.config.sign.value == c.axes["sign"]
+        assert c.task.config.seed == c.axes["seed"] and c.task.config.signs.kind.value == c.axes["sign"]
         assert c.task.config.device.shots == (c.axes["shots"] or None)
         assert c.needs["exact"].axes == {**c.needs["adapter"].axes, "axis": "exact"}
 

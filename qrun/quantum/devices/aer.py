@@ -42,8 +42,8 @@ class AerDevice(Device):
         if self.backend == "pennylane" and find_spec("pennylane_qiskit") is None:
             raise InputError("device.backend=pennylane: needs pennylane-qiskit: pip install 'qrun-adapters[plugin]'")
 
-    def _prepare(self, blocks: Floats) -> Circuits:
-        return self.wiring.circuits(blocks)
+    def _prepare(self, blocks: Floats, turned: bool) -> Circuits:
+        return self.circuits(blocks, turned)
 
     def _probabilities(self, prepared: Circuits, units: Floats, mask: np.ndarray) -> Floats:
         n = qubits(units.shape[-1])

@@ -1,8 +1,9 @@
 """What all devices share. They take the same two calls and pass one conformance suite.
 
-    prepared = device.prepare(blocks)                    blocks [B, b, b]; synthesis, transpilation, readout matrices:
-                                                         once per set of blocks
+    prepared = device.prepare(blocks, turned)            blocks [B, b, b]; synthesis, transpilation, readout matrices:
+                                                         once per set of blocks and setting (quantum/estimates.py)
     p = device.run(prepared, units, mask, key, numbers)  units [N, B, b] -> frequencies or probabilities [N, B, b]
+    device.run_all([...])                                several of those at once: a processor's share jobs
 
 `shots=None` gives exact probabilities where the device can. `mask` [N, B] is False where a slice is zero, and what
 stands there in the result means nothing: the references and processors do not run such circuits, the fast devices
@@ -10,15 +11,17 @@ stands there in the result means nothing: the references and processors do not r
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from qrun.config.schema import DeviceConfig
 from qrun.errors import InputError
-from qrun.quantum.circuits import check_orthogonal
+from qrun.quantum.circuits import Circuits, check_orthogonal
 from qrun.quantum.encoding import Floats, qubits
 from qrun.quantum.noise import Noise
 from qrun.quantum.places import Places
@@ -26,6 +29,7 @@ from qrun.quantum.sampling import sample
 from qrun.quantum.wiring import Wiring
 
 MOST_QUBITS = 6
+Request = tuple[Any, Floats, np.ndarray, int, np.ndarray]  # arguments of `run`
 
 
 @dataclass(frozen=True)
@@ -64,14 +68,19 @@ class Device(ABC):
             self._places[n] = self.wiring.places(n)
         return self._places[n]
 
-    def prepare(self, blocks: Floats) -> Any:
-        """Check the blocks and do what is needed once. Raises InputError for a b that is no circuit or a block that is
-        not orthogonal."""
+    def prepare(self, blocks: Floats, turned: bool = False) -> Any:
+        """Check the blocks and do what is needed once. `turned` ends every circuit with RY(pi/2) on each qubit. Raises
+        InputError for a b that is no circuit or a block that is not orthogonal."""
         n = qubits(blocks.shape[-1])
         if n > MOST_QUBITS:
             raise InputError(f"device={self.name}: blocks of {n} qubits; devices here run up to {MOST_QUBITS}")
         check_orthogonal(blocks)
-        return self._prepare(np.asarray(blocks))
+        return self._prepare(np.asarray(blocks), turned)
+
+    def circuits(self, blocks: Floats, turned: bool) -> Circuits:
+        """As they are sent."""
+        found = self.wiring.circuits(blocks)
+        return found.turned() if turned else found
 
     def run(self, prepared: Any, units: Floats, mask: np.ndarray, key: int, numbers: np.ndarray) -> Floats:
         """Frequencies (probabilities without shots) [N, B, b]. `key` is the stream of shots, and
@@ -79,12 +88,42 @@ class Device(ABC):
         p = self._probabilities(prepared, units, mask)
         return p if self.shots is None else sample(p, self.shots, key, numbers)
 
+    def run_all(self, requests: Sequence[Request]) -> list[Floats]:
+        """Several runs; a processor takes them as one."""
+        return [self.run(*request) for request in requests]
+
+    def confusion(self, prepared: Any, dim: int, counted: int | None) -> NDArray[np.float64]:
+        """Readout matrices [B, n, 2, 2] per bit of a slice's index, columns true and rows read: as the noise says, or
+        from `counted` shots of the circuits all |0> and all |1>."""
+        circuits, places = self.written(prepared), self.places(qubits(dim))
+        rng = np.random.default_rng(0)  # one calibration, whatever is measured with it
+        tables = np.array([[_read(noise, counted, rng) for noise in row] for row in places.one])
+        if circuits is None:
+            return tables[:1]
+        return np.stack([tables[places.of(j), circuits.wires[j]] for j in range(len(circuits))])
+
+    def written(self, prepared: Any) -> Circuits | None:
+        """The circuits in what `prepare` made; None where there are none."""
+        return prepared if isinstance(prepared, Circuits) else None
+
     def record(self) -> dict[str, Any]:
         """What a run should keep of the device beside its config, known after a measurement; plain values."""
         return {}
 
-    def _prepare(self, blocks: Floats) -> Any:
-        return blocks
+    @abstractmethod
+    def _prepare(self, blocks: Floats, turned: bool) -> Any: ...
 
     @abstractmethod
     def _probabilities(self, prepared: Any, units: Floats, mask: np.ndarray) -> Floats: ...
+
+
+def _read(noise: Noise, counted: int | None, rng: np.random.Generator) -> NDArray[np.float64]:
+    """A qubit's readout matrix; counted, with the error of the X gate that prepares |1>."""
+    table = np.array(noise.confusion)
+    if counted is None:
+        return table
+    _, longitudinal, shift = noise.rates(1)[:3]
+    ones = (1 + longitudinal - shift) / 2  # true share of |1> after X
+    chance = table @ np.array([[1, 1 - ones], [0, ones]])
+    found = rng.binomial(counted, np.clip(chance[1], 0, 1)) / counted
+    return np.array([1 - found, found])

@@ -6,6 +6,7 @@ import numpy as np
 
 from qrun.files import cache_folder
 from qrun.quantum.cache import BlockCache
+from qrun.quantum.circuits import Circuits
 from qrun.quantum.devices.base import Device, Setting
 from qrun.quantum.encoding import Floats, qubits
 from qrun.quantum.simulator import Prepared, prepare, probabilities
@@ -30,10 +31,17 @@ class NoisyDevice(Device):
         self.cache = cache or BlockCache(None)
         self.accelerator = accelerator  # a torch device such as cuda; None is the compiled kernel on the processor
 
-    def _prepare(self, blocks: Floats) -> Prepared:
+    def circuits(self, blocks: Floats, turned: bool) -> Circuits:
+        many = blocks.shape[-1] > 4
+        found = self.cache.circuits(blocks, self.wiring) if many else self.wiring.circuits(blocks)
+        return found.turned() if turned else found
+
+    def written(self, prepared: Prepared) -> Circuits:
+        return prepared.circuits
+
+    def _prepare(self, blocks: Floats, turned: bool) -> Prepared:
         n = qubits(blocks.shape[-1])
-        found = self.cache.circuits(blocks, self.wiring) if n > 2 else self.wiring.circuits(blocks)
-        return prepare(self.wiring.preparations(n), found, self.places(n), self.dtype)
+        return prepare(self.wiring.preparations(n), self.circuits(blocks, turned), self.places(n), self.dtype)
 
     def _probabilities(self, prepared: Prepared, units: Floats, mask: np.ndarray) -> Floats:
         if self.accelerator is None:

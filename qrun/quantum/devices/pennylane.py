@@ -62,9 +62,9 @@ class PennyLaneDevice(Device):
         except Exception as error:  # a plugin raises what it likes: missing packages, accounts, unknown words
             raise InputError(f"device.backend={self.backend}: {_line(error)}") from error
 
-    def _prepare(self, blocks: Floats) -> Circuits:
+    def _prepare(self, blocks: Floats, turned: bool) -> Circuits:
         self._open(qubits(blocks.shape[-1]))  # what cannot be opened is told before anything runs
-        return self.wiring.circuits(blocks)
+        return self.circuits(blocks, turned)
 
     def _probabilities(self, prepared: Circuits, units: Floats, mask: np.ndarray) -> Floats:
         n = qubits(units.shape[-1])

@@ -6,7 +6,8 @@ import numpy as np
 from numba import njit, prange
 
 from qrun.quantum.devices.base import Device, Setting
-from qrun.quantum.encoding import Floats
+from qrun.quantum.encoding import Floats, qubits
+from qrun.quantum.estimates import rotation
 
 
 def open(setting: Setting) -> Device:
@@ -18,8 +19,9 @@ class ShotsDevice(Device):
 
     name = "shots"
 
-    def _prepare(self, blocks: Floats) -> Any:
-        return blocks.astype(self.dtype)
+    def _prepare(self, blocks: Floats, turned: bool) -> Any:
+        last = rotation(qubits(blocks.shape[-1])) if turned else np.eye(blocks.shape[-1])
+        return (last @ blocks).astype(self.dtype)
 
     def _probabilities(self, prepared: Any, units: Floats, mask: np.ndarray) -> Floats:
         out = np.empty(units.shape, self.dtype)
