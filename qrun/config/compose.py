@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -27,6 +27,7 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 _CHECKOUT = (_PACKAGE.parent / "pyproject.toml").is_file()
 TREE = _PACKAGE.parent / "configs" if _CHECKOUT else _PACKAGE / "configs"  # always of the tree this very code is in
 
+T = TypeVar("T")
 OPEN = ("adapter.options.", "device.options.", "study.control_lr.")  # keys below these need no default in a file
 
 
@@ -90,6 +91,14 @@ def config_hash(config: Any) -> str:
     """8 hex digits over everything that can change the result: not where it is stored or what it is called."""
     values = {k: v for k, v in plain(config).items() if k not in ("results", "name")}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def option(group: str, name: str, schema: type[T]) -> T:
+    """One option of a group, checked. Raises InputError naming the possible ones."""
+    file = TREE / group / f"{name}.yaml"
+    if not name.isidentifier() or not file.is_file():
+        raise InputError(f"{group}={name}: no such option; {group} has {', '.join(options()[group])}")
+    return schema(**from_yaml(file.read_text(encoding="utf-8")))
 
 
 def options() -> dict[str, dict[str, str]]:

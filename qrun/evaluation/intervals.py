@@ -52,6 +52,11 @@ def recovery(compressed: Floats, adapted: Floats, reference: Floats, weight: Flo
     return (p - q) / (p - s)
 
 
+def share_of_gain(base: Floats, measured: Floats, exact: Floats, weight: Floats, axis: int = -1) -> Floats:
+    """(nats_base - nats_measured) / (nats_base - nats_exact), in nats; the weights, tokens of a document, cancel."""
+    return (base.sum(axis) - measured.sum(axis)) / (base.sum(axis) - exact.sum(axis))
+
+
 def over_documents(
     statistic: Callable[..., Floats], arrays: Sequence[Floats], weight: Floats, resamples: int, seed: int
 ) -> Interval | None:

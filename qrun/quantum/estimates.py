@@ -164,7 +164,7 @@ def _magnitudes(rows, inverse, kept, blocks):  # type: ignore[no-untyped-def]
                 if row[k] > shift:
                     left += 1
                     total += row[k]
-            if left == before:
+            if left >= before:  # exactly, it only falls; rounding may let it swing
                 break
         for k in range(dim):
             row[k] = np.sqrt(max(row[k] - shift, row.dtype.type(0)))

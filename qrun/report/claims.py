@@ -51,6 +51,15 @@ CLAIMS = {
         "every curve ends within 0.48 decades, half of what proportional damage takes",
         "qrun sweep noise experiment=smollm2_noise", HUB,
     ),
+    "scales": Claim(
+        "There is a concrete path to quantum utility at larger qubit scales.", "stated, b = 8 simulated with noise",
+        "the paper's readout keeps a gain at b = 8 or more, all sites", "qrun sweep wall experiment=smollm2_wall", HUB,
+    ),
+    "wall": Claim(
+        "(Ours.) The noise wall at three qubits is the estimator's.", "counts used as they are",
+        "b = 8, all sites: the paper's readout keeps nothing of the gain, a calibrated one 40 % or more",
+        "qrun sweep wall experiment=smollm2_wall", HUB,
+    ),
     "recovery": Claim(
         "Adapters recover most of what compression costs.", "SmolLM2-135M: 83 %",
         "73 % or more on the model's own kind of text", "qrun recover experiment=smollm2_recover", HUB,

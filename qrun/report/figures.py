@@ -14,7 +14,8 @@ Frames = Mapping[str, pd.DataFrame]
 
 def draw(study: str, model: str, numbers: Frames) -> dict[str, Figure]:
     """Figures of a study by name; none for a study without."""
-    makers = {"dim": dimension_curves, "controls": gains_by_method, "noise": phase_diagrams, "recover": recovery_bars}
+    makers = {"dim": dimension_curves, "controls": gains_by_method, "noise": phase_diagrams, "recover": recovery_bars,
+              "wall": kept_by_way}  # fmt: skip
     return makers[study](model, numbers) if study in makers else {}
 
 
@@ -125,6 +126,32 @@ def phase_diagrams(model: str, numbers: Frames) -> dict[str, Figure]:
             axes.legend(frameon=False, fontsize=8)
             _plain(axes, f"{model}, sites={sites}, signs of {sign}, {int(shots) or 'no'} shots")
         figures[f"noise-{sites}-{sign}-{int(shots)}"] = figure
+    return figures
+
+
+def kept_by_way(model: str, numbers: Frames) -> dict[str, Figure]:
+    """Share of the gain left over the two-qubit error rate, a panel per b, a curve per way with its interval over
+    documents."""
+    figures = {}
+    moved = numbers["kept"][numbers["kept"]["rate"].notna()]
+    for sites, rows in moved.groupby("sites", sort=False):
+        dims, ways = sorted(rows["b"].unique()), list(dict.fromkeys(rows["way"]))
+        figure = Figure(figsize=(5.2 * len(dims), 4.2), layout="constrained")
+        for axes, b in zip(figure.subplots(1, len(dims), squeeze=False)[0], dims, strict=True):
+            for at, way in enumerate(ways):
+                own = rows[(rows["b"] == b) & (rows["way"] == way)].sort_values("rate")
+                colour, marker = COLOURS[at % len(COLOURS)], MARKERS[at % len(MARKERS)]
+                axes.plot(own["rate"], own["kept"], color=colour, marker=marker, markersize=4, linewidth=1.3, label=way)
+                axes.fill_between(own["rate"], own["document_low"], own["document_high"], color=colour, alpha=0.15)
+            axes.axhline(0, color=GREY, linestyle="--", linewidth=1)
+            axes.axhline(1, color=GREY, linestyle=":", linewidth=0.8)
+            axes.set_xscale("log")
+            axes.set_ylim(-1.5, 1.15)
+            axes.set_xlabel("two-qubit error rate, all rates in proportion")
+            axes.set_ylabel("share of the exact gain left")
+            axes.legend(frameon=False, fontsize=8, loc="lower left")
+            _plain(axes, f"{model}, sites={sites}, b = {b:g}")
+        figures[f"wall-{sites}"] = figure
     return figures
 
 

@@ -32,7 +32,7 @@ from qrun.tracking.store import Store
 ABOUT, MARK = "study.json", ".qrun-report"
 LEAST_SEEDS = 3
 DECIDING = ("study", "training", "evaluation", "protocol", "adapter", "compression", "device", "noise", "temperatures",
-            "trials", "questions")  # fmt: skip
+            "trials", "questions", "estimate", "signs")  # fmt: skip
 
 
 class Catalogue(Protocol):
@@ -151,6 +151,8 @@ def standard(about: About, results: Results, studies: Catalogue) -> str | None:
 def _filled(key: str, found: object, today: object) -> object:
     """A study's words, with today's defaults for those it could not say yet, without those that are gone. Circuits were
     all-to-all and Qiskit's before there was a choice."""
+    if key in ("estimate", "signs") and found is None:  # what there was before there was a choice
+        return today
     if not isinstance(found, dict) or not isinstance(today, dict):
         return found
     before: dict[str, object] = {}

@@ -15,6 +15,10 @@ STUDIES = {  # name of module and template -> verbs before it, what it says of i
         "sweep", "Perplexity over block dimension and error rates; where does the gain end, how sharply, and why?",
         "qrun sweep noise noise=heron_r2 study.sites=[one]",
     ),
+    "wall": (
+        "sweep", "Circuit, estimate and signs on noisy devices: how much of the gain is left, and whose the wall is.",
+        "qrun sweep wall study.dims=[8] study.noises=[FakeFez]",
+    ),
     "recover": (
         "", "What an adapter, its controls and healing bring back of what compression costs; three recoveries.",
         "qrun recover compression=mpo study.ratios=[0.7]",

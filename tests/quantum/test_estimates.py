@@ -75,6 +75,14 @@ def test_calibrated_magnitudes_are_those_of_the_nearest_distribution(values):
     assert found.sum() == pytest.approx(1)
 
 
+def test_the_nearest_distribution_is_found_in_float32_too():
+    """Counts at which rounding lets the search swing for ever, if it waits for two equal steps."""
+    frequencies = np.array([[[4224, 90, 3351, 527]]], np.float32) / 8192
+    table = np.array([[0.99463, 0.0134], [0.00537, 0.9866]])
+    found = magnitudes(frequencies, Known(inverse_confusion(np.tile(table, (1, 2, 1, 1))), np.array([0.97])))
+    np.testing.assert_allclose(np.square(found).sum(-1), 1, atol=1e-5)
+
+
 def test_readout_that_tells_nothing_is_left_as_it_is():
     useless = np.array([[0.5, 0.5], [0.5, 0.5]])
     assert (inverse_confusion(useless[None]) == np.eye(2)).all()

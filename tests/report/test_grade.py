@@ -11,7 +11,7 @@ from qrun.evaluation.intervals import Interval
 from qrun.evaluation.questions import binomial_interval
 from qrun.report.claims import CLAIMS
 from qrun.report.grade import Outcome, both, together, within
-from qrun.studies import controls, dim, noise, questions, recover
+from qrun.studies import controls, dim, noise, questions, recover, wall
 
 YES, NO, OPEN, PART, NONE = (
     Outcome.reproduced, Outcome.not_reproduced, Outcome.undecided, Outcome.in_part, Outcome.untestable,
@@ -150,6 +150,14 @@ def noise_numbers(
               "percent": sum(percent) / 2, "of_gain": 0.1, "seed_low": low, "seed_high": high, "document_low": low,
               "document_high": high, "ratio_low": ratio[0], "ratio_high": ratio[1], **axes}  # fmt: skip
     return {"ends": pd.DataFrame(ends), "preset": pd.DataFrame([preset])}
+
+
+def wall_numbers(paper=(-3.0, -2.0), ours=(0.45, 0.7), b=8, sites="all", noise="heron_r2"):
+    """Both ways at one noise; each interval over seeds and over documents."""
+    rows = [{"sites": sites, "b": b, "way": way, "noise": noise, "rate": NAN, "seeds": 3, "kept": (low + high) / 2,
+             "seed_low": low, "seed_high": high, "document_low": low, "document_high": high}
+            for way, (low, high) in ((wall.PAPER, paper), (wall.OURS, ours))]  # fmt: skip
+    return {"kept": pd.DataFrame(rows)}
 
 
 def recover_numbers(*intervals, compressed=50.0):
@@ -318,7 +326,35 @@ def test_hits_are_compared_with_chance_by_their_exact_interval(right, changed, e
     assert grade(questions, questions_numbers(right, changed), "both_fail") is expected
 
 
+@pytest.mark.parametrize(
+    ("paper", "ours", "expected"),
+    [
+        ((-3.0, -2.0), (0.45, 0.7), YES),
+        ((-3.0, 0.1), (0.45, 0.7), OPEN),
+        ((-3.0, -2.0), (0.35, 0.7), OPEN),
+        ((-3.0, -2.0), (0.1, 0.3), PART),
+        ((0.1, 0.3), (0.1, 0.3), NO),
+        ((-3.0, 0.0), (0.45, 0.7), OPEN),  # nothing is not less than nothing
+        ((NAN, NAN), (NAN, NAN), NONE),
+    ],
+)
+def test_the_wall_is_the_estimators_where_the_papers_way_loses_all_and_ours_keeps_two_fifths(paper, ours, expected):
+    assert grade(wall, wall_numbers(paper, ours), "wall") is expected
+    assert grade(wall, wall_numbers(paper, ours, b=4), "wall") is NONE
+    assert grade(wall, wall_numbers(paper, ours, sites="one"), "wall") is NONE
+
+
+@pytest.mark.parametrize(("paper", "expected"), [((0.1, 0.3), YES), ((0.0, 0.3), OPEN), ((-0.3, -0.1), NO)])
+def test_larger_scales_are_reached_where_the_papers_way_keeps_a_gain(paper, expected):
+    found = wall_numbers(paper)
+    assert grade(wall, found, "scales") is expected
+    facts = wall.grades(found)[0].facts
+    assert facts["paper"] == [8.0 if expected is YES else 0.0] and facts["ours"] == [8.0]
+
+
 MAKERS = {
+    ("wall", wall): lambda a, b: wall_numbers(a, b),
+    ("scales", wall): lambda a, _: wall_numbers(a),
     ("monotone", dim): lambda a, b: dim_numbers([a, b]),
     ("gain", dim): lambda a, b: dim_numbers(gain=a, documents=b),
     ("efficiency", controls): lambda a, b: controls_numbers([a, b]),
@@ -360,5 +396,6 @@ def test_every_verdict_is_about_a_stated_claim():
         *dim.grades(dim_numbers()), *controls.grades(controls_numbers()), *recover.grades(recover_numbers((0.7, 0.8))),
         *questions.grades(questions_numbers(1, 4)), *noise.grades(noise_numbers()),
         *noise.grades(noise_numbers(dim=8)), *noise.grades(noise_numbers(dim=8, sites="all")),
+        *wall.grades(wall_numbers()),
     ]  # fmt: skip
     assert {verdict.claim for verdict in found} == set(CLAIMS) - {"two_questions", "hardware"}

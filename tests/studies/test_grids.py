@@ -31,7 +31,7 @@ def values(cells, axis):
 
 @pytest.fixture(scope="module")
 def default():
-    return {study: grid(study) for study in ("dim", "controls", "noise", "recover", "questions")}
+    return {study: grid(study) for study in ("dim", "controls", "noise", "wall", "recover", "questions")}
 
 
 @pytest.mark.parametrize(
@@ -41,6 +41,8 @@ def default():
         ("controls", {"train": 2 * 7 * 3, "measure": 1 + 2 * 7 * 3 + 2 * 3 * 3}),
         # per site set and seed: b=2 has 5 points and 4 readout rates, the others 6 points, 6 rates and 4 readout rates
         ("noise", {"train": 2 * 4 * 3, "measure": 1 + 2 * 4 * 3 + 2 * 3 * (9 + 3 * 16)}),
+        # per b and seed: LoRA and the adapter exact; 4 ways at 2 noises with 2 nulls each, and at 5 rates
+        ("wall", {"train": 2 * 3 * 2, "measure": 1 + 2 * 3 * (2 + 4 * (2 * 3 + 5))}),
         # shifted: 2 b of the original, 7 arms at each ratio; home: 1 and 3
         ("recover", {"compress": 2, "train": 3 * (2 + 2 * 7 + 1 + 2 * 3), "measure": 6 + 3 * (2 + 2 * 7 + 1 + 2 * 3)}),
         ("questions", {"ask": 1}),
@@ -54,7 +56,7 @@ def test_default_grids_have_exactly_these_cells(default, study, expected):
     assert bool(said) == (study == "noise")
 
 
-@pytest.mark.parametrize("study", ["dim", "controls", "noise", "recover"])
+@pytest.mark.parametrize("study", ["dim", "controls", "noise", "wall", "recover"])
 def test_no_two_cells_of_a_kind_stand_at_the_same_point(default, study):
     cells, _ = default[study]
     points = [(cell.task.kind, *sorted(cell.axes.items(), key=lambda item: item[0])) for cell in cells]
@@ -301,6 +303,50 @@ def test_noise_measures_each_seed_with_its_own_draws_signs_and_shots():
 def test_noise_axes_that_make_no_sense_are_refused(words, message):
     with pytest.raises(InputError, match=message):
         configure("noise", words)
+
+
+# --- wall
+
+
+def test_a_way_is_its_circuit_estimate_and_signs_at_each_noise_and_rate(default):
+    own = [c for c in default["wall"][0] if c.axes.get("way") and c.axes["seed"] == 1 and c.axes["b"] == 8]
+    for cell in own:
+        circuit, estimate, sign = cell.axes["way"].split("/")
+        c = cell.task.config
+        assert (c.device.circuit, c.estimate.kind.value, c.signs.kind.value) == (circuit, estimate, sign)
+        assert c.device.shots == 8192 and c.seed == 1 and set(cell.needs) == {"adapter", "base", "exact"}
+        rate = cell.axes.get("rate")
+        assert cell.axes["noise"] == (c.noise.name if rate is None else "paper")
+        if rate is not None:  # every rate in proportion, readout too
+            assert c.noise.cz == pytest.approx(rate) and cell.axes.get("null") is None
+            assert c.noise.read_1_given_0 == pytest.approx(0.01 * rate / 1.78e-3)
+    assert Counter(c.task.values for c in own) == {"trained": 4 * (2 + 5), "zero": 4 * 2, "shuffled": 4 * 2}
+    chips = [c for c in own if c.axes["noise"] == "FakeMarrakesh"]
+    assert {c.task.config.noise.calibration for c in chips} == {"FakeMarrakesh"}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["study.ways=[line/calibrated]"], "give circuit/estimate/signs"),
+        (["study.ways=[line/magic/input]"], "magic is none of sqrt, calibrated, soft, posterior"),
+        (["study.ways=[line/sqrt/none]"], "none is none of input, exact, two_settings"),
+        (["study.ways=[paper/sqrt/input]"], "use line or qiskit"),
+        (["study.ways=[line/posterior/two_settings]"], "takes signs from x"),
+        (["study.rates=[1e-2,1e-3]"], "rising order"),
+        (["study.nulls=[nothing]"], "use zero, shuffled"),
+        (["device=shots", "noise=none"], "device=noisy"),
+        (["study.ways=[line/sqrt/two_settings]", "device.shots=1"], "share the shots"),
+    ],
+)
+def test_ways_that_make_no_sense_are_refused(words, message):
+    with pytest.raises(InputError, match=message):
+        configure("wall", words)
+
+
+def test_an_unknown_noise_is_named_with_those_there_are():
+    with pytest.raises(InputError, match=r"noise=nobody: no such option; noise has .*heron_r2"):
+        grid("wall", "study.noises=[nobody]")
 
 
 # --- recover

@@ -11,7 +11,7 @@ import pytest
 from qrun.evaluation.intervals import over_documents, perplexity_difference, perplexity_ratio, recovery
 from qrun.evaluation.questions import binomial_interval
 from qrun.evaluation.results import Results, read
-from qrun.studies import controls, dim, noise, questions, recover, statistics
+from qrun.studies import controls, dim, noise, questions, recover, statistics, wall
 
 T = {2: 12.706204736432095, 3: 4.302652729911275, 5: 2.7764451051977987}  # 97.5 % quantiles of Student's t by seeds
 DOCUMENTS = 30
@@ -451,3 +451,52 @@ def test_shares_and_pairs():
 def test_where_nothing_changed_there_is_no_share():
     row = questions.numbers(questions_table([1] * 8))["both_fail"].iloc[0]
     assert row["changed"] == 0 and math.isnan(row["share_low"]) and row["p"] == 1.0
+
+
+# --- wall
+
+
+def wall_table(shares=(0.5, 0.6, 0.7), rates=(1e-3, 1e-2)):
+    """An adapter from 32 to 30, of which a way keeps `shares` by seed, and over the rates the first to a fifth."""
+    table = Table()
+    table.measure(32.0, method="none")
+    circuits = {"circuit/relative_error": 0.1, "circuit/survival": 0.9, "circuit/circuits": 3270 * 48,
+                "circuit/circuit_seconds": 2.0}  # fmt: skip
+    for seed, share in enumerate(shares):
+        axes = {"sites": "all", "b": 8, "seed": seed, "method": "cayley", "parameters": 1344}
+        table.train(**axes)
+        table.measure(30.0, 0.1, **axes, gain=2.0)
+        here = {**axes, "way": wall.OURS, "noise": "heron_r2", **circuits}
+
+        def at(left):
+            return math.exp(math.log(32) - left * math.log(32 / 30))
+
+        table.measure(at(share), 0.1 * share, **here, gain=32 - at(share))
+        table.measure(32.5, 0.05, **here, null="K = 0", gain=-0.5)
+        for left, rate in zip((share, -share), rates, strict=False):
+            table.measure(at(left), 0.1 * left, **{**here, "noise": "paper"}, rate=rate, gain=32 - at(left))
+    return table.results
+
+
+def test_gain_kept_is_the_share_of_nats_with_intervals_over_seeds_and_documents():
+    found = wall.numbers(wall_table())
+    row = only(found["kept"][found["kept"]["rate"].isna()], noise="heron_r2")
+    assert row["kept"] == pytest.approx(0.6) and (row["seed_low"], row["seed_high"]) == pytest.approx(
+        by_hand([0.5, 0.6, 0.7])
+    )
+    assert row["document_low"] < 0.6 < row["document_high"]
+    assert (row["circuits"], row["error"], row["survival"], row["seeds"]) == pytest.approx((48, 0.1, 0.9, 3))
+    assert found["nulls"][["null", "gain"]].to_numpy().tolist() == [["K = 0", -0.5]]
+    assert only(found["exact"], method="cayley")["gain"] == 2.0
+
+
+def test_the_critical_rate_of_a_way_is_where_its_gain_ends():
+    (end,) = wall.numbers(wall_table())["ends"].to_dict("records")
+    assert end["way"] == wall.OURS and 1e-3 < end["low"] < end["rate"] < end["high"] < 1e-2
+
+
+def test_without_rates_and_nulls_a_wall_is_a_table_of_ways():
+    results = wall_table(rates=())
+    results.table.drop(columns=["rate", "null"], errors="ignore", inplace=True)
+    found = wall.numbers(Results(results.table[results.table["gain"] != -0.5], results.units))
+    assert len(found["kept"]) == 1 and not len(found["ends"]) and "nulls" not in found

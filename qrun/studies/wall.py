@@ -1,0 +1,214 @@
+"""`qrun sweep wall`: where noise ends the gain, by how counts become an estimate: the paper's way, and calibrated ones.
+
+A way is circuit/estimate/signs, such as `qiskit/sqrt/input`: the paper's, routed along a line as its chip has to. All
+ways spend the same shots in total. Gain kept = (nats frozen - nats on the device) / (nats frozen - nats exact): 1 is
+the exact adapter, 0 the frozen model. An estimator must not be credited with a gain: K = 0 and a shuffled K go through
+the same ways.
+
+Margins: our claim that the wall at three qubits is the estimator's holds where the paper's way keeps nothing of the
+gain at b = 8 (the whole interval below 0) and OURS 40 % or more; larger scales are reached where the
+paper's way keeps a gain at b >= 8.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from qrun.cells.cell import Cell
+from qrun.config.compose import option
+from qrun.config.schema import DeviceConfig, EstimateConfig, Estimator, Sign, SignsConfig, require
+from qrun.config.verbs import check_readout
+from qrun.evaluation.intervals import Interval, over_documents, share_of_gain
+from qrun.evaluation.results import Results
+from qrun.evaluation.trends import mean_interval, zero_crossing
+from qrun.quantum.noise import Noise
+from qrun.recipes.tasks import Measure
+from qrun.report.grade import ABOVE_ZERO, Fact, Outcome, Verdict, both, together, within
+from qrun.studies.grid import (
+    Say,
+    StudyAxes,
+    StudyRun,
+    at_sites,
+    base_cell,
+    different,
+    exact_cell,
+    matched,
+    measurement,
+    train_cell,
+    usable,
+)  # fmt: skip
+from qrun.studies.statistics import RESAMPLES, SEED, gains, limits, nats, text, weight
+
+PAPER, OURS = "qiskit/sqrt/input", "line/calibrated/two_settings"  # what grades compare, chosen beforehand
+NULLS = {"zero": "K = 0", "shuffled": "shuffled K"}
+KEPT = 0.4  # of the gain, at least, where the wall is the estimator's
+
+
+class Way(NamedTuple):
+    """How Q is written, how counts become magnitudes, whose signs they get."""
+
+    circuit: str
+    estimate: Estimator
+    sign: Sign
+
+
+def way(words: str) -> Way:
+    """`line/calibrated/two_settings`. Raises InputError for other words."""
+    parts = words.split("/")
+    require(len(parts) == 3, "study.ways", words, "give circuit/estimate/signs, such as line/calibrated/input")
+    for part, known in ((parts[1], Estimator), (parts[2], Sign)):
+        require(part in known.__members__, "study.ways", words, f"{part} is none of {', '.join(known.__members__)}")
+    return Way(parts[0], Estimator[parts[1]], Sign[parts[2]])
+
+
+@dataclass
+class Axes(StudyAxes):
+    """Axes of `qrun sweep wall`."""
+
+    ways: list[str] = field(default_factory=lambda: [PAPER, "line/calibrated/input"])
+    noises: list[str] = field(default_factory=lambda: ["heron_r2"])  # options of group noise, each at its own rates
+    rates: list[float] = field(default_factory=list)  # of `noise`, two-qubit error with all rates in proportion
+    nulls: list[str] = field(default_factory=lambda: list(NULLS))  # measured at each of `noises`
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        different("study.ways", self.ways)
+        different("study.noises", self.noises)
+        rising = self.rates == sorted(set(self.rates)) and min(self.rates, default=1) > 0
+        require(rising, "study.rates", self.rates, "give different rates above 0 in rising order")
+        require(set(self.nulls) <= set(NULLS), "study.nulls", self.nulls, f"use {', '.join(NULLS)}")
+        require(all(b & (b - 1) == 0 for b in self.dims), "study.dims", self.dims, "circuits need powers of two")
+
+
+@dataclass
+class Config(StudyRun):
+    """`qrun sweep wall`; `noise` is the preset that study.rates move."""
+
+    device: DeviceConfig = field(default_factory=DeviceConfig)
+    noise: Noise = field(default_factory=Noise)
+    study: Axes = field(default_factory=Axes)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.device.kind == "noisy", "device", self.device.kind, "the wall stands on device=noisy")
+        for words in self.study.ways:
+            found = way(words)
+            device = replace(self.device, circuit=found.circuit)
+            check_readout(device, EstimateConfig(found.estimate), SignsConfig(found.sign))
+
+
+def cells(config: Config, say: Say) -> Iterator[Cell]:
+    """Site set x b x seed trained, with controls beside; then way x noise, way x rate, and the nulls of way x noise."""
+    study, base = config.study, base_cell(config, {})
+    presets = {name: option("noise", name, Noise) for name in study.noises}
+    moved = [(rate, config.noise.along("proportional", rate)) for rate in study.rates]
+    yield base
+    for chosen, dim in usable(config, say):
+        adapter = replace(at_sites(config.adapter, chosen), dim=dim)
+        for seed in study.seeds:
+            for method in study.controls:
+                control = train_cell(config, {"sites": chosen.value, "b": dim}, matched(config, adapter, method), seed)
+                yield control
+                yield exact_cell(config, control, base)
+            trained = train_cell(config, {"sites": chosen.value, "b": dim}, adapter, seed)
+            yield trained
+            exact = exact_cell(config, trained, base)
+            yield exact
+            needs = {"adapter": trained, "base": base, "exact": exact}
+            for words in study.ways:
+                found, device = way(words), replace(config.device, circuit=way(words).circuit)
+                here = replace(
+                    measurement(config), seed=seed, device=device, estimate=EstimateConfig(found.estimate),
+                    signs=SignsConfig(found.sign),
+                )  # fmt: skip
+                point = {**trained.axes, "way": words}
+                for name, noise in presets.items():
+                    there = replace(here, noise=noise)
+                    yield Cell({**point, "noise": name}, Measure(there), needs)
+                    for null in study.nulls:
+                        yield Cell({**point, "noise": name, "null": NULLS[null]}, Measure(there, null), needs)
+                for rate, noise in moved:
+                    yield Cell({**point, "noise": config.noise.name, "rate": rate},
+                               Measure(replace(here, noise=noise)), needs)  # fmt: skip
+
+
+def numbers(results: Results) -> Mapping[str, pd.DataFrame]:
+    """Gain kept by way, noise and rate; critical rates; nulls; exact gains with controls."""
+    measured = results.table[results.table["kind"] == "measure"].copy()
+    for column in ("null", "rate"):
+        if column not in measured:
+            measured[column] = np.nan
+    base, exact = measured[measured["method"] == "none"], measured[measured["way"].isna()]
+    exact = exact[exact["method"] != "none"]
+    device = measured[measured["way"].notna()]
+    trained, untrained = device[device["null"].isna()], device[device["null"].notna()]
+    kept = []
+    for point, group in trained.groupby(["sites", "b", "way", "noise", "rate"], sort=False, dropna=False):
+        here = dict(zip(["sites", "b", "way", "noise", "rate"], point, strict=True))
+        own = exact[(exact["method"] == "cayley") & (exact["sites"] == here["sites"]) & (exact["b"] == here["b"])]
+        kept.append({**here, **of_gain(results, base, group, own)})
+    ends = []
+    for point, group in trained[trained["rate"].notna()].groupby(["sites", "b", "way"], sort=False):
+        gain = group.pivot(index="seed", columns="rate", values="gain")
+        crossing = zero_crossing(gain.columns.tolist(), gain.to_numpy())
+        ends.append({**dict(zip(["sites", "b", "way"], point, strict=True)), **crossing, "seeds": len(gain)})
+    found = {
+        "text": text(results, base), "exact": gains(results, base, exact, ["sites", "b", "method"]),
+        "kept": pd.DataFrame(kept), "ends": pd.DataFrame(ends),
+    }  # fmt: skip
+    if len(untrained):
+        found["nulls"] = gains(results, base, untrained, ["sites", "b", "way", "noise", "null"])
+    return found
+
+
+def of_gain(results: Results, base: pd.DataFrame, device: pd.DataFrame, exact: pd.DataFrame) -> dict[str, float]:
+    """Share of the gain that is left, with intervals over seeds and over documents, and what it costs."""
+    frozen_nats, noisy, best = (nats(results, rows) for rows in (base, device, exact))
+    size = weight(results, base)
+    frozen = frozen_nats.sum()
+    by_seed = {row["seed"]: results.unit(row["key"], "nats").sum() for row in exact.to_dict("records")}
+    each = [
+        (frozen - results.unit(row["key"], "nats").sum()) / (frozen - by_seed[row["seed"]])
+        for row in device.to_dict("records") if row["seed"] in by_seed
+    ]  # fmt: skip
+    documents = over_documents(share_of_gain, (frozen_nats, noisy, best), size, RESAMPLES, SEED)
+    return {
+        "kept": float(share_of_gain(frozen_nats, noisy, best, size)), **limits("seed", mean_interval(each)),
+        **limits("document", documents), "perplexity": device["perplexity"].mean(), "gain": device["gain"].mean(),
+        "error": device["circuit/relative_error"].mean(), "survival": device["circuit/survival"].mean(),
+        "circuits": (device["circuit/circuits"] / device["tokens"]).mean(),
+        "seconds": device["circuit/circuit_seconds"].mean(), "seeds": len(device),
+    }  # fmt: skip
+
+
+def interval_of(row: Mapping[str, float]) -> Interval | None:
+    """Of a share, over seeds and documents."""
+    return both(*(Interval(row[f"{k}_low"], row[f"{k}_high"]) for k in ("seed", "document")))
+
+
+def grades(found: Mapping[str, pd.DataFrame]) -> list[Verdict]:
+    """Whose the wall is, and whether the paper's way reaches b = 8."""
+    rows = found["kept"][found["kept"]["rate"].isna() & (found["kept"]["sites"] == "all")]
+    ours, theirs = rows[rows["way"] == OURS], rows[rows["way"] == PAPER]
+    whose = [within(interval_of(row), high=-ABOVE_ZERO) for row in theirs[theirs["b"] == 8].to_dict("records")]
+    whose += [within(interval_of(row), low=KEPT) for row in ours[ours["b"] == 8].to_dict("records")]
+    larger = [within(interval_of(row), low=ABOVE_ZERO) for row in theirs[theirs["b"] >= 8].to_dict("records")]
+    both_ways = len(ours[ours["b"] == 8]) and len(theirs[theirs["b"] == 8])
+    compared = {"wall": whose if both_ways else [], "scales": larger}
+    noises = list(dict.fromkeys(rows["noise"]))
+    facts: dict[str, Fact] = {
+        "seeds": int(found["kept"]["seeds"].max()), "noises": noises, "paper": [reach(theirs, n) for n in noises],
+        "ours": [reach(ours, n) for n in noises],
+    }  # fmt: skip
+    return [Verdict(claim, together(outcomes), facts) for claim, outcomes in compared.items()]
+
+
+def reach(rows: pd.DataFrame, noise: str) -> float:
+    """The largest b whose gain is left, whole interval above 0; 0 if none is."""
+    own = rows[rows["noise"] == noise].to_dict("records")
+    left = [row["b"] for row in own if within(interval_of(row), low=ABOVE_ZERO) is Outcome.reproduced]
+    return float(max(left, default=0)) if own else math.nan
