@@ -72,7 +72,7 @@ class Axes(StudyAxes):
     ways: list[str] = field(default_factory=lambda: [PAPER, "line/calibrated/input"])
     noises: list[str] = field(default_factory=lambda: ["heron_r2"])  # options of group noise, each at its own rates
     rates: list[float] = field(default_factory=list)  # of `noise`, two-qubit error with all rates in proportion
-    nulls: list[str] = field(default_factory=lambda: list(NULLS))  # measured at each of `noises`
+    nulls: list[str] = field(default_factory=lambda: list(NULLS))  # measured at the first of `noises`
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -102,7 +102,7 @@ class Config(StudyRun):
 
 
 def cells(config: Config, say: Say) -> Iterator[Cell]:
-    """Site set x b x seed trained, with controls beside; then way x noise, way x rate, and the nulls of way x noise."""
+    """Site set x b x seed trained, with controls beside; then way x noise, way x rate, and the nulls of every way."""
     study, base = config.study, base_cell(config, {})
     presets = {name: option("noise", name, Noise) for name in study.noises}
     moved = [(rate, config.noise.along("proportional", rate)) for rate in study.rates]
@@ -129,7 +129,7 @@ def cells(config: Config, say: Say) -> Iterator[Cell]:
                 for name, noise in presets.items():
                     there = replace(here, noise=noise)
                     yield Cell({**point, "noise": name}, Measure(there), needs)
-                    for null in study.nulls:
+                    for null in study.nulls if name == study.noises[0] else ():
                         yield Cell({**point, "noise": name, "null": NULLS[null]}, Measure(there, null), needs)
                 for rate, noise in moved:
                     yield Cell({**point, "noise": config.noise.name, "rate": rate},
