@@ -19,6 +19,7 @@ from qrun.errors import InputError
 from qrun.quantum.devices.base import Device
 from qrun.quantum.encoding import Floats, normalise, qubits
 from qrun.quantum.estimates import (
+    REPEATS,
     SLICES,
     fitted,
     from_two_settings,
@@ -130,12 +131,13 @@ class SiteExecutor:
             for made, key in zip(ready.prepared, self.keys, strict=True)
         ]
         outcomes = device.run_all(requests + tests)
-        counted = device.shots if estimate.rates is Rates.measured else None
+        counted = REPEATS * device.shots if device.shots and estimate.rates is Rates.measured else None
         turns = (np.eye(units.shape[-1]), rotation(qubits(units.shape[-1])))
         for made, found, turn in zip(ready.prepared, outcomes[len(requests) :], turns, strict=False):
             expected = np.square(np.einsum("jab,njb->nja", turn @ ready.blocks, known))
             inverse = inverse_confusion(device.confusion(made, units.shape[-1], counted))
-            rates = fitted(found, expected, np.broadcast_to(inverse, (len(ready.blocks), *inverse.shape[1:])))
+            inverse = np.broadcast_to(inverse, (len(ready.blocks), *inverse.shape[1:]))
+            rates = fitted(found, expected, inverse, device.shots)
             ready.rates.append(rates)
             self.parent.statistics.kept += float(rates.kept.sum())
             self.parent.statistics.calibrated += len(rates.kept)
@@ -155,7 +157,7 @@ class SiteExecutor:
             kept = rates[0].kept[:, None].astype(units.dtype)
             return posterior(sizes[0], units, sigma, 1 / (4 * (parent.device.shots or 10**9) * kept**2))
         if parent.sign is Sign.two_settings:
-            return from_two_settings(sizes[0], sizes[1], units)
+            return from_two_settings(sizes[0], sizes[1], units, rates[0], parent.device.shots)
         return with_signs(sizes[0], units if parent.sign is Sign.input else product)
 
     @torch.no_grad()

@@ -12,8 +12,14 @@ for l. This is linear and knows nothing of x.
 
 Signs. Counts carry none. `two_settings` counts again after RY(pi/2) on every qubit (R), half the shots each, and takes
 the signs s that explain the second setting best, s = argmax sum_k |R (s o sqrt p)|_k sqrt(p'_k), which is least squares
-since all norms are 1; one sign per slice, the global one, is that of <s o sqrt p, x>. Up to b = 8 every pattern is
-tried in Gray-code order; beyond, single and double flips from the signs of x until none is better.
+since all norms are 1. Up to b = 8 every pattern is tried in Gray-code order; beyond, single and double flips from the
+signs of x until none is better. Then both settings tell y: with a = s o sqrt p and v = sign(R a) o sqrt p', from their
+mean y0 ~ a + R^T v one scoring step of the likelihood of both counts,
+
+    min_y sum_k w_k (y - a)_k^2 + w'_k (R y - v)_k^2,        w_k = y0_k^2 / (p_k (1 - p_k) / (shots (1 - l)^2) + e)
+
+with e the mean square error that calibration leaves (`residual`): a probability near 0 says little about its root, and
+what one setting says badly the other says well. One sign per slice, the global one, is that of <y, x>.
 
 `soft` and `posterior` lean on x: what they keep of a gain is in part what x knew already, and the second falls back on
 the frozen model as noise grows. y_i = m tanh(x_i m / s^2); and the mean of y_i under y_i ~ N(x_i, s^2) and
@@ -21,7 +27,7 @@ m ~ N(|y_i|, v), with s^2 = |Q - 1|^2 / b^2 and v = 1 / (4 shots (1 - l)^2).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -30,8 +36,10 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.floating]
 LEAST_KEPT = 0.02  # 1 - l below which a circuit tells nothing
+LANES = 64  # rows that a kernel holds side by side
 SMALL = 8  # block dimension up to which every pattern of signs is tried
-SLICES = 8  # known slices a block, for its depolarising rate
+SLICES = 16  # known slices a block, for its depolarising rate
+REPEATS = 16  # circuits all |0> and all |1> that a place's readout errors are counted with
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,7 @@ class Rates:
 
     inverse: NDArray[np.float64]  # [B, n, 2, 2], per bit of a slice's index
     kept: NDArray[np.float64]  # [B], 1 - depolarising rate of the circuit
+    residual: float = 0.0  # mean square of what calibrated probabilities are off beyond counting
 
 
 @cache
@@ -58,14 +67,24 @@ def known_slices(blocks: int, dim: int) -> NDArray[np.float64]:
     return np.asarray(slices / np.linalg.norm(slices, axis=-1, keepdims=True))
 
 
-def fitted(frequencies: Floats, expected: Floats, inverse: NDArray[np.float64]) -> Rates:
-    """Rates from the counts [S, B, b] of known slices and their probabilities without noise, by least squares."""
+def fitted(frequencies: Floats, expected: Floats, inverse: NDArray[np.float64], shots: int | None = None) -> Rates:
+    """Rates from the counts [S, B, b] of known slices and their probabilities without noise, by least squares. Blocks
+    of a site are much alike, so each is drawn towards their mean by what its counts leave open (James and Stein)."""
     read = np.array(frequencies, np.float64)
     _unread(read.reshape(-1, read.shape[-1]), inverse, read.shape[1])
     uniform = 1 / read.shape[-1]
     ideal = expected - uniform
-    kept = (ideal * (read - uniform)).sum((0, 2)) / np.square(ideal).sum((0, 2))
-    return Rates(inverse, np.clip(kept, LEAST_KEPT, 1.0))
+    power = np.square(ideal).sum((0, 2))
+    kept = (ideal * (read - uniform)).sum((0, 2)) / power
+    if shots is not None and len(kept) > 3:
+        open_ = (np.square(ideal) * expected).sum((0, 2)) / (shots * np.square(power))  # variance of counting
+        mean = np.average(kept, weights=power)
+        real = max(0.0, float(np.square(kept - mean).sum() / (len(kept) - 1) - open_.mean()))
+        kept = mean + (kept - mean) * real / (real + open_)
+    rates = Rates(inverse, np.clip(kept, LEAST_KEPT, 1.0))
+    found = np.square(magnitudes(frequencies.astype(np.float64), rates))
+    counting = expected * (1 - expected) / (shots * np.square(rates.kept[:, None])) if shots else 0.0
+    return replace(rates, residual=max(0.0, float((np.square(found - expected) - counting).mean())))
 
 
 def inverse_confusion(confusion: Floats) -> NDArray[np.float64]:
@@ -91,13 +110,21 @@ def with_signs(size: Floats, reference: Floats) -> Floats:
     return np.where(reference < 0, -size, size)
 
 
-def from_two_settings(size: Floats, turned: Floats, units: Floats) -> Floats:
-    """Magnitudes [N, B, b] with the signs that explain those of the second setting."""
-    dim = size.shape[-1]
-    out = np.empty_like(size)
-    found = rotation(dim.bit_length() - 1).astype(size.dtype)
-    size, turned, units = (np.ascontiguousarray(a, size.dtype).reshape(-1, dim) for a in (size, turned, units))
-    (_every_pattern if dim <= SMALL else _best_flips)(size, turned, units, found, out.reshape(-1, dim))
+def from_two_settings(
+    size: Floats, turned: Floats, units: Floats, rates: Rates | None = None, shots: int | None = None
+) -> Floats:
+    """Unit estimates [N, B, b] from magnitudes in both settings of `shots` each, with the signs that explain them."""
+    dim, blocks = size.shape[-1], size.shape[1]
+    out, r = np.empty_like(size), rotation(dim.bit_length() - 1).astype(size.dtype)
+    m, t, x = (np.ascontiguousarray(a, size.dtype).reshape(-1, dim) for a in (size, turned, units))
+    signs = np.empty(m.shape, np.int8)
+    if dim <= SMALL:
+        _every_pattern(m, t, r, signs)
+    else:
+        _best_flips(m, t, x, r, signs)
+    kept, floor = (np.ones(blocks), 0.0) if rates is None else (rates.kept, rates.residual)
+    counting = np.zeros(blocks) if shots is None else 1 / (shots * kept**2)
+    _likeliest(m, t, signs, x, r.astype(float), counting, floor + 1e-6, blocks, out.reshape(-1, dim))
     return out
 
 
@@ -170,6 +197,61 @@ def _magnitudes(rows, inverse, kept, blocks):  # type: ignore[no-untyped-def]
             row[k] = np.sqrt(max(row[k] - shift, row.dtype.type(0)))
 
 
+@njit(cache=True)
+def _turn(image, column, by, turned, found):  # type: ignore[no-untyped-def]
+    """A sign turns: image += column x by, found = sum |image| turned. A function of its own, so that lanes become
+    vectors."""
+    found[:] = 0
+    for k in range(image.shape[0]):
+        change = column[k]
+        for lane in range(LANES):
+            value = image[k, lane] + change * by[lane]
+            image[k, lane] = value
+            found[lane] += abs(value) * turned[k, lane]
+
+
+@njit(cache=True)
+def _keep(found, best, pattern, chosen):  # type: ignore[no-untyped-def]
+    """The better pattern so far."""
+    for lane in range(LANES):
+        better = found[lane] > best[lane]
+        best[lane] = found[lane] if better else best[lane]
+        chosen[lane] = pattern if better else chosen[lane]
+
+
+@njit(cache=True, parallel=True)
+def _every_pattern(size, turned, r, signs):  # type: ignore[no-untyped-def]
+    """Rows in lanes: all walk through the same patterns, so that the inner loops run over rows."""
+    rows, dim = size.shape
+    columns = np.stack((2 * r.T, -2 * r.T), 1).astype(size.dtype)  # what a sign that turns to + or to - changes
+    for chunk in prange(-(-rows // LANES)):
+        first = chunk * LANES
+        count = min(LANES, rows - first)
+        shape = (dim, LANES)
+        m, t, image = np.zeros(shape, size.dtype), np.zeros(shape, size.dtype), np.zeros(shape, size.dtype)
+        best, found, chosen = np.zeros(LANES, size.dtype), np.zeros(LANES, size.dtype), np.zeros(LANES, np.int32)
+        for lane in range(count):
+            for k in range(dim):
+                m[k, lane], t[k, lane] = size[first + lane, k], turned[first + lane, k]
+        for k in range(dim):
+            for a in range(dim):
+                for lane in range(LANES):
+                    image[k, lane] += r[k, a] * m[a, lane]
+            for lane in range(LANES):
+                best[lane] += abs(image[k, lane]) * t[k, lane]
+        pattern = 0
+        for step in range(1, 1 << (dim - 1)):
+            flip = 0
+            while not step >> flip & 1:
+                flip += 1
+            pattern ^= 1 << flip
+            _turn(image, columns[flip, pattern >> flip & 1], m[flip], t, found)
+            _keep(found, best, pattern, chosen)
+        for lane in range(count):
+            for k in range(dim):
+                signs[first + lane, k] = -1 if chosen[lane] >> k & 1 else 1
+
+
 @njit(cache=True, inline="always")
 def _agreement(image, turned):  # type: ignore[no-untyped-def]
     total = image.dtype.type(0)
@@ -178,64 +260,24 @@ def _agreement(image, turned):  # type: ignore[no-untyped-def]
     return total
 
 
-@njit(cache=True, inline="always")
-def _write(size, signs, x, out):  # type: ignore[no-untyped-def]
-    """Signed magnitudes, with the global sign of <., x>."""
-    overlap = size.dtype.type(0)
-    for k in range(size.shape[0]):
-        out[k] = size[k] if signs[k] > 0 else -size[k]
-        overlap += out[k] * x[k]
-    if overlap < 0:
-        for k in range(size.shape[0]):
-            out[k] = -out[k]
-
-
 @njit(cache=True, parallel=True)
-def _every_pattern(size, turned, x, r, out):  # type: ignore[no-untyped-def]
+def _best_flips(size, turned, x, r, signs):  # type: ignore[no-untyped-def]
     rows, dim = size.shape
     for i in prange(rows):
-        image = np.zeros(dim, size.dtype)
-        for k in range(dim):
-            for a in range(dim):
-                image[k] += r[k, a] * size[i, a]
-        pattern, best, chosen = 0, _agreement(image, turned[i]), 0
-        for step in range(1, 1 << (dim - 1)):
-            flip = 0
-            while not step >> flip & 1:
-                flip += 1
-            pattern ^= 1 << flip
-            change = (-2 if pattern >> flip & 1 else 2) * size[i, flip]
-            for k in range(dim):
-                image[k] += change * r[k, flip]
-            found = _agreement(image, turned[i])
-            if found > best:
-                best, chosen = found, pattern
-        signs = np.ones(dim, np.int8)
-        for k in range(dim):
-            if chosen >> k & 1:
-                signs[k] = -1
-        _write(size[i], signs, x[i], out[i])
-
-
-@njit(cache=True, parallel=True)
-def _best_flips(size, turned, x, r, out):  # type: ignore[no-untyped-def]
-    rows, dim = size.shape
-    for i in prange(rows):
-        signs, image, trial = np.ones(dim, np.int8), np.zeros(dim, size.dtype), np.zeros(dim, size.dtype)
+        own, image, trial = signs[i], np.zeros(dim, size.dtype), np.zeros(dim, size.dtype)
         for a in range(dim):
-            if x[i, a] < 0:
-                signs[a] = -1
+            own[a] = -1 if x[i, a] < 0 else 1
             for k in range(dim):
-                image[k] += signs[a] * size[i, a] * r[k, a]
+                image[k] += own[a] * size[i, a] * r[k, a]
         best = _agreement(image, turned[i])
         while True:
             first, second = -1, -1
             for a in range(dim):
                 for b in range(a, dim):  # b = a flips a alone
                     for k in range(dim):
-                        trial[k] = image[k] - 2 * signs[a] * size[i, a] * r[k, a]
+                        trial[k] = image[k] - 2 * own[a] * size[i, a] * r[k, a]
                         if b > a:
-                            trial[k] -= 2 * signs[b] * size[i, b] * r[k, b]
+                            trial[k] -= 2 * own[b] * size[i, b] * r[k, b]
                     found = _agreement(trial, turned[i])
                     if found > best * (1 + 1e-6):
                         best, first, second = found, a, b
@@ -244,6 +286,86 @@ def _best_flips(size, turned, x, r, out):  # type: ignore[no-untyped-def]
             for a in (first, second) if second > first else (first, -1):
                 if a >= 0:
                     for k in range(dim):
-                        image[k] -= 2 * signs[a] * size[i, a] * r[k, a]
-                    signs[a] = -signs[a]
-        _write(size[i], signs, x[i], out[i])
+                        image[k] -= 2 * own[a] * size[i, a] * r[k, a]
+                    own[a] = -own[a]
+
+
+@njit(cache=True, parallel=True)
+def _likeliest(size, turned, signs, x, r, counting, floor, blocks, out):  # type: ignore[no-untyped-def]
+    """y from both settings: their mean, then one scoring step with weights that follow it. Rows in lanes."""
+    rows, dim = size.shape
+    for chunk in prange(-(-rows // LANES)):
+        first = chunk * LANES
+        count = min(LANES, rows - first)
+        shape = (dim, LANES)  # one array each: parts of a larger one are not vectorised
+        m, t, y = np.zeros(shape), np.zeros(shape), np.zeros(shape)
+        image, weight, right = np.zeros(shape), np.zeros(shape), np.zeros(shape)
+        system, total, noise = np.zeros((dim, dim, LANES)), np.zeros(LANES), np.zeros(LANES)
+        for lane in range(count):
+            noise[lane] = counting[(first + lane) % blocks]
+            for k in range(dim):
+                m[k, lane], t[k, lane] = signs[first + lane, k] * size[first + lane, k], turned[first + lane, k]
+        for k in range(dim):
+            for a in range(dim):
+                for lane in range(LANES):
+                    image[k, lane] += r[k, a] * m[a, lane]
+            for lane in range(LANES):
+                t[k, lane] = t[k, lane] if image[k, lane] >= 0 else -t[k, lane]
+        for a in range(dim):
+            for lane in range(LANES):
+                y[a, lane] = m[a, lane]
+            for k in range(dim):
+                for lane in range(LANES):
+                    y[a, lane] += r[k, a] * t[k, lane]
+            for lane in range(LANES):
+                total[lane] += y[a, lane] * y[a, lane]
+        for a in range(dim):
+            for lane in range(LANES):
+                y[a, lane] /= np.sqrt(total[lane] + 1e-30)
+                p = y[a, lane] * y[a, lane]
+                weight[a, lane] = p / (p * (1 - p) * noise[lane] + floor)
+                system[a, a, lane] = weight[a, lane] + 1e-9
+                right[a, lane] = weight[a, lane] * m[a, lane]
+        image[:] = 0
+        for k in range(dim):
+            for a in range(dim):
+                for lane in range(LANES):
+                    image[k, lane] += r[k, a] * y[a, lane]
+            for lane in range(LANES):
+                p = image[k, lane] * image[k, lane]
+                weight[k, lane] = p / (p * (1 - p) * noise[lane] + floor)
+            for a in range(dim):
+                for lane in range(LANES):
+                    right[a, lane] += r[k, a] * weight[k, lane] * t[k, lane]
+                for b in range(a + 1):
+                    both = r[k, a] * r[k, b]
+                    for lane in range(LANES):
+                        system[a, b, lane] += both * weight[k, lane]
+        for a in range(dim):  # Cholesky, forwards, backwards
+            for b in range(a + 1):
+                for k in range(b):
+                    for lane in range(LANES):
+                        system[a, b, lane] -= system[a, k, lane] * system[b, k, lane]
+                for lane in range(LANES):
+                    here = system[a, b, lane]
+                    system[a, b, lane] = np.sqrt(max(here, 1e-12)) if a == b else here / system[b, b, lane]
+            for k in range(a):
+                for lane in range(LANES):
+                    right[a, lane] -= system[a, k, lane] * right[k, lane]
+            for lane in range(LANES):
+                right[a, lane] /= system[a, a, lane]
+        total[:] = 0
+        for a in range(dim - 1, -1, -1):
+            for k in range(a + 1, dim):
+                for lane in range(LANES):
+                    right[a, lane] -= system[k, a, lane] * right[k, lane]
+            for lane in range(LANES):
+                right[a, lane] /= system[a, a, lane]
+                total[lane] += right[a, lane] * right[a, lane]
+        for lane in range(count):
+            overlap = 0.0
+            for a in range(dim):
+                overlap += right[a, lane] * x[first + lane, a]
+            scale = (1 if overlap >= 0 else -1) / np.sqrt(total[lane] + 1e-30)
+            for a in range(dim):
+                out[first + lane, a] = scale * right[a, lane]

@@ -72,7 +72,7 @@ class Axes(StudyAxes):
     ways: list[str] = field(default_factory=lambda: [PAPER, "line/calibrated/input"])
     noises: list[str] = field(default_factory=lambda: ["heron_r2"])  # options of group noise, each at its own rates
     rates: list[float] = field(default_factory=list)  # of `noise`, two-qubit error with all rates in proportion
-    nulls: list[str] = field(default_factory=lambda: list(NULLS))  # measured at the first of `noises`
+    nulls: list[str] = field(default_factory=lambda: list(NULLS))  # at the first noise, of the first seed
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -129,7 +129,7 @@ def cells(config: Config, say: Say) -> Iterator[Cell]:
                 for name, noise in presets.items():
                     there = replace(here, noise=noise)
                     yield Cell({**point, "noise": name}, Measure(there), needs)
-                    for null in study.nulls if name == study.noises[0] else ():
+                    for null in study.nulls if (name, seed) == (study.noises[0], study.seeds[0]) else ():
                         yield Cell({**point, "noise": name, "null": NULLS[null]}, Measure(there, null), needs)
                 for rate, noise in moved:
                     yield Cell({**point, "noise": config.noise.name, "rate": rate},

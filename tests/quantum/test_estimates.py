@@ -89,18 +89,43 @@ def test_readout_that_tells_nothing_is_left_as_it_is():
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
-def test_two_settings_tell_all_signs_but_one(n):
-    """Against every pattern: the best agreement with the second setting, up to the global sign, which is that of x."""
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_two_settings_tell_all_signs_but_one_and_weigh_what_both_count(n, dtype):
+    """Against every pattern: the best agreement with the second setting; then weighted least squares by a library, with
+    the global sign of x."""
     truth, rng = unit_slices(n, 30, 2, seed=n), np.random.default_rng(50 + n)
-    turned = np.abs(truth @ rotation(n).T) + rng.normal(0, 0.02, truth.shape)
+    r, kept, residual, shots = rotation(n), np.array([0.9, 0.8]), 1e-5, 1000
+    first, second = (np.abs(t + rng.normal(0, 0.02, t.shape)) for t in (truth, truth @ r.T))
     x = truth + rng.normal(0, 0.1, truth.shape)
-    found = from_two_settings(np.abs(truth), np.abs(turned), x)
+    rates = Known(np.broadcast_to(np.eye(2), (2, n, 2, 2)), kept, residual)
+    found = from_two_settings(*(a.astype(dtype) for a in (first, second, x)), rates, shots)
     patterns = np.array(list(product([1, -1], repeat=2**n)))
     for i, j in np.ndindex(30, 2):
-        candidates = patterns * np.abs(truth[i, j])
-        agreement = np.abs(candidates @ rotation(n).T) @ np.abs(turned[i, j])
-        assert np.abs(found[i, j] @ rotation(n).T) @ np.abs(turned[i, j]) == pytest.approx(agreement.max())
-        assert found[i, j] @ x[i, j] >= 0
+        images = patterns * first[i, j] @ r.T
+        best = (np.abs(images) @ second[i, j]).argmax()
+        a, v = patterns[best] * first[i, j], np.sign(images[best]) * second[i, j]
+        y = (a + v @ r) / np.linalg.norm(a + v @ r)
+        p = np.square([y, r @ y])
+        root = np.sqrt(p / (p * (1 - p) / (shots * kept[j] ** 2) + residual + 1e-6))
+        y = np.linalg.lstsq(np.vstack([np.diag(root[0]), root[1][:, None] * r]), np.hstack([root[0] * a, root[1] * v]),
+                            rcond=None)[0]  # fmt: skip
+        y *= np.sign(y @ x[i, j]) / np.linalg.norm(y)
+        np.testing.assert_allclose(found[i, j], y, atol=1e-6 if dtype is np.float64 else 1e-5)
+
+
+def test_two_settings_of_half_the_shots_are_as_sharp_as_one_of_all():
+    truth, shots = unit_slices(3, 2000, 1), 4000
+    rng = np.random.default_rng(1)
+
+    def counted(amplitudes, number):
+        return np.sqrt(rng.multinomial(number, np.square(amplitudes[:, 0]) / np.square(amplitudes).sum(-1)))[:, None]
+
+    one = counted(truth, shots) / np.sqrt(shots) * np.sign(truth)
+    halves = [counted(a, shots // 2) / np.sqrt(shots / 2) for a in (truth, truth @ rotation(3).T)]
+    errors = [
+        np.sqrt(np.square(a - truth).sum(-1).mean()) for a in (one, from_two_settings(*halves, truth, shots=shots // 2))
+    ]
+    assert errors[1] < 1.1 * errors[0]
 
 
 def test_sixteen_signs_are_found_by_flips():
