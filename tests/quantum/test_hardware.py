@@ -9,19 +9,29 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from qiskit.primitives.containers import BitArray, DataBin
 from qiskit.quantum_info import Statevector
 from quantum_support import chip, rotations, unit_slices
 
+from qrun.adapters.executor import CircuitExecutor
 from qrun.config.compose import compose
-from qrun.config.schema import DeviceConfig, Mode
+from qrun.config.schema import DeviceConfig, EstimateConfig, Estimator, Mode, Sign
 from qrun.errors import InputError, RunFailed
 from qrun.quantum import dispatch, hardware, services
 from qrun.quantum.calibration import Calibration, calibration, read_calibration
 from qrun.quantum.circuits import to_qiskit
 from qrun.quantum.devices.base import Setting
+from qrun.quantum.devices.noisy import NoisyDevice
 from qrun.quantum.dispatch import frequencies
-from qrun.quantum.hardware import ProcessorDevice, choose, circuit_digest, open_processor, packed_circuit
+from qrun.quantum.hardware import (
+    SIMULATED_QUBITS,
+    ProcessorDevice,
+    choose,
+    circuit_digest,
+    open_processor,
+    packed_circuit,
+)
 from qrun.quantum.jobs import JobBook
 from qrun.quantum.layout import pack
 from qrun.quantum.noise import Noise
@@ -105,6 +115,42 @@ def test_packed_circuits_measure_every_block_of_every_token(tmp_path, n):
     d = device(tmp_path, shots=1_000_000)
     np.testing.assert_allclose(run(d, blocks, units), np.einsum("jab,njb->nja", blocks, units) ** 2, atol=1e-4)
     assert d.jobs.sent == 1 and len(d.prepare(blocks).groups) == (1 if n == 1 else 2)
+
+
+@pytest.mark.slow
+def test_readout_errors_are_counted_on_the_places_in_use_once_for_all_sites(tmp_path):
+    """Against the recorded calibration, qubit by qubit, in the order of a slice's index."""
+    config = DeviceConfig("fake", shots=8192, backend="FakeMarrakesh", keep=0.8)
+    d = open_processor(Setting(config, Noise(), tmp_path / "qpu"))
+    prepared = d.prepare(rotations(2, 5))
+    said, counted = d.confusion(prepared, 4, None), d.confusion(prepared, 4, 8 * 8192)
+    assert said.shape == counted.shape == (5, 2, 2, 2) and said[:, :, 1, 0].std() > 1e-3
+    np.testing.assert_allclose(counted, said, atol=5 * np.sqrt(0.03 / 65536))
+    np.testing.assert_array_equal(counted[4], counted[0])  # four places in a simulated register of eight qubits
+    sent = d.jobs.sent
+    again = d.confusion(d.prepare(rotations(2, 5, seed=1)), 4, 8 * 8192)
+    np.testing.assert_array_equal(again, counted)
+    assert d.jobs.sent == sent == 1
+
+
+@pytest.mark.slow
+def test_calibrated_estimates_of_a_processor_are_those_of_the_simulator(tmp_path):
+    """Both settings and the known slices in one job; then the readout circuits."""
+    blocks = torch.from_numpy(rotations(2, 4))
+    blocks = torch.linalg.matrix_exp(0.1 * (blocks - blocks.mT))
+    slices = torch.from_numpy(unit_slices(2, 24, 4)).float()
+    config, estimate = DeviceConfig("fake", shots=4096, backend="FakeMarrakesh"), EstimateConfig(Estimator.calibrated)
+    fake = open_processor(Setting(config, Noise(), tmp_path / "qpu"))
+    chip = Noise(name="FakeMarrakesh", calibration="FakeMarrakesh")
+    noisy = NoisyDevice(Wiring(chip, keep=0.8, room=SIMULATED_QUBITS), 4096)
+    found = []
+    for device in (fake, noisy):
+        executor = CircuitExecutor(device, Sign.two_settings, 0, estimate=estimate)
+        executor.site("x")(blocks, slices)
+        found.append(executor.statistics.summary())
+    assert fake.jobs.sent == 2
+    assert found[0]["survival"] == pytest.approx(found[1]["survival"], abs=0.01)
+    assert found[0]["relative_error"] == pytest.approx(found[1]["relative_error"], rel=0.2)
 
 
 def test_three_qubit_blocks_are_routed_on_a_path(tmp_path):
