@@ -222,11 +222,12 @@ class Noise:
 
     @property
     def digest(self) -> str:
-        """Fingerprint of what acts on circuits: not the name or how the rates came about."""
+        """Fingerprint of what acts on circuits: not the name or how the rates came about. Of a calibration only that
+        there is one."""
         relaxes = (self.t1_us or self.t2_us) and (self.sx_ns or self.cz_ns)  # what waits as well
         times = (self.t1_us, self.t2_us, self.sx_ns, self.cz_ns) if relaxes else ()
         rates = (*self.rates(1), *self.rates(2), *self.confusion[0], *self.confusion[1], self.block)
-        acts = (*rates, *times, self.calibration)
+        acts = (*rates, *times, self.calibration is not None)
         return hashlib.sha256(repr(acts).encode()).hexdigest()[:12]
 
     def total_error(self, counts: dict[str, int]) -> float:

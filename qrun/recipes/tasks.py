@@ -113,9 +113,14 @@ class MeasureConfig(RunConfig):
     signs: SignsConfig = field(default_factory=SignsConfig)
 
 
-def readout(config: MeasureConfig | QuestionsRunConfig) -> Mapping[str, object]:
-    """What of a config says how counts become an estimate."""
-    return {"estimate": config.estimate, "signs": config.signs}
+def on_circuits(config: MeasureConfig | QuestionsRunConfig) -> Mapping[str, object]:
+    """What of a config makes counts and estimates: device, noise, a chip's calibration by its content, readout."""
+    noise = config.noise
+    chip = calibration(noise.calibration).digest if noise.calibration else None
+    return {
+        "device": config.device, "noise": noise.digest, "chip": chip, "estimate": config.estimate,
+        "signs": config.signs,
+    }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -141,12 +146,11 @@ class Measure:
     def identity(self, sources: Sources, needs: Mapping[str, str]) -> Mapping[str, object]:
         """Model, text, protocol, and what of the device makes counts."""
         c = self.config
-        chip = c.noise.calibration and calibration(c.noise.calibration).digest
-        circuits = {"device": c.device, "noise": c.noise.digest, "chip": chip, **readout(c), "seed": c.seed}
+        circuits = {**on_circuits(c), "seed": c.seed} if self.circuits else None
         return {
             **sources.model(c.model, needs.get("model")), "text": sources.digest(c.data, c.evaluation.split.value),
             "protocol": c.protocol, "evaluation": c.evaluation, "values": self.values,
-            "circuits": circuits if self.circuits else None, "shuffle": c.seed if self.values == "shuffled" else None,
+            "circuits": circuits, "shuffle": c.seed if self.values == "shuffled" else None,
         }  # fmt: skip
 
     def name(self, axes: Mapping[str, Scalar], key: str) -> str:
@@ -234,12 +238,11 @@ class Ask:
         """Model, adapter, questions, sampling, circuits."""
         c = self.config
         adapter = [_digest(Path(c.adapter.path).expanduser() / name) for name in FILES] if c.adapter.path else None
-        circuits = {"device": c.device, "noise": c.noise.digest, **readout(c)}
         return {
             **sources.model(c.model, None), "questions": questions.load(c.questions, c.seed).digest,
             "adapter": adapter, "batch": c.batch,
             "temperatures": c.temperatures, "trials": c.trials, "seed": c.seed,
-            "circuits": circuits if self.circuits else None,
+            "circuits": on_circuits(c) if self.circuits else None,
         }  # fmt: skip
 
     def name(self, axes: Mapping[str, Scalar], key: str) -> str:

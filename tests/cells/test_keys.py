@@ -13,6 +13,8 @@ from qrun.cells import keys as keys_module
 from qrun.cells.cell import Cell
 from qrun.cells.keys import Keys, Sources, code_fingerprint, read_module
 from qrun.config.schema import DataConfig, Dtype, LauncherConfig, ModelConfig
+from qrun.quantum.calibration import calibration
+from qrun.quantum.noise import Noise
 from qrun.recipes.tasks import Measure, Train
 from qrun.studies import configure, noise
 
@@ -120,6 +122,16 @@ def test_names_places_and_launchers_are_not_in_a_key(config, path, value):
 
 def test_an_identical_copy_of_the_model_has_the_same_keys(config, model_copy):
     assert grid_keys(at(config, "model.path", str(model_copy))) == grid_keys(config)
+
+
+def test_a_chips_calibration_is_in_the_key_by_its_content(config, tmp_path):
+    chip = calibration("FakeTorino")
+    other = dataclasses.replace(chip, qubits={**chip.qubits, 3: dataclasses.replace(chip.qubits[3], t1_us=1.0)})
+    found = []
+    for name, content in (("one", chip), ("two", chip), ("three", other)):
+        (tmp_path / f"{name}.json").write_text(content.to_json())
+        found.append(grid_keys(replace(config, noise=Noise(calibration=str(tmp_path / f"{name}.json"), cz=1e-3))))
+    assert found[0] == found[1] and changed(found[0], found[2]) == {"noisy"}
 
 
 def edit_json(path, **values):

@@ -37,6 +37,27 @@ def test_circuits_without_shots_noise_or_sign_rule_give_the_exact_perplexity(qru
         assert data.tags["device"] == device and data.metrics["circuit/relative_error"] < 1e-3
 
 
+def test_documents_padded_to_one_length_run_the_circuits_of_documents_alone(qrun, adapter):
+    """Under shots, where the same circuits in another order would give another perplexity."""
+    words = ["protocol=lm_eval_wikitext", "device=noisy", "noise=paper", "device.shots=200"]
+    found = [measure(qrun, adapter, f"batch-{n}", *words, f"evaluation.batch={n}")[0].metrics for n in (1, 3)]
+    assert found[0]["circuit/circuits"] == found[1]["circuit/circuits"] > 0
+    assert found[1]["noisy/perplexity"] == pytest.approx(found[0]["noisy/perplexity"], rel=1e-5)
+    assert found[0]["noisy/perplexity"] != pytest.approx(found[0]["adapted/perplexity"], rel=1e-4)
+
+
+def test_estimates_and_signs_are_words_of_a_measurement(qrun, adapter):
+    found = {}
+    for words in ("signs=input", "estimate=calibrated", "estimate=calibrated signs=two_settings"):
+        more = ["device=noisy", "noise=heron_r2", "noise.factor=5", *words.split()]
+        data, _ = measure(qrun, adapter, f"way-{len(found)}", *more)
+        found[words] = data.metrics
+        assert data.params["estimate.kind"] == ("calibrated" if "calibrated" in words else "sqrt")
+    errors = [metrics["circuit/relative_error"] for metrics in found.values()]
+    assert errors[0] > errors[1] > errors[2]
+    assert found["signs=input"]["circuit/calibration_circuits"] == 0 < found["estimate=calibrated"]["circuit/survival"]
+
+
 def test_the_sign_rule_is_exact_for_sign_constrained_adapters(qrun, adapter, tmp_path):
     from qrun.config.compose import compose
     from qrun.recipes.train import train
