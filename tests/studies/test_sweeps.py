@@ -157,6 +157,22 @@ def test_the_noise_study_tells_shots_readout_and_gates_apart(noises):
     assert set(found["ends"]["axis"]) == {"gates", "readout"}
 
 
+def test_the_wall_measures_every_way_with_the_dim_studys_adapters(dims, words, capsys):
+    more = ["study.dims=[4]", "study.ways=[qiskit/sqrt/input,line/calibrated/two_settings]", "noise=gates",
+            "study.noises=[heron_r2]", "study.rates=[1e-3,2e-2]", "evaluation.max_tokens=320",
+            *(word for word in NOISE if word.startswith("noise."))]  # fmt: skip
+    results = study("wall", [*words, *more], results=dims[1].folder, name="wall")
+    assert set(rows(results, "train")["key"]) < set(rows(dims[0], "train")["key"])
+    device = results.table[results.table["way"].notna()]
+    assert len(device) == 2 * 2 * 3 + 2 * 2 and set(device["null"].dropna()) == {"K = 0", "shuffled K"}
+    trained = device[device["null"].isna() & device["rate"].isna()].groupby("way")
+    error = trained["circuit/relative_error"].mean()
+    assert error["line/calibrated/two_settings"] < error["qiskit/sqrt/input"]
+    counted = trained["circuit/circuits"].mean()
+    assert counted["line/calibrated/two_settings"] == 2 * counted["qiskit/sqrt/input"]
+    assert "Gain kept on the device" in capsys.readouterr().out
+
+
 def test_a_failed_cell_is_named_and_does_not_stop_the_others(qrun, words, dims, tmp_path, monkeypatch):
     from qrun.errors import RunFailed
     from qrun.training import loop
