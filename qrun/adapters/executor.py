@@ -5,6 +5,7 @@ In training and on the exact device that is a batched matrix product; any other 
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,7 +98,7 @@ class Ready:
 
     blocks: Floats
     prepared: list[Any]
-    rates: list[Known | None]
+    rates: Sequence[Known | None]
 
 
 class SiteExecutor:
@@ -120,34 +121,42 @@ class SiteExecutor:
 
     def run(self, ready: Ready, units: Floats, mask: NDArray[np.bool_], numbers: NDArray[np.int64]) -> list[Floats]:
         """Outcomes of every setting; the first time with the circuits that calibrate it, in the same jobs."""
-        device, estimate = self.parent.device, self.parent.estimate
-        requests = [(made, units, mask, key, numbers) for made, key in zip(ready.prepared, self.keys, strict=True)]
-        if ready.rates or estimate.kind is Estimator.sqrt:
+        device = self.parent.device
+        settings = list(zip(ready.prepared, self.keys, strict=True))
+        requests = [(made, units, mask, key, numbers) for made, key in settings]
+        if ready.rates or self.parent.estimate.kind is Estimator.sqrt:
             return device.run_all(requests)
         known = known_slices(*units.shape[1:])
         every, positions = np.ones(known.shape[:2], bool), np.arange(SLICES)
         tests = [
             (made, known.astype(units.dtype), every, stream_key(key, "calibration"), positions)
-            for made, key in zip(ready.prepared, self.keys, strict=True)
+            for made, key in settings
         ]
         outcomes = device.run_all(requests + tests)
-        counted = REPEATS * device.shots if device.shots and estimate.rates is Rates.measured else None
-        turns = (np.eye(units.shape[-1]), rotation(qubits(units.shape[-1])))
-        for made, found, turn in zip(ready.prepared, outcomes[len(requests) :], turns, strict=False):
-            expected = np.square(np.einsum("jab,njb->nja", turn @ ready.blocks, known))
-            inverse = inverse_confusion(device.confusion(made, units.shape[-1], counted))
-            inverse = np.broadcast_to(inverse, (len(ready.blocks), *inverse.shape[1:]))
-            rates = fitted(found, expected, inverse, device.shots)
-            ready.rates.append(rates)
-            self.parent.statistics.kept += float(rates.kept.sum())
-            self.parent.statistics.calibrated += len(rates.kept)
-            self.parent.statistics.calibration += known.shape[0] * known.shape[1]
+        ready.rates = self.calibrated(ready, known, outcomes[len(requests) :])
         return outcomes[: len(requests)]
+
+    def calibrated(self, ready: Ready, known: Floats, counts: list[Floats]) -> list[Known]:
+        """Rates of every setting from the counts of known slices [SLICES, B, b]."""
+        device, seen, dim = self.parent.device, self.parent.statistics, known.shape[-1]
+        measured = self.parent.estimate.rates is Rates.measured
+        repeated = REPEATS * device.shots if device.shots and measured else None
+        found = []
+        for made, outcome, turn in zip(ready.prepared, counts, (np.eye(dim), rotation(qubits(dim))), strict=False):
+            inverse = inverse_confusion(device.confusion(made, dim, repeated))
+            inverse = np.broadcast_to(inverse, (len(ready.blocks), *inverse.shape[1:]))
+            expected = np.square(np.einsum("jab,njb->nja", turn @ ready.blocks, known))
+            rates = fitted(outcome, expected, inverse, device.shots)
+            seen.kept += float(rates.kept.sum())
+            seen.calibrated += len(rates.kept)
+            seen.calibration += outcome.shape[0] * outcome.shape[1]
+            found.append(rates)
+        return found
 
     def estimates(self, ready: Ready, outcomes: list[Floats], units: Floats, product: Floats) -> Floats:
         """Unit estimates [N, B, b] of Q x/|x|; `product` is needed by the control of exact signs alone."""
         parent = self.parent
-        kind, rates = parent.estimate.kind, [*ready.rates] or [None] * len(outcomes)
+        kind, rates = parent.estimate.kind, ready.rates or [None] * len(outcomes)
         sizes = [magnitudes(outcome, known) for outcome, known in zip(outcomes, rates, strict=True)]
         if kind in (Estimator.soft, Estimator.posterior):
             sigma = spread(ready.blocks).astype(units.dtype)
