@@ -16,8 +16,8 @@ BIN := .venv/bin
 run: .venv/core ## install, then train an adapter in the embedded model and measure it (resumes if interrupted)
 	$(BIN)/qrun train --resume
 
-test: .venv/dev ## the test suite
-	$(BIN)/python -m pytest
+test: .venv/dev ## the test suite, on all cores
+	$(BIN)/python -m pytest -n logical
 
 check: .venv/dev ## lint and the tests that take a minute, on all cores
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/python -m pytest -n logical -m "not slow and not data"
