@@ -23,6 +23,7 @@ from qrun.config.schema import DeviceConfig
 from qrun.errors import InputError
 from qrun.quantum.circuits import Circuits, check_orthogonal
 from qrun.quantum.encoding import Floats, qubits
+from qrun.quantum.estimates import rotation
 from qrun.quantum.noise import Noise
 from qrun.quantum.places import Places
 from qrun.quantum.sampling import sample
@@ -110,8 +111,9 @@ class Device(ABC):
         """What a run should keep of the device beside its config, known after a measurement; plain values."""
         return {}
 
-    @abstractmethod
-    def _prepare(self, blocks: Floats, turned: bool) -> Any: ...
+    def _prepare(self, blocks: Floats, turned: bool) -> Any:
+        """The matrices themselves, for a device without circuits."""
+        return rotation(qubits(blocks.shape[-1])) @ blocks if turned else blocks
 
     @abstractmethod
     def _probabilities(self, prepared: Any, units: Floats, mask: np.ndarray) -> Floats: ...

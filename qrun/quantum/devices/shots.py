@@ -6,8 +6,7 @@ import numpy as np
 from numba import njit, prange
 
 from qrun.quantum.devices.base import Device, Setting
-from qrun.quantum.encoding import Floats, qubits
-from qrun.quantum.estimates import rotation
+from qrun.quantum.encoding import Floats
 
 
 def open(setting: Setting) -> Device:
@@ -20,8 +19,7 @@ class ShotsDevice(Device):
     name = "shots"
 
     def _prepare(self, blocks: Floats, turned: bool) -> Any:
-        last = rotation(qubits(blocks.shape[-1])) if turned else np.eye(blocks.shape[-1])
-        return (last @ blocks).astype(self.dtype)
+        return super()._prepare(blocks, turned).astype(self.dtype)
 
     def _probabilities(self, prepared: Any, units: Floats, mask: np.ndarray) -> Floats:
         out = np.empty(units.shape, self.dtype)
