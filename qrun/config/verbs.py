@@ -115,12 +115,15 @@ class PlanConfig:
     model: ModelConfig = MISSING
     adapter: AdapterConfig = MISSING
     device: DeviceConfig = field(default_factory=DeviceConfig)
+    estimate: EstimateConfig = field(default_factory=EstimateConfig)
+    signs: SignsConfig = field(default_factory=SignsConfig)
     tokens: int = 83  # the paper's one sequence, by inference from its 1,328 circuits
 
     def __post_init__(self) -> None:
         at_least(self, 1, "tokens")
         kind = self.device.kind
         require(kind in ("fake", "ibm"), "device", kind, "a plan is for device=ibm or device=fake")
+        check_readout(self.device, self.estimate, self.signs)
 
 
 @dataclass

@@ -3,18 +3,21 @@
 qrun plan model=llama                       the paper's one v_proj site: 64 pairs, 16 circuits per token, 1,328 circuits
                                             for 83 tokens
 qrun plan model=smollm2 adapter=cayley      all 210 sites
+qrun plan estimate=calibrated signs=two_settings      twice the circuits of half the shots, and those of calibration
 """
 
 from dataclasses import replace
 
 from qrun.adapters.sites import check_divides, parameters, select, sites
+from qrun.config.schema import Estimator, Rates, Sign
 from qrun.config.verbs import PlanConfig
 from qrun.errors import InputError
 from qrun.language.models import model_shape
 from qrun.quantum.calibration import read_calibration
 from qrun.quantum.encoding import qubits
+from qrun.quantum.estimates import REPEATS, SLICES
 from qrun.quantum.layout import drawing, heavy_hex
-from qrun.quantum.plan import JOBS_PER_MINUTE, OPEN_PLAN_S, best_share, block_cost
+from qrun.quantum.plan import JOBS_PER_MINUTE, OPEN_PLAN_S, QUICK_S, best_share, block_cost
 from qrun.quantum.plan import plan as cost
 from qrun.quantum.services import named_backend
 from qrun.quantum.wiring import Wiring
@@ -36,9 +39,10 @@ def plan(config: PlanConfig) -> None:
     keep = 1.0 if nominal else config.device.keep  # where all places are alike none is better
     wiring = Wiring(chip.typical, config.device.circuit, config.device.coupling, keep, chip)
     block = block_cost(wiring, n)
-    shots = config.device.shots or 0
+    settings = 2 if config.signs.kind is Sign.two_settings else 1
+    shots = (config.device.shots or 0) // settings
     per_site = [site.width(side) // dim for site in selected]
-    found = cost(block.places, per_site, config.tokens, shots, block.seconds)
+    found = cost(block.places, per_site, config.tokens * settings, shots, block.seconds)
     size = f"{len(selected):,}, {sum(per_site):,}, {parameters(selected, dim, side):,}"
     packed, counts = found.blocks_per_circuit, block.counts
     gates = f"{counts['cz']} CZ, {counts['sx'] + counts['x']} SX, depth {block.depth}"
@@ -46,7 +50,7 @@ def plan(config: PlanConfig) -> None:
     rows = [
         ["sites, blocks, parameters", size],
         ["blocks at once on the chip", f"{packed} of {n} qubits ({packed * n} of {len(chip.qubits)} that work)"],
-        ["circuits per token", f"{found.circuits_per_token:,}"],
+        ["circuits per token", f"{found.circuits_per_token * settings:,}"],
         [f"circuits for {config.tokens:,} tokens", f"{found.circuits:,}"],
         [f"executions at {shots:,} shots", f"{found.executions:,}"],
         ["jobs (10 million executions each)", f"{found.jobs:,}"],
@@ -58,6 +62,13 @@ def plan(config: PlanConfig) -> None:
         ["survival of a block circuit", f"{block.gate_survival:.2%} gates, {block.survival:.2%} with readout"],
         ["error of |y| by place, rms", " ".join(f"{word} {error**0.5:.1%}" for word, error in spread)],
     ]
+    if config.estimate.kind is not Estimator.sqrt:
+        known = cost(block.places, per_site, SLICES * settings, shots, block.seconds)
+        counted = 2 * REPEATS if config.estimate.rates is Rates.measured else 0
+        seconds = known.quick_seconds + counted * shots * QUICK_S
+        rows.insert(
+            5, ["circuits of known outcome, QPU time", f"{known.circuits + counted:,}, {seconds / 60:,.1f} min"]
+        )
     calibration = (
         f"calibration of {chip.date[:10]}" if chip.date else "nominal errors: CZ 1.78e-3, SX 2.45e-4, readout 1e-2"
     )

@@ -181,6 +181,15 @@ def test_an_adapter_that_is_no_circuit_names_the_nearest_dimension(qrun, adapter
     assert code == 2 and "nearest that do are 4 and 8" in err
 
 
+def test_a_plan_prices_settings_and_calibration(qrun):
+    """Twice the circuits of half the shots; 16 known slices a block and setting, 16 of all |0> and as many of |1>."""
+    code, out, err = qrun("plan", "model=llama", "estimate=calibrated", "signs=two_settings")
+    assert code == 0, err
+    for words in ("circuits per token 32", "circuits for 83 tokens 2,656", "executions at 4,096 shots 10,878,976",
+                  "circuits of known outcome, QPU time 544,"):  # fmt: skip
+        assert words in " ".join(out.split())
+
+
 def test_the_plan_of_the_paper_is_found_from_the_models_shape(qrun):
     code, out, err = qrun("plan", "model=llama")
     assert code == 0, err
