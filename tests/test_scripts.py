@@ -33,6 +33,7 @@ def test_the_adapter_bench_has_a_row_for_each_block_and_pass(script):
                                                 ("forward", "forward+backward")]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_scan_of_rates_tells_each_rate_from_validation(script, tiny_folder, story_file):
     words = ["model=local", f"model.path={tiny_folder}", "data=text", f"data.path={story_file}", "protocol.ctx=64",
              "training.context=64", "training.steps=2", "training.eval_tokens=256"]  # fmt: skip

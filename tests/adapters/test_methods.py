@@ -33,6 +33,7 @@ def logits(model):
         return model(input_ids=IDS).logits
 
 
+@pytest.mark.slow
 @every_method
 def test_a_method_starts_as_the_identity_trains_is_saved_and_comes_off_again(tiny, name, tmp_path):
     chosen, config, before = sites(tiny.shape), config_of(name), logits(tiny.model)
@@ -61,6 +62,7 @@ def test_a_method_starts_as_the_identity_trains_is_saved_and_comes_off_again(tin
     assert torch.equal(logits(tiny.model), moved)
 
 
+@pytest.mark.slow
 @every_method
 def test_parameters_are_float32_beside_bfloat16_weights(tiny, name):
     tiny.model.to(torch.bfloat16)
@@ -91,6 +93,7 @@ def test_listing_counting_and_labelling_load_neither_torch_nor_peft():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
 
 
+@pytest.mark.slow
 def test_labels_and_counts_are_those_of_earlier_runs(tiny):
     chosen = sites(tiny.shape)
     width, out = sum(s.in_features for s in chosen), sum(s.out_features for s in chosen)

@@ -67,6 +67,7 @@ CONFIGS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(config=st.one_of(CONFIGS))
 def test_every_field_of_every_config_comes_back(config, tmp_path_factory):

@@ -156,6 +156,7 @@ def another_token(folder):
     path.write_text(json.dumps(values))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("edit", [flip_a_weight, another_rope_base, another_token], ids=lambda f: f.__name__)
 def test_weights_config_and_tokenizer_are_in_every_key(config, model_copy, edit):
     before = grid_keys(at(config, "model.path", str(model_copy)))

@@ -139,6 +139,7 @@ def test_the_profile_measures_each_site_alone_and_spends_the_budget_where_it_hur
     assert compressed.statement["kept_ratio"] <= 0.6
 
 
+@pytest.mark.slow
 def test_healing_moves_the_factored_sites_and_leaves_those_that_a_profile_left_dense(tiny, tmp_path):
     compressed = compress(tiny, CompressionConfig(ratio=0.85, profile=Profile.sensitivity), IDS)
     assert 0 < len(compressed.cores) < len(sites(tiny.shape))

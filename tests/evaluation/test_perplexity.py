@@ -30,6 +30,7 @@ def task(nano, protocol=STRIDED, documents=TEXT, **evaluation):
     return build(protocol, EvaluationConfig(**evaluation), corpus(documents), nano.tokenizer, 1024)
 
 
+@pytest.mark.slow
 def test_strided_perplexity_equals_a_token_by_token_reference(nano):
     ids = torch.tensor(nano.tokenizer("\n\n".join(TEXT))["input_ids"])
     nats, tokens = 0.0, 0
@@ -53,6 +54,7 @@ def test_strided_perplexity_equals_a_token_by_token_reference(nano):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 3, 64])
 def test_batching_and_scoring_in_pieces_change_nothing(nano, batch, monkeypatch):
     whole = measure(nano.model, task(nano), batch=4)
@@ -83,6 +85,7 @@ def test_a_model_that_is_not_finite_is_not_averaged_over(nano):
         measure(model, task(nano), batch=4)
 
 
+@pytest.mark.slow
 def test_word_perplexity_agrees_with_the_harness(nano, tmp_path):
     found = measure(nano.model, task(nano, ProtocolConfig(ProtocolKind.lm_eval_wikitext, 64)), batch=4)
     reference = lm_eval_word_perplexity(nano, [(d, d) for d in TEXT], 64)

@@ -38,6 +38,7 @@ def run(device, blocks, units, key=1):
     return device.run(device.prepare(blocks), units, mask, key, np.arange(len(units)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_device_has_a_module_that_opens_it_and_says_whether_it_takes_noise(kind, tmp_path, monkeypatch):
     monkeypatch.delenv("QISKIT_IBM_TOKEN", raising=False)
@@ -127,6 +128,7 @@ def test_the_fast_simulator_agrees_with_aer_under_every_noise(n, noise):
     np.testing.assert_allclose(run(NoisyDevice(Wiring(noise), None), blocks, units), reference, atol=2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 2, 3, 4])
 def test_the_torch_form_of_the_simulator_agrees_with_the_kernel(n, monkeypatch):
     from qrun.quantum import accelerated
@@ -208,6 +210,7 @@ def test_binomial_draws_follow_the_exact_distribution_in_both_methods():
         assert chisquare(np.bincount(cells, minlength=high - low + 1), weights * len(draws)).pvalue > 1e-4
 
 
+@pytest.mark.slow
 def test_prepared_blocks_come_back_from_disk(tmp_path, monkeypatch):
     blocks, units = rotations(4, 4), unit_slices(4, 5, 4)
     first = run(NoisyDevice(Wiring(FULL), None, cache=BlockCache(tmp_path)), blocks, units)
@@ -226,6 +229,7 @@ def test_prepared_blocks_come_back_from_disk(tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("backend", "options"), [("reference.qubit", {}), ("qiskit.basicsim", {}),
                                                   ("qiskit.aer", {"method": "statevector"})])  # fmt: skip
 def test_any_installed_plugin_runs_the_circuits(backend, options):

@@ -153,6 +153,7 @@ def test_calibrated_estimates_of_a_processor_are_those_of_the_simulator(tmp_path
     assert found[0]["relative_error"] == pytest.approx(found[1]["relative_error"], rel=0.2)
 
 
+@pytest.mark.slow
 def test_three_qubit_blocks_are_routed_on_a_path(tmp_path):
     block, unit = rotations(3, 1)[0], unit_slices(3, 1, 1)
     (small,) = circuits(block[None])
@@ -328,6 +329,7 @@ class Account:
         return self.backend(self.names[0])
 
 
+@pytest.mark.slow
 def test_the_least_busy_processor_is_chosen_once_with_its_calibration(tmp_path, monkeypatch):
     monkeypatch.delenv("QISKIT_IBM_INSTANCE", raising=False)
     config, book = DeviceConfig("ibm"), JobBook(tmp_path)

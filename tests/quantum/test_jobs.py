@@ -37,6 +37,7 @@ def intended(keys, seconds=5.0, **words):
     return replace(job, **words), [(key, 0, i, 1) for i, key in enumerate(keys)]
 
 
+@pytest.mark.slow
 def test_a_hundred_runs_with_faults_pay_nothing_twice_lose_nothing_and_keep_the_budget():
     found = fault_table(100)
     assert found["runs"] == 100 and found["ended: measured"] + found["ended: budget spent"] == 100

@@ -138,6 +138,7 @@ def test_what_does_not_work_is_left_out_and_named():
     assert 113 not in used
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broken", ["measure", "sx"])
 def test_a_qubit_that_cannot_be_read_or_turned_is_out_with_its_couplers(broken):
     backend = fake_backend("FakeTorino")

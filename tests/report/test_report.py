@@ -143,6 +143,7 @@ def test_a_study_of_the_standard_gets_its_folder_and_the_two_pages(tmp_path, wri
     assert "No such" not in readme and "# Negative results" in found["LOG.md"].decode()
 
 
+@pytest.mark.slow
 def test_numbers_are_graded_when_the_report_is_made(tmp_path, write, made):
     folder = write()
     made()
@@ -184,6 +185,7 @@ def test_fewer_seeds_other_words_and_cut_trainings_are_below_the_standard(defaul
     assert standard(about_dim(defaults, *words), results, CATALOGUE) is None
 
 
+@pytest.mark.slow
 def test_a_study_below_the_standard_never_touches_the_claims(tmp_path, write, made):
     write()
     made()
@@ -225,6 +227,7 @@ def test_a_study_of_all_to_all_circuits_from_before_there_was_a_choice_is_that_e
     assert standard(replace(about, config=defaults("noise")), seeds, CATALOGUE) == "nano"
 
 
+@pytest.mark.slow
 def test_where_the_asked_adapter_lies_is_no_part_of_the_standard(tmp_path, defaults):
     words = ("experiment=nano_questions", f"adapter.path={tmp_path}", "model.name=small")
     about = About(
@@ -243,6 +246,7 @@ def test_a_claim_that_failed_is_in_the_log_with_a_control_that_won(tmp_path, wri
     assert "## dim, [nano](dim/nano/page.md)" in log and "b=4: LoRA gains +2.000 with 256 parameters" in log
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["folder", "file", "new", "old"])
 def test_what_carries_no_mark_is_never_replaced(tmp_path, write, made, what):
     write()

@@ -50,6 +50,7 @@ GRIDS = {  # cells by kind, and trained parameters of some points
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GRIDS)
 def test_studies_are_stated_at_their_true_shapes_without_weights(name):
     words = command(name)

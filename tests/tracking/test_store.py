@@ -24,6 +24,7 @@ def status(store, run):
     return store.client.get_run(run.run_id).info.status
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
@@ -54,6 +55,7 @@ def interrupted_run(store, name, resume_id=None):
     return [r.info.status for r in store.client.search_runs([store.experiment("train")], f"run_name = '{name}'")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("statement", "left"),
     [

@@ -38,6 +38,7 @@ def losses(nano, folder):
     return [row["loss"] for row in progress.history]
 
 
+@pytest.mark.slow
 def test_twenty_steps_of_nano_give_the_recorded_losses(nano, tmp_path):
     recorded = json.loads(GOLDEN.read_text())
     found = losses(nano, tmp_path)

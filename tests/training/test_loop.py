@@ -57,6 +57,7 @@ def test_learning_rate_warms_up_and_ends_at_its_share():
     assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_and_leaves_the_frozen_weights(tiny, tmp_path):
     frozen = {n: p.clone() for n, p in tiny.model.named_parameters()}
     adapter, best, progress = fit(tiny, tmp_path / "c.safetensors", config(steps=20))
@@ -160,6 +161,7 @@ def test_distillation_from_itself_is_zero_and_its_formula_is_hintons(tiny):
     assert isinstance(itself, Teacher) and kl > 1e-5
 
 
+@pytest.mark.slow
 def test_losses_of_a_fixed_run_stay_what_they_were(nano, tmp_path):
     """Golden values.
 
