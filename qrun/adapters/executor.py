@@ -158,7 +158,7 @@ class SiteExecutor:
         parent = self.parent
         kind, rates = parent.estimate.kind, ready.rates or [None] * len(outcomes)
         sizes = [magnitudes(outcome, known) for outcome, known in zip(outcomes, rates, strict=True)]
-        if kind in (Estimator.soft, Estimator.posterior):
+        if parent.estimate.leans:
             sigma = spread(ready.blocks).astype(units.dtype)
             if kind is Estimator.soft:
                 return soft(sizes[0], units, sigma)

@@ -26,7 +26,6 @@ the frozen model as noise grows. y_i = m tanh(x_i m / s^2); and the mean of y_i 
 m ~ N(|y_i|, v), with s^2 = |Q - 1|^2 / b^2 and v = 1 / (4 shots (1 - l)^2).
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -145,12 +144,6 @@ def posterior(size: Floats, units: Floats, sigma: Floats, variance: Floats) -> F
     plus = 0.5 * (1 + np.tanh(np.clip(size * units / total, -30, 30)))
     mean = (units * variance + np.stack([size, -size]) * sigma**2) / total
     return plus * mean[0] + (1 - plus) * mean[1]
-
-
-def combined(rates: Sequence[Rates | None]) -> dict[str, float]:
-    """Means over blocks, for a record."""
-    known = [rate.kept for rate in rates if rate is not None]
-    return {"kept": float(np.mean(np.concatenate(known)))} if known else {}
 
 
 @njit(cache=True)
