@@ -105,7 +105,7 @@ class SiteExecutor:
     """The executor of one site: keeps its prepared blocks and counts its circuits."""
 
     def __init__(self, parent: CircuitExecutor, name: str) -> None:
-        self.parent, self.name = parent, name
+        self.parent = parent
         two = parent.sign is Sign.two_settings
         self.keys = [stream_key(parent.seed, f"{name}{setting}") for setting in (("", "/turned") if two else ("",))]
         self.rows = 0  # seen without a number

@@ -8,7 +8,7 @@ Calibration. A block's circuit is taken to have one depolarising rate and its qu
 
 so p = (M^-1 f - l / b) / (1 - l), projected on the simplex (the nearest distribution). `Rates` holds M_i^-1 and 1 - l;
 they come from circuits that are counted beside the data: all |0> and all |1> per place for M, known slices per block
-for l. This is linear and knows nothing of x.
+for l. Linear up to the projection, and it knows nothing of x.
 
 Signs. Counts carry none. `two_settings` counts again after RY(pi/2) on every qubit (R), half the shots each, and takes
 the signs s that explain the second setting best, s = argmax sum_k |R (s o sqrt p)|_k sqrt(p'_k), which is least squares

@@ -52,7 +52,7 @@ CLAIMS = {
         "qrun sweep noise experiment=smollm2_noise", HUB,
     ),
     "scales": Claim(
-        "There is a concrete path to quantum utility at larger qubit scales.", "stated, b = 8 simulated with noise",
+        "There is a concrete path to quantum utility at larger qubit scales.", "stated, no number known",
         "the paper's readout keeps a gain at b = 8 or more, all sites", "qrun sweep wall experiment=smollm2_wall", HUB,
     ),
     "wall": Claim(
