@@ -5,9 +5,9 @@ In training and on the exact device that is a batched matrix product; any other 
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from qrun.adapters.cayley import rotate
 from qrun.config.schema import EstimateConfig, Estimator, Rates, Sign
 from qrun.errors import InputError
+from qrun.quantum import resident
 from qrun.quantum.devices.base import Device
 from qrun.quantum.encoding import Floats, normalise, qubits
 from qrun.quantum.estimates import (
@@ -41,6 +42,19 @@ from qrun.rows import current
 def exact(blocks: Tensor, slices: Tensor) -> Tensor:
     """Noise-free product Q_j x_nj."""
     return rotate(slices.flatten(1), blocks.to(slices.dtype)).view(slices.shape)
+
+
+class Steps(NamedTuple):
+    """From slices to units and from frequencies to estimates, on arrays, or on tensors that stay on a GPU."""
+
+    normalise: Callable[..., Any] = normalise
+    magnitudes: Callable[..., Any] = magnitudes
+    with_signs: Callable[..., Any] = with_signs
+    from_two_settings: Callable[..., Any] = from_two_settings
+
+
+ARRAYS = Steps()
+TENSORS = Steps(resident.normalise, resident.magnitudes, resident.with_signs, resident.from_two_settings)
 
 
 @dataclass
@@ -86,6 +100,7 @@ class CircuitExecutor:
             raise InputError(f"signs={sign.value}: a sign-constrained adapter has no other signs, {how}")
         self.device, self.sign, self.seed, self.constrained = device, sign, seed, constrained
         self.estimate = estimate or EstimateConfig()
+        self.steps = TENSORS if device.accelerator else ARRAYS
         self.statistics = Statistics()
 
     def site(self, name: str) -> "SiteExecutor":
@@ -119,7 +134,7 @@ class SiteExecutor:
             self._ready = (blocks, Ready(exact_blocks, prepared, []))
         return self._ready[1]
 
-    def run(self, ready: Ready, units: Floats, mask: NDArray[np.bool_], numbers: NDArray[np.int64]) -> list[Floats]:
+    def run(self, ready: Ready, units: Any, mask: Any, numbers: NDArray[np.int64]) -> list[Any]:
         """Outcomes of every setting; the first time with the circuits that calibrate it, in the same jobs."""
         device = self.parent.device
         settings = list(zip(ready.prepared, self.keys, strict=True))
@@ -128,12 +143,10 @@ class SiteExecutor:
             return device.run_all(requests)
         known = known_slices(*units.shape[1:])
         every, positions = np.ones(known.shape[:2], bool), np.arange(SLICES)
-        tests = [
-            (made, known.astype(units.dtype), every, stream_key(key, "calibration"), positions)
-            for made, key in settings
-        ]
+        slices = torch.as_tensor(known).to(units) if isinstance(units, Tensor) else known.astype(units.dtype)
+        tests = [(made, slices, every, stream_key(key, "calibration"), positions) for made, key in settings]
         outcomes = device.run_all(requests + tests)
-        ready.rates = self.calibrated(ready, known, outcomes[len(requests) :])
+        ready.rates = self.calibrated(ready, known, [_array(outcome) for outcome in outcomes[len(requests) :]])
         return outcomes[: len(requests)]
 
     def calibrated(self, ready: Ready, known: Floats, counts: list[Floats]) -> list[Known]:
@@ -153,21 +166,26 @@ class SiteExecutor:
             found.append(rates)
         return found
 
-    def estimates(self, ready: Ready, outcomes: list[Floats], units: Floats, product: Floats) -> Floats:
+    def estimates(self, ready: Ready, outcomes: list[Any], units: Any, product: Any) -> Any:
         """Unit estimates [N, B, b] of Q x/|x|; `product` is needed by the control of exact signs alone."""
-        parent = self.parent
-        kind, rates = parent.estimate.kind, ready.rates or [None] * len(outcomes)
-        sizes = [magnitudes(outcome, known) for outcome, known in zip(outcomes, rates, strict=True)]
+        parent, steps = self.parent, self.parent.steps
+        rates = ready.rates or [None] * len(outcomes)
+        sizes = [steps.magnitudes(outcome, known) for outcome, known in zip(outcomes, rates, strict=True)]
         if parent.estimate.leans:
-            sigma = spread(ready.blocks).astype(units.dtype)
-            if kind is Estimator.soft:
-                return soft(sizes[0], units, sigma)
-            assert rates[0] is not None
-            kept = rates[0].kept[:, None].astype(units.dtype)
-            return posterior(sizes[0], units, sigma, 1 / (4 * (parent.device.shots or 10**9) * kept**2))
+            leaning = self._leaning(ready, _array(sizes[0]), _array(units))
+            return torch.as_tensor(leaning).to(units) if isinstance(units, Tensor) else leaning
         if parent.sign is Sign.two_settings:
-            return from_two_settings(sizes[0], sizes[1], units, rates[0], parent.device.shots)
-        return with_signs(sizes[0], units if parent.sign is Sign.input else product)
+            return steps.from_two_settings(sizes[0], sizes[1], units, rates[0], parent.device.shots)
+        return steps.with_signs(sizes[0], units if parent.sign is Sign.input else product)
+
+    def _leaning(self, ready: Ready, size: Floats, units: Floats) -> Floats:
+        """Estimates drawn towards x."""
+        sigma, rates = spread(ready.blocks).astype(units.dtype), ready.rates[0]
+        if self.parent.estimate.kind is Estimator.soft:
+            return soft(size, units, sigma)
+        assert rates is not None
+        kept = rates.kept[:, None].astype(units.dtype)
+        return posterior(size, units, sigma, 1 / (4 * (self.parent.device.shots or 10**9) * kept**2))
 
     @torch.no_grad()
     def __call__(self, blocks: Tensor, slices: Tensor) -> Tensor:
@@ -182,24 +200,41 @@ class SiteExecutor:
 
     def _estimates(self, blocks: Tensor, slices: Tensor, numbers: NDArray[np.int64]) -> Tensor:
         parent, started = self.parent, time.perf_counter()
-        ready = self.prepare(blocks)
-        x = slices.detach().to("cpu", torch.float64 if parent.device.dtype is np.float64 else torch.float32)
-        product = exact(blocks.to(x.device), x).numpy()
-        vectors = x.numpy()
-        units, norms = normalise(vectors)
-        mask = norms > 0
-        outcomes = self.run(ready, units, mask, numbers)
-        estimates = self.estimates(ready, outcomes, units, product) * norms[..., None]
-        meant = np.where(vectors < 0, -np.abs(product), np.abs(product)) if parent.constrained else product
-        seen, power = parent.statistics, np.square(norms)
-        seen.slices += int(mask.sum())
-        seen.circuits += int(mask.sum()) * len(outcomes)
-        seen.empty += int(mask.size - mask.sum())
-        seen.flips += int(((product < 0) != (vectors < 0)).sum())
-        seen.channels += vectors.size
-        seen.error += float(np.square(estimates - meant).sum(dtype=np.float64))
-        seen.power += float(power.sum(dtype=np.float64))
-        cosine = np.einsum("nji,nji->nj", vectors, product) / np.where(mask, power, 1)
-        seen.angle += float(np.arccos(np.clip(cosine, -1, 1))[mask].sum(dtype=np.float64))
-        seen.seconds += time.perf_counter() - started
-        return torch.from_numpy(np.ascontiguousarray(estimates))
+        device, ready = parent.device, self.prepare(blocks)
+        double = np.dtype(device.dtype) == np.float64
+        x = slices.detach().to(device.accelerator or "cpu", torch.float64 if double else torch.float32)
+        product = exact(blocks.to(x.device), x)
+        vectors, wanted = (x, product) if device.accelerator else (x.numpy(), product.numpy())
+        units, norms = parent.steps.normalise(vectors)
+        outcomes = self.run(ready, units, norms > 0, numbers)
+        estimates = self.estimates(ready, outcomes, units, wanted) * norms[..., None]
+        found = torch.as_tensor(estimates)
+        self._count(x, product, found, torch.as_tensor(norms), len(outcomes))
+        parent.statistics.seconds += time.perf_counter() - started
+        return found
+
+    def _count(self, x: Tensor, product: Tensor, estimates: Tensor, norms: Tensor, settings: int) -> None:
+        """Add slices [N, B, b] to the statistics; one transfer from a GPU."""
+        seen, real, power = self.parent.statistics, norms > 0, norms.square()
+        constrained = self.parent.constrained
+        meant = torch.where(x < 0, -product.abs(), product.abs()) if constrained else product
+        angles = torch.arccos(((x * product).sum(-1) / torch.where(real, power, 1)).clamp(-1, 1))[real]
+        sums = [
+            real.sum(), ((product < 0) != (x < 0)).sum(), (estimates - meant).square().sum(dtype=torch.float64),
+            power.sum(dtype=torch.float64), angles.sum(dtype=torch.float64),
+        ]  # fmt: skip
+        slices, flips, error, total, angle = torch.stack([part.double() for part in sums]).tolist()
+        seen.slices += int(slices)
+        seen.circuits += int(slices) * settings
+        seen.empty += real.numel() - int(slices)
+        seen.flips += int(flips)
+        seen.channels += x.numel()
+        seen.error += error
+        seen.power += total
+        seen.angle += angle
+
+
+def _array(values: Any) -> Floats:
+    """An array of a tensor or an array."""
+    found: Floats = torch.as_tensor(values).cpu().numpy()
+    return found

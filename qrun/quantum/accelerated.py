@@ -1,14 +1,19 @@
 """The fast simulator in torch, for a GPU: the mathematics of simulator.py, one tensor operation per gate over all
 circuits at once.
 
-probabilities(units, prepared)       units on the GPU, the rest is brought there once
+loaded = load(prepared, device)      what blocks and places say, brought to the GPU once
+probabilities(units, loaded)         units on the same GPU
 """
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from qrun.quantum.circuits import Circuits
 from qrun.quantum.kernels import SIGN, SOURCE
 from qrun.quantum.simulator import Prepared
 
@@ -16,14 +21,99 @@ STATE = 2**28  # numbers of a Pauli state held at once
 ITEMS = 6  # of them needed at once, at most
 
 
-def probabilities(units: Tensor, prepared: Prepared) -> Tensor:
+@dataclass(frozen=True)
+class Step:
+    """A gate of the preparation, the same for all blocks of a coupling. `digits`: its qubits in the state; `joins`: how
+    many it brings in; `waits`: transverse and longitudinal decay [B'] of each, if any waits; `noise`: its rates;
+    `turn`: exp(i angle) of an RY; `source`, `sign`: where a CZ takes each string from."""
+
+    digits: tuple[int, ...]
+    joins: int
+    waits: tuple[tuple[Tensor, Tensor] | None, ...]
+    noise: tuple[Tensor, ...]
+    parameter: int = -1
+    turn: Tensor | None = None
+    source: Tensor | None = None
+    sign: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Form:
+    """The blocks `here` that have one coupling, and the steps before Q."""
+
+    here: Tensor
+    schmidt: bool
+    masks: Sequence[Sequence[int]]
+    steps: Sequence[Step]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """simulator.Prepared on a GPU."""
+
+    circuits: Circuits
+    matrices: Tensor
+    forms: Sequence[Form]
+
+
+def load(prepared: Prepared, device: str | torch.device) -> Loaded:
+    """Bring blocks and noise to a device."""
+    matrices = torch.as_tensor(prepared.matrices, device=device)
+    shapes = [np.flatnonzero(prepared.circuits.shape == index) for index in range(len(prepared.preparations))]
+    forms = [_form(prepared, index, here, matrices) for index, here in enumerate(shapes) if len(here)]
+    return Loaded(prepared.circuits, matrices, forms)
+
+
+def _form(prepared: Prepared, shape: int, here: NDArray[np.int64], like: Tensor) -> Form:
+    def tensor(values: NDArray[np.generic]) -> Tensor:
+        return torch.as_tensor(values).to(like)
+
+    circuits, preparation = prepared.circuits, prepared.preparations[shape]
+    one, two, waiting = (tensor(table[here % len(prepared.places)]) for table in prepared.places.tables)
+    joined: list[int] = []
+    steps = []
+    for number, (first, second, parameter, _) in enumerate(preparation.steps):
+        gates = circuits.offsets[here] + number  # every block's circuit begins with these steps
+        on = [first] if second < 0 else [first, second]
+        new = [qubit for qubit in on if qubit not in joined]
+        joined += new
+        digits = tuple(joined.index(qubit) for qubit in on)
+        waits: list[tuple[Tensor, Tensor] | None] = []
+        for side, qubit in enumerate(on):
+            waited = prepared.waits[gates, side]
+            stay, coherent = torch.exp(-tensor(waited) * waiting[:, qubit].T)
+            waits.append((coherent, stay) if waited.any() else None)
+        if second < 0:
+            angle = tensor(circuits.angle[gates])
+            turn = torch.polar(torch.ones_like(angle), angle)
+            steps.append(Step(digits, len(new), tuple(waits), (one[:, first].T,), parameter, turn))
+        else:
+            source, sign = _string_map(len(joined), digits, two[:, first, second, 3])
+            noise = tuple(two[:, a, b, :3].T for a, b in ((first, second), (second, first)))
+            steps.append(Step(digits, len(new), tuple(waits), noise, source=source, sign=sign))
+    masks = [prepared.masks[shape, level, : 1 << level].tolist() for level in range(circuits.qubits)]
+    return Form(torch.as_tensor(here, device=like.device), preparation.schmidt, masks, steps)
+
+
+def _string_map(qubits: int, digits: tuple[int, ...], keep: Tensor) -> tuple[Tensor, Tensor]:
+    """The string [4^n] that a CZ moves to each place, and its sign [4^n, 1, B'] with the noise on both together."""
+    (first, second), index = digits, np.arange(4**qubits)
+    a, b = index // 4**first % 4, index // 4**second % 4
+    source = SOURCE[4 * a + b]
+    rest = index - a * 4**first - b * 4**second
+    moved = rest + source // 4 * 4**first + source % 4 * 4**second
+    sign = torch.as_tensor(SIGN[4 * a + b]).to(keep)[:, None, None]
+    together = torch.as_tensor((a > 0) | (b > 0), device=keep.device)[:, None, None]
+    return torch.as_tensor(moved, device=keep.device), torch.where(together, sign * keep, sign)
+
+
+def probabilities(units: Tensor, loaded: Loaded) -> Tensor:
     """Outcome probabilities [N, B, 2^n] of unit slices [N, B, 2^n]."""
-    matrices = torch.as_tensor(prepared.matrices, device=units.device)
-    blocks, strings, _ = matrices.shape
-    rows = max(1, _room(units.device, matrices.dtype) // (strings * blocks))
+    blocks, strings, _ = loaded.matrices.shape
+    rows = max(1, _room(units.device, loaded.matrices.dtype) // (strings * blocks))
     while True:
         try:
-            return torch.cat([_measure(part.to(matrices.dtype), matrices, prepared) for part in units.split(rows)])
+            return torch.cat([_measure(part.to(loaded.matrices.dtype), loaded) for part in units.split(rows)])
         except torch.cuda.OutOfMemoryError:  # others use the device too
             if rows == 1:
                 raise
@@ -39,61 +129,45 @@ def _room(device: torch.device, dtype: torch.dtype) -> int:
     return min(STATE, int(0.8 * free) // (ITEMS * dtype.itemsize))
 
 
-def _measure(units: Tensor, matrices: Tensor, prepared: Prepared) -> Tensor:
+def _measure(units: Tensor, loaded: Loaded) -> Tensor:
     out = torch.empty_like(units)
-    for shape in range(len(prepared.preparations)):
-        here = np.flatnonzero(prepared.circuits.shape == shape)
-        if len(here):
-            state = _prepare(units[:, here], prepared, shape, here)
-            out[:, here] = torch.einsum("snb,bsk->nbk", state, matrices[here])
+    for form in loaded.forms:
+        state = _prepare(units[:, form.here], form)
+        out[:, form.here] = torch.einsum("snb,bsk->nbk", state, loaded.matrices[form.here])
     return out
 
 
-def _prepare(units: Tensor, prepared: Prepared, shape: int, here: NDArray[np.int64]) -> Tensor:
-    """Noisy prepared states [4^n, N, B'] as Pauli expectations, of the blocks `here` that have one coupling."""
+def _prepare(units: Tensor, form: Form) -> Tensor:
+    """Noisy prepared states [4^n, N, B'] as Pauli expectations."""
     tokens, blocks, _ = units.shape
-    circuits, preparation = prepared.circuits, prepared.preparations[shape]
-    place = here % len(prepared.places)
-    one, two, waiting = (
-        torch.as_tensor(table[place], dtype=units.dtype, device=units.device) for table in prepared.places.tables
-    )
-    turns = _turns(units.permute(2, 0, 1), prepared, shape)
+    turns = _turns(units.permute(2, 0, 1), form)
     state = units.new_ones(1, tokens, blocks)
-    joined: list[int] = []
-    for step, (first, second, parameter, _) in enumerate(preparation.steps):
-        gates = circuits.offsets[here] + step  # every block's circuit begins with these steps
-        waits = torch.as_tensor(prepared.waits[gates], dtype=units.dtype, device=units.device)
-        on = [first] if second < 0 else [first, second]
-        for side, qubit in enumerate(on):
-            if qubit not in joined:
-                joined.append(qubit)
-                zero = torch.zeros_like(state)
-                state = torch.cat([state, zero, zero, state])
-            if prepared.waits[gates, side].any():
-                stay, coherent = torch.exp(-waits[:, side] * waiting[:, qubit].T)
-                state = _own(state, joined.index(qubit), coherent, stay, 1 - stay)
-        if second < 0:
-            angle = torch.as_tensor(circuits.angle[gates], dtype=units.dtype, device=units.device)
-            turn = torch.polar(torch.ones_like(angle), angle)
-            turn = turn * turns[parameter] if parameter >= 0 else turn.expand(tokens, blocks)
-            state = _ry(state, joined.index(first), turn, one[:, first].T)
+    for step in form.steps:
+        for _ in range(step.joins):
+            zero = torch.zeros_like(state)
+            state = torch.cat([state, zero, zero, state])
+        for digit, wait in zip(step.digits, step.waits, strict=True):
+            if wait is not None:
+                state = _own(state, digit, *wait, 1 - wait[1])
+        if step.turn is not None:
+            whole = step.turn * turns[step.parameter] if step.parameter >= 0 else step.turn.expand(tokens, blocks)
+            state = _ry(state, step.digits[0], whole, step.noise[0])
         else:
-            a, b = joined.index(first), joined.index(second)
-            state = _cz(state, a, b, two[:, first, second, 3])
-            for qubit, other in ((first, second), (second, first)):
-                transverse, longitudinal, shift, _ = two[:, qubit, other].T
-                state = _own(state, joined.index(qubit), transverse, longitudinal, shift)
+            assert step.source is not None and step.sign is not None
+            state = state[step.source] * step.sign
+            for digit, noise in zip(step.digits, step.noise, strict=True):
+                state = _own(state, digit, *noise)
     return state
 
 
-def _turns(amplitudes: Tensor, prepared: Prepared, shape: int) -> Tensor:
+def _turns(amplitudes: Tensor, form: Form) -> Tensor:
     """exp(i angle) of the slice's angles [2^n - 1, N, B] in circuit order, from amplitudes [2^n, N, B]."""
-    n, parts = prepared.circuits.qubits, []
+    n, parts = len(form.masks), []
     tree = [amplitudes]
     for _ in range(n - 1):
         half = tree[0].shape[0] // 2
         tree.insert(0, torch.hypot(tree[0][:half], tree[0][half:]))
-    if prepared.preparations[shape].schmidt:
+    if form.schmidt:
         parts.append(_schmidt(tree[2]))
     for level in range(3 * len(parts), n):
         count = 1 << level
@@ -109,7 +183,7 @@ def _turns(amplitudes: Tensor, prepared: Prepared, shape: int) -> Tensor:
             u, v = pairs[:, 0], pairs[:, 1]
             node = torch.stack([u * v, u * v.conj()], 1).view(count, *node.shape[1:])
             step *= 2
-        parts.append(node[prepared.masks[shape, level, :count].tolist()])
+        parts.append(node[list(form.masks[level])])
     return torch.cat(parts)
 
 
@@ -176,14 +250,3 @@ def _own(state: Tensor, digit: int, transverse: Tensor, longitudinal: Tensor, sh
 
 def _digit(state: Tensor, digit: int) -> tuple[Tensor, ...]:
     return state.view(-1, 4, 4**digit, *state.shape[1:]).unbind(1)
-
-
-def _cz(state: Tensor, first: int, second: int, keep: Tensor) -> Tensor:
-    index = np.arange(state.shape[0])
-    a, b = index // 4**first % 4, index // 4**second % 4
-    source = SOURCE[4 * a + b]
-    rest = index - a * 4**first - b * 4**second
-    moved = state[torch.as_tensor(rest + source // 4 * 4**first + source % 4 * 4**second, device=state.device)]
-    sign = torch.as_tensor(SIGN[4 * a + b], dtype=state.dtype, device=state.device)[:, None, None]
-    together = torch.as_tensor((a > 0) | (b > 0), device=state.device)[:, None, None]
-    return moved * torch.where(together, sign * keep, sign)

@@ -6,7 +6,7 @@ import torch
 
 from qrun.adapters.cayley import cayley
 from qrun.adapters.executor import CircuitExecutor, exact
-from qrun.config.schema import Sign
+from qrun.config.schema import EstimateConfig, Estimator, Sign
 from qrun.errors import InputError
 from qrun.quantum.devices.noisy import NoisyDevice
 from qrun.quantum.devices.shots import ShotsDevice
@@ -127,3 +127,36 @@ def test_complete_noise_returns_the_uniform_magnitude():
     np.testing.assert_allclose(
         run(BLOCKS, SLICES).abs(), SLICES.norm(dim=-1, keepdim=True).expand(-1, -1, 4) / 2, rtol=1e-4
     )
+
+
+@pytest.mark.parametrize(
+    ("estimator", "sign"),
+    [
+        (Estimator.sqrt, Sign.input), (Estimator.sqrt, Sign.exact), (Estimator.calibrated, Sign.input),
+        (Estimator.calibrated, Sign.two_settings), (Estimator.soft, Sign.input), (Estimator.posterior, Sign.input),
+    ],
+)  # fmt: skip
+def test_an_accelerators_estimates_and_statistics_are_the_processors(estimator, sign):
+    """In torch on the processor: what a GPU runs. Only its own slices and its result cross over."""
+    noise, found = Noise(sx=1e-3, cz=1e-2, read_1_given_0=0.02, read_0_given_1=0.04), []
+    slices = SLICES.clone()
+    slices[7, 2] = 0
+    for place in (None, "cpu"):
+        device = NoisyDevice(Wiring(noise), 8192, np.float64, accelerator=place)
+        executor = CircuitExecutor(device, sign, 0, estimate=EstimateConfig(estimator))
+        run = executor.site("v")
+        found.append((run(BLOCKS, slices), run(BLOCKS, slices[:9]), executor.statistics.summary()))
+    (first, again, here), (first_there, again_there, there) = found
+    torch.testing.assert_close(first, first_there, atol=1e-5, rtol=0)
+    torch.testing.assert_close(again, again_there, atol=1e-5, rtol=0)
+    assert here.pop("circuit_seconds") > 0 < there.pop("circuit_seconds")
+    assert there == pytest.approx(here, rel=1e-6)
+
+
+def test_on_an_accelerator_nothing_goes_to_the_processor_between_slices_and_estimates(monkeypatch):
+    device = NoisyDevice(Wiring(Noise(cz=1e-2)), 8192, accelerator="cpu")
+    run, _ = site(device)
+    run(BLOCKS, SLICES)
+    for name in ("numpy", "cpu"):
+        monkeypatch.setattr(torch.Tensor, name, lambda *_, name=name: pytest.fail(f"Tensor.{name}"))
+    assert run(BLOCKS, SLICES).shape == SLICES.shape

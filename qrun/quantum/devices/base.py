@@ -52,6 +52,7 @@ class Device(ABC):
 
     name = "device"
     remark: str | None = None  # what to say when it is opened
+    accelerator: str | None = None  # torch device that takes slices and gives frequencies as tensors
 
     def __init__(self, wiring: Wiring, shots: int | None, dtype: Any = np.float32) -> None:
         if shots is not None and shots < 1:

@@ -36,18 +36,30 @@ class NoisyDevice(Device):
         found = self.cache.circuits(blocks, self.wiring) if many else self.wiring.circuits(blocks)
         return found.turned() if turned else found
 
-    def written(self, prepared: Prepared) -> Circuits:
-        return prepared.circuits
+    def written(self, prepared: Any) -> Circuits:
+        circuits: Circuits = prepared.circuits
+        return circuits
 
-    def _prepare(self, blocks: Floats, turned: bool) -> Prepared:
+    def _prepare(self, blocks: Floats, turned: bool) -> Any:
         n = qubits(blocks.shape[-1])
-        return prepare(self.wiring.preparations(n), self.circuits(blocks, turned), self.places(n), self.dtype)
-
-    def _probabilities(self, prepared: Prepared, units: Floats, mask: np.ndarray) -> Floats:
+        made = prepare(self.wiring.preparations(n), self.circuits(blocks, turned), self.places(n), self.dtype)
         if self.accelerator is None:
-            return probabilities(units, prepared)
-        import torch
-
+            return made
         from qrun.quantum import accelerated
 
-        return accelerated.probabilities(torch.as_tensor(units, device=self.accelerator), prepared).cpu().numpy()
+        return accelerated.load(made, self.accelerator)
+
+    def run(self, prepared: Any, units: Any, mask: Any, key: int, numbers: np.ndarray) -> Any:
+        """On an accelerator slices that are there stay there, and so do their frequencies."""
+        if self.accelerator is None:
+            return super().run(prepared, units, mask, key, numbers)
+        import torch
+
+        from qrun.quantum import accelerated, resident
+
+        p = accelerated.probabilities(torch.as_tensor(units, device=self.accelerator), prepared)
+        found = p if self.shots is None else resident.sample(p, self.shots, key, numbers)
+        return found if isinstance(units, torch.Tensor) else found.cpu().numpy()
+
+    def _probabilities(self, prepared: Prepared, units: Floats, mask: np.ndarray) -> Floats:
+        return probabilities(units, prepared)
