@@ -86,7 +86,10 @@ def throughput() -> None:
                 tokens * blocks / best(lambda d=device, p=prepared, x=x, m=mask, k=numbers: d.run(p, x, m, 0, k))
             )
         slow = []
-        for make, count in ((AerDevice, 200), (PennyLaneDevice, {1: 2048, 2: 512, 3: 128, 4: 8, 5: 1}[n])):
+        for make, count in (
+            (AerDevice, 2000 >> 2 * max(0, n - 2)),
+            (PennyLaneDevice, {1: 2048, 2: 512, 3: 128, 4: 8, 5: 1}[n]),
+        ):
             device = make(Wiring(NOISE), None)
             prepared = device.prepare(q[:1])
             slow.append(
