@@ -18,12 +18,15 @@ from qrun.adapters.cayley import rotate
 from qrun.config.schema import EstimateConfig, Estimator, Rates, Sign
 from qrun.errors import InputError
 from qrun.quantum import resident
+from qrun.quantum.circuits import with_reference
 from qrun.quantum.devices.base import Device
 from qrun.quantum.encoding import Floats, normalise, qubits
 from qrun.quantum.estimates import (
     REPEATS,
     SLICES,
+    beside_reference,
     fitted,
+    from_reference,
     from_two_settings,
     inverse_confusion,
     known_slices,
@@ -121,6 +124,8 @@ class SiteExecutor:
 
     def __init__(self, parent: CircuitExecutor, name: str) -> None:
         self.parent = parent
+        if (parent.sign is Sign.reference) != parent.device.wiring.reference:
+            raise AssertionError("signs=reference and circuits with a reference go together")
         two = parent.sign is Sign.two_settings
         self.keys = [stream_key(parent.seed, f"{name}{setting}") for setting in (("", "/turned") if two else ("",))]
         self.rows = 0  # seen without a number
@@ -138,6 +143,8 @@ class SiteExecutor:
         """Outcomes of every setting; the first time with the circuits that calibrate it, in the same jobs."""
         device = self.parent.device
         settings = list(zip(ready.prepared, self.keys, strict=True))
+        if self.parent.sign is Sign.reference:
+            units = beside_reference(units, ready.blocks)
         requests = [(made, units, mask, key, numbers) for made, key in settings]
         if ready.rates or self.parent.estimate.kind is Estimator.sqrt:
             return device.run_all(requests)
@@ -154,11 +161,12 @@ class SiteExecutor:
         device, seen, dim = self.parent.device, self.parent.statistics, known.shape[-1]
         measured = self.parent.estimate.rates is Rates.measured
         repeated = REPEATS * device.shots if device.shots and measured else None
+        blocks = with_reference(ready.blocks) if self.parent.sign is Sign.reference else ready.blocks
         found = []
         for made, outcome, turn in zip(ready.prepared, counts, (np.eye(dim), rotation(qubits(dim))), strict=False):
             inverse = inverse_confusion(device.confusion(made, dim, repeated))
-            inverse = np.broadcast_to(inverse, (len(ready.blocks), *inverse.shape[1:]))
-            expected = np.square(np.einsum("jab,njb->nja", turn @ ready.blocks, known))
+            inverse = np.broadcast_to(inverse, (len(blocks), *inverse.shape[1:]))
+            expected = np.square(np.einsum("jab,njb->nja", turn @ blocks, known))
             rates = fitted(outcome, expected, inverse, device.shots)
             seen.kept += float(rates.kept.sum())
             seen.calibrated += len(rates.kept)
@@ -176,6 +184,8 @@ class SiteExecutor:
             return torch.as_tensor(leaning).to(units) if isinstance(units, Tensor) else leaning
         if parent.sign is Sign.two_settings:
             return steps.from_two_settings(sizes[0], sizes[1], units, rates[0], parent.device.shots)
+        if parent.sign is Sign.reference:
+            return from_reference(sizes[0])
         return steps.with_signs(sizes[0], units if parent.sign is Sign.input else product)
 
     def _leaning(self, ready: Ready, size: Floats, units: Floats) -> Floats:

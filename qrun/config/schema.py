@@ -329,6 +329,7 @@ class Sign(Enum):
     input = "input"  # sign(x), the paper's rule
     exact = "exact"  # sign(Q x), a control that needs the answer
     two_settings = "two_settings"  # counted: half the shots after RY(pi/2) on every qubit
+    reference = "reference"  # counted: beside a known amplitude on one more qubit
 
 
 class Estimator(Enum):
@@ -369,6 +370,7 @@ class SignsConfig:
 
 DEVICES = ("exact", *KINDS)  # exact is the matrix product, no device
 PROCESSORS = ("fake", "ibm")  # they only count
+CIRCUITS = ("line", "qiskit", "merged", "direct")  # quantum/circuits.py says how each writes Q
 
 
 class Mode(Enum):
@@ -389,7 +391,7 @@ class DeviceConfig:
     kind: str = "exact"
     shots: int | None = 8192  # per circuit; null gives exact probabilities where the device can
     backend: str | None = None  # which simulator or processor of that kind
-    circuit: str = "line"  # how Q is written: line, exact RY and CZ on the coupling; qiskit, its transpiler's circuits
+    circuit: str = "line"  # how Q is written; config group `circuit`
     coupling: str = "line"  # which qubits a circuit's CZ may join: line, neighbours on a path; full, every pair
     keep: float = 0.8  # share of a calibrated chip's places that is used, the best ones
     takes_noise: bool = False  # what the device is, not a choice: it has a noise model
@@ -405,7 +407,7 @@ class DeviceConfig:
         need(self, "device.kind", self.kind in DEVICES, f"use {', '.join(DEVICES)}")
         at_least(self, 1, "device.shots", null=", or null for exact probabilities")
         need(self, "device.shots", counts, f"{self.kind} only counts; give a number of shots")
-        need(self, "device.circuit", self.circuit in ("line", "qiskit"), "use line or qiskit")
+        need(self, "device.circuit", self.circuit in CIRCUITS, f"use {', '.join(CIRCUITS)}")
         need(self, "device.coupling", self.coupling in ("line", "full"), "use line or full")
         chips = self.kind not in PROCESSORS or self.coupling == "line"
         need(self, "device.coupling", chips, f"{self.kind} has neighbours only; use line")

@@ -179,7 +179,10 @@ def check_readout(device: DeviceConfig, estimate: EstimateConfig, signs: SignsCo
     """What estimates and signs need of each other and of the device."""
     two = signs.kind is Sign.two_settings
     leaning = f"estimate={estimate.kind.value} takes signs from x; use signs=input"
-    require(not (two and estimate.leans), "signs", signs.kind.value, leaning)
+    counted = two or signs.kind is Sign.reference
+    require(not (counted and estimate.leans), "signs", signs.kind.value, leaning)
+    merged = device.circuit == "merged" and signs.kind is Sign.reference
+    require(not merged, "signs", "reference", "has no circuit=merged; use line")
     few = "two settings share the shots; give 2 or more"
     require(not two or device.shots is None or device.shots >= 2, "device.shots", device.shots, few)
 

@@ -54,6 +54,7 @@ class Loaded:
     circuits: Circuits
     matrices: Tensor
     forms: Sequence[Form]
+    before: Tensor | None
 
 
 def load(prepared: Prepared, device: str | torch.device) -> Loaded:
@@ -61,7 +62,8 @@ def load(prepared: Prepared, device: str | torch.device) -> Loaded:
     matrices = torch.as_tensor(prepared.matrices, device=device)
     shapes = [np.flatnonzero(prepared.circuits.shape == index) for index in range(len(prepared.preparations))]
     forms = [_form(prepared, index, here, matrices) for index, here in enumerate(shapes) if len(here)]
-    return Loaded(prepared.circuits, matrices, forms)
+    before = prepared.circuits.before
+    return Loaded(prepared.circuits, matrices, forms, None if before is None else torch.as_tensor(before).to(matrices))
 
 
 def _form(prepared: Prepared, shape: int, here: NDArray[np.int64], like: Tensor) -> Form:
@@ -130,6 +132,8 @@ def _room(device: torch.device, dtype: torch.dtype) -> int:
 
 
 def _measure(units: Tensor, loaded: Loaded) -> Tensor:
+    if loaded.before is not None:
+        units = torch.einsum("jab,njb->nja", loaded.before, units)
     out = torch.empty_like(units)
     for form in loaded.forms:
         state = _prepare(units[:, form.here], form)

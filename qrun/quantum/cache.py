@@ -6,6 +6,7 @@ safetensors, written beside and renamed; safe to delete at any time.
 import hashlib
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +51,14 @@ class BlockCache:
 
     def circuits(self, blocks: Floats, wiring: Wiring) -> Circuits:
         """The circuits of blocks, synthesised once."""
-        key = f"{digest(blocks)}-{wiring.coupling}-{wiring.synthesis}-{wiring.mixture(blocks.shape[-1])}"
+        synthesis = wiring.synthesis + "-reference" * wiring.reference
+        key = f"{digest(blocks)}-{wiring.coupling}-{synthesis}-{wiring.mixture(blocks.shape[-1])}"
 
         def compute() -> Arrays:
             found = wiring.circuits(blocks)
-            return {"qubits": np.array([found.qubits]), **{name: getattr(found, name) for name in FIELDS}}
+            before = {} if found.before is None else {"before": found.before}
+            return {"qubits": np.array([found.qubits]), **{name: getattr(found, name) for name in FIELDS}, **before}
 
         found = self.arrays("circuits", key, compute)
-        return Circuits(int(found["qubits"][0]), *(found[name] for name in FIELDS))
+        circuits = Circuits(int(found["qubits"][0]), *(found[name] for name in FIELDS))
+        return replace(circuits, before=found.get("before"))

@@ -3,18 +3,27 @@
     block_circuits(blocks, edges, synthesis)     Circuits of many blocks on one coupling
     to_qiskit(circuits, j, angles)               what a processor is sent; angles free if None
 
-Two ways to write Q (`synthesis`): "line", exact RY and CZ on the coupling's own edges (quantum/synthesis.py), up to
-four qubits (twice as many CZ for rotations of less than about 1e-4, where that form is singular); "qiskit", the Cartan
-decomposition for n = 2 and quantum Shannon decomposition beyond, transpiled to the coupling at level 3. Blocks of
-determinant -1, and n > 4, are Qiskit's, which is exact to 1e-9 far from the identity and to 1e-4 near it. The
-preparation is quantum/preparation.py's; its last RY and Q's first on a qubit are one.
+Ways to write Q (`synthesis`):
+
+    line      exact RY and CZ on the coupling's own edges (quantum/synthesis.py), up to four qubits (twice as many CZ
+              for rotations of less than about 1e-4, where that form is singular)
+    qiskit    the Cartan decomposition for n = 2, quantum Shannon decomposition beyond, transpiled to the coupling at
+              level 3; exact to 1e-9 far from the identity and to 1e-4 near it
+    merged    n = 3: Q = Q' G with G of SO(4) on two qubits, done to the slice before it is encoded; Q' has 11 CZ for 14
+    direct    Q x is encoded and Q has no gate: what preparation and reading alone would do, a control
+
+Blocks of determinant -1, and n > 4, are Qiskit's under line and merged. The preparation is quantum/preparation.py's;
+its last RY and Q's first on a qubit are one.
+
+`reference` adds a qubit, bit 0 of the index, that Q leaves alone (estimates.py's reference amplitude).
 
 Basis of a processor: {rz, sx, x, cz}; RY(t) = rz(pi) sx rz(t + pi) sx, right to left.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
+from itertools import pairwise, permutations
 from typing import Any
 
 import numpy as np
@@ -25,7 +34,7 @@ from qrun.errors import InputError
 from qrun.quantum.encoding import Floats, qubits
 from qrun.quantum.gates import BASIS, CZ, RY, RZ, SX, X
 from qrun.quantum.preparation import Preparation, Step, preparation
-from qrun.quantum.synthesis import CZS, Ansatz, Edges, ansatz, synthesise_angles
+from qrun.quantum.synthesis import CZS, MERGED, Ansatz, Edges, ansatz, path, synthesise_angles, unitary
 
 COLUMNS = ("kind", "first", "second", "angle", "parameter")
 
@@ -36,7 +45,7 @@ class Circuits:
 
     kind, first, second (-1 for one-qubit gates) [G]; angle [G] of rz and ry; parameter [G]: the angle of the slice that
     is added, or -1. Block j has gates offsets[j] to offsets[j + 1]; from split[j] on no gate has a parameter. Bit i of
-    the index of block j's outcome is read from qubit wires[j, i].
+    the index of block j's outcome is read from qubit wires[j, i]. What is encoded is before[j] x, if that is given.
     """
 
     qubits: int
@@ -49,6 +58,7 @@ class Circuits:
     second: NDArray[np.int8]
     angle: NDArray[np.float64]
     parameter: NDArray[np.int16]
+    before: NDArray[np.float64] | None = None  # [B, 2^n, 2^n]
 
     def __len__(self) -> int:
         return len(self.split)
@@ -61,7 +71,15 @@ class Circuits:
         rows = np.concatenate(spans)
         columns = (getattr(self, name)[rows] for name in COLUMNS)
         chosen = np.asarray(blocks, int)
-        return Circuits(self.qubits, self.shape[chosen], self.wires[chosen], offsets, split, *columns)
+        before = None if self.before is None else self.before[chosen]
+        found = Circuits(self.qubits, self.shape[chosen], self.wires[chosen], offsets, split, *columns)
+        return replace(found, before=before)
+
+    def encoded(self, units: Floats) -> Floats:
+        """What is prepared [N, B, 2^n] for unit slices [N, B, 2^n]."""
+        if self.before is None:
+            return units
+        return np.matmul(units.swapaxes(0, 1), self.before.swapaxes(1, 2).astype(units.dtype)).swapaxes(0, 1)
 
     def turned(self) -> "Circuits":
         """With RY(pi/2) on every qubit before the reading (estimates.py's second setting), one with a last RY."""
@@ -79,7 +97,8 @@ class Circuits:
         own: list[NDArray[Any]] = [self.kind, self.first, self.second, angle, self.parameter]
         columns: list[NDArray[Any]] = [np.insert(old, where, new) for old, new in zip(own, added, strict=True)]
         grown = np.append(0, np.cumsum((~joins).sum(1)))
-        return Circuits(n, self.shape, self.wires, self.offsets + grown, self.split + grown[:-1], *columns)
+        offsets, split = self.offsets + grown, self.split + grown[:-1]
+        return replace(Circuits(n, self.shape, self.wires, offsets, split, *columns), before=self.before)
 
     def counts(self) -> dict[str, int]:
         """Gates of all blocks in the processor's basis; an ry is two sx and two rz."""
@@ -108,41 +127,117 @@ def check_orthogonal(blocks: Floats) -> None:
         raise InputError(f"a block is not orthogonal (max|Q^T Q - I| = {error:.2g}) and so is no circuit")
 
 
-def block_circuits(blocks: Floats, edges: Edges, synthesis: str = "line") -> Circuits:
-    """Circuits of orthogonal blocks [B, b, b] on qubits coupled by `edges`. Global phases are dropped."""
-    n = qubits(blocks.shape[-1])
+def with_reference(blocks: Floats) -> NDArray[np.float64]:
+    """Q on all bits of the index but the first, [B, 2b, 2b]."""
+    return np.kron(blocks, np.eye(2)).astype(np.float64)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The qubits of Q in a circuit: a coupling of their own, the circuit's qubit of each, and the qubit among them that
+    has bit i of the index of Q."""
+
+    edges: Edges
+    qubits: tuple[int, ...]
+    wires: tuple[int, ...]
+
+
+def frame(prepared: Preparation, edges: Edges, reference: bool) -> Frame:
+    """Of all qubits, or of those beside the reference, along a path. Raises InputError where they are no path."""
+    if not reference:
+        return Frame(edges, tuple(range(prepared.qubits)), prepared.wires)
+    joined_by = {*edges, *((b, a) for a, b in edges)}
+    for order in permutations(prepared.wires[1:]) if prepared.qubits <= 4 else ():
+        if all(pair in joined_by for pair in pairwise(order)):
+            return Frame(path(len(order)), order, tuple(order.index(wire) for wire in prepared.wires[1:]))
+    raise InputError(
+        f"adapter.dim={2 ** (prepared.qubits - 1)}: signs=reference has circuits for b = 2, 4 and 8 on a path"
+    )
+
+
+def block_circuits(blocks: Floats, edges: Edges, synthesis: str = "line", reference: bool = False) -> Circuits:
+    """Circuits of orthogonal blocks [B, b, b] on qubits coupled by `edges`, one more than Q's with a reference. Global
+    phases are dropped. Raises InputError for blocks or couplings that the synthesis does not have."""
+    n = qubits(blocks.shape[-1]) + reference
     check_orthogonal(blocks)
-    left, _, right = np.linalg.svd(np.asarray(blocks, float))
     prepared = preparation(n, edges)
-    place = on_wires(n, prepared.wires)
-    nearest = np.empty_like(left)  # float32 blocks are 1e-7 off the nearest orthogonal matrix
-    nearest[:, place[:, None], place] = left @ right
-    solved = np.zeros(len(blocks), bool)
-    shape = ansatz(n, edges)
-    proper = np.linalg.det(nearest) > 0
-    angles = np.empty((len(blocks), n + 2 * len(shape.pairs)))
-    if synthesis == "line" and n <= max(CZS) and proper.any():
+    own = frame(prepared, edges, reference)
+    left, _, right = np.linalg.svd(np.asarray(blocks, float))
+    exact = left @ right  # float32 blocks are 1e-7 off the nearest orthogonal matrix
+    if synthesis == "direct":
+        parts = [_rows(prepared.steps)] * len(blocks)
+        wires = np.tile(np.array(prepared.wires), (len(blocks), 1))
+        return _collected(n, parts, wires, with_reference(exact) if reference else exact)
+    if synthesis == "merged":
+        return _merged(exact, prepared, edges, reference)
+    place = on_wires(n - reference, own.wires)
+    nearest = np.empty_like(exact)
+    nearest[:, place[:, None], place] = exact
+    shape = ansatz(n - reference, own.edges)
+    proper, solved = np.linalg.det(nearest) > 0, np.zeros(len(blocks), bool)
+    angles = np.empty((len(blocks), shape.angles))
+    if synthesis == "line" and n - reference <= max(CZS) and proper.any():
         angles[proper], solved[proper] = synthesise_angles(nearest[proper], shape)
-    pattern, rows = _joined(prepared, [shape])
+    pattern, rows = _joined(prepared, shape.gates(), own)
     parts, wires = [], np.tile(np.array(prepared.wires), (len(blocks), 1))
     for j in range(len(blocks)):
         if solved[j]:
             table = pattern.copy()
             table[rows, 3] += angles[j]
         elif synthesis == "line" and proper[j] and shape.pairs and (two := _two_steps(nearest[j], shape)) is not None:
-            table, at = _joined(prepared, [shape, shape])
+            table, at = _joined(prepared, [*shape.gates(), *shape.gates()], own)
             np.add.at(table[:, 3], at, two)
         else:
-            found, moved = _qiskit(nearest[j], n, edges)
-            table, wires[j] = np.vstack([_rows(prepared.steps), found]), np.array(moved)[wires[j]]
+            found, moved = _qiskit(nearest[j], n - reference, own.edges)
+            for column in (1, 2):
+                found[:, column] = np.where(
+                    found[:, column] < 0, -1, np.array(own.qubits)[found[:, column].astype(int)]
+                )
+            table = np.vstack([_rows(prepared.steps), found])
+            ends = dict(zip(own.qubits, np.array(own.qubits)[moved], strict=True))
+            wires[j] = [ends.get(wire, wire) for wire in wires[j].tolist()]
         parts.append(table)
+    return _collected(n, parts, wires)
+
+
+def _merged(blocks: NDArray[np.float64], prepared: Preparation, edges: Edges, reference: bool) -> Circuits:
+    """Q = Q' G on a path of three; where none is found G = 1 and Q' = Q."""
+    if len(blocks[0]) != 8 or edges != path(3) or reference:
+        raise InputError(
+            f"circuit=merged: for b = 8 on a path, without a reference; b = {len(blocks[0])} has circuit=line"
+        )
+    angles, solved = synthesise_angles(blocks, MERGED)
+    solved &= np.linalg.det(blocks) > 0
+    first = Ansatz(3, MERGED.pairs[:2])
+    gates = [gate for a, b in MERGED.pairs[2:] for gate in ((a, b), (a, -1), (b, -1))]
+    pattern, rows = _joined(prepared, gates, frame(prepared, edges, False))
+    before = np.where(solved[:, None, None], unitary(angles[:, : first.angles], first), np.eye(8))
+    plain = block_circuits(blocks[~solved], edges) if not solved.all() else None
+    parts, others, wires = [], iter(range(len(blocks))), np.tile(np.arange(3), (len(blocks), 1))
+    for j in range(len(blocks)):
+        table = pattern.copy()
+        if solved[j]:
+            np.add.at(table[:, 3], rows, angles[j, first.angles :])
+        else:
+            assert plain is not None
+            one = plain.take([next(others)])
+            wires[j] = one.wires[0]
+            table = np.stack([getattr(one, name) for name in COLUMNS], 1).astype(float)
+        parts.append(table)
+    return _collected(3, parts, wires, before)
+
+
+def _collected(
+    n: int, parts: Sequence[NDArray[np.float64]], wires: NDArray[np.int64], before: NDArray[np.float64] | None = None
+) -> Circuits:
+    """Circuits of one coupling from their rows of COLUMNS."""
     offsets = np.cumsum([0, *(len(table) for table in parts)])
     ends = [np.flatnonzero(table[:, 4] >= 0)[-1] + 1 for table in parts]
     split = offsets[:-1] + np.array(ends)
     kind, first, second, angle, parameter = np.concatenate(parts).T
-    alike, on = np.zeros(len(blocks), np.int64), (first.astype(np.int8), second.astype(np.int8))
+    alike, on = np.zeros(len(parts), np.int64), (first.astype(np.int8), second.astype(np.int8))
     gates = kind.astype(np.int8), *on, angle.copy(), parameter.astype(np.int16)
-    return Circuits(n, alike, wires, offsets, split, *gates)
+    return Circuits(n, alike, wires, offsets, split, *gates, before=before)
 
 
 def joined(parts: Sequence[Circuits]) -> Circuits:
@@ -154,7 +249,10 @@ def joined(parts: Sequence[Circuits]) -> Circuits:
     split = [part.split + start for part, start in zip(parts, starts, strict=True)]
     columns = [np.concatenate([getattr(part, name) for part in parts]) for name in COLUMNS]
     offsets = np.append(np.concatenate(moved), len(columns[0]))
-    return Circuits(parts[0].qubits, shape, wires, offsets, np.concatenate(split), *columns)
+    before = [part.before for part in parts if part.before is not None]
+    encoded = np.concatenate(before) if before else None
+    found = Circuits(parts[0].qubits, shape, wires, offsets, np.concatenate(split), *columns)
+    return replace(found, before=encoded)
 
 
 def _rows(steps: Sequence[Step]) -> NDArray[np.float64]:
@@ -163,12 +261,14 @@ def _rows(steps: Sequence[Step]) -> NDArray[np.float64]:
     return np.array([(kind, a, b, t, k) for kind, (a, b, k, t) in zip(kinds, steps, strict=True)], float)
 
 
-def _joined(prepared: Preparation, shapes: Sequence[Ansatz]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Preparation and the shapes of Q as rows of COLUMNS, neighbouring RY joined, and the row that each angle of the
-    shapes is added to."""
+def _joined(
+    prepared: Preparation, gates: Sequence[tuple[int, int]], own: Frame
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Preparation and the gates of Q as rows of COLUMNS, neighbouring RY joined, and the row that each angle of the
+    gates is added to."""
     steps, rows = list(prepared.steps), []
     last = {q: i for i, (a, b, _, _) in enumerate(steps) for q in ((a, b) if b >= 0 else (a,))}
-    for a, b in (gate for shape in shapes for gate in shape.gates()):
+    for a, b in ((own.qubits[a], own.qubits[b] if b >= 0 else -1) for a, b in gates):
         if b < 0 and a in last and steps[last[a]][1] < 0:
             rows.append(last[a])
             continue
@@ -262,6 +362,6 @@ def generic_block(dim: int) -> NDArray[np.float64]:
 
 
 @cache
-def generic(dim: int, edges: Edges, synthesis: str = "line") -> Circuits:
+def generic(dim: int, edges: Edges, synthesis: str = "line", reference: bool = False) -> Circuits:
     """The circuit of a generic block, to be counted and judged."""
-    return block_circuits(generic_block(dim)[None], edges, synthesis)
+    return block_circuits(generic_block(dim)[None], edges, synthesis, reference)

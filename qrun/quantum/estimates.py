@@ -21,6 +21,11 @@ mean y0 ~ a + R^T v one scoring step of the likelihood of both counts,
 with e the mean square error that calibration leaves (`residual`): a probability near 0 says little about its root, and
 what one setting says badly the other says well. One sign per slice, the global one, is that of <y, x>.
 
+`reference` (one setting) encodes [c u + x, c u - x] on a qubit more, bit 0 of the index, that Q leaves alone, with
+u = Q^T (1, ..., 1) / sqrt(b). With A and B the calibrated roots, S = (A + B) / 2 and D = (A - B) / 2, both in units of
+|x|, one of S and |D| is t = c / sqrt(b), and the other |y|: y = D where S is nearer to t, else sign(D) S. No sign is
+taken from x.
+
 `soft` and `posterior` lean on x: what they keep of a gain is in part what x knew already, and the second falls back on
 the frozen model as noise grows. y_i = m tanh(x_i m / s^2); and the mean of y_i under y_i ~ N(x_i, s^2) and
 m ~ N(|y_i|, v), with s^2 = |Q - 1|^2 / b^2 and v = 1 / (4 shots (1 - l)^2).
@@ -28,6 +33,7 @@ m ~ N(|y_i|, v), with s^2 = |Q - 1|^2 / b^2 and v = 1 / (4 shots (1 - l)^2).
 
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 from numba import njit, prange
@@ -39,6 +45,7 @@ LANES = 64  # rows that a kernel holds side by side
 SMALL = 8  # block dimension up to which every pattern of signs is tried
 SLICES = 16  # known slices a block, for its depolarising rate
 REPEATS = 16  # circuits all |0> and all |1> that a place's readout errors are counted with
+REFERENCE = 0.6  # c, the reference amplitude beside |x| = 1
 
 
 @dataclass(frozen=True)
@@ -125,6 +132,31 @@ def from_two_settings(
     counting = np.zeros(blocks) if shots is None else 1 / (shots * kept**2)
     _likeliest(m, t, signs, x, r.astype(float), counting, floor + 1e-6, blocks, out.reshape(-1, dim))
     return out
+
+
+def beside_reference(units: Any, blocks: Floats) -> Any:
+    """Unit slices [N, B, 2b] of unit slices x [N, B, b] and the reference amplitude, arrays or tensors alike."""
+    beam = REFERENCE * blocks.swapaxes(1, 2) @ np.full(blocks.shape[-1], blocks.shape[-1] ** -0.5)
+    scale = (2 * (1 + REFERENCE**2)) ** -0.5
+    if isinstance(units, np.ndarray):
+        both: Any = np.stack([beam.astype(units.dtype) + units, beam.astype(units.dtype) - units], -1)
+    else:
+        import torch
+
+        amplitude = torch.as_tensor(beam).to(units)
+        both = torch.stack([amplitude + units, amplitude - units], -1)
+    return scale * both.reshape(*units.shape[:2], -1)
+
+
+def from_reference(size: Any) -> Any:
+    """Unit estimates [N, B, b] from magnitudes [N, B, 2b], arrays or tensors alike."""
+    dim = size.shape[-1] // 2
+    scale, known = (2 * (1 + REFERENCE**2)) ** 0.5, REFERENCE * dim**-0.5
+    plus, minus = (scale * size.reshape(*size.shape[:2], dim, 2)[..., k] for k in (0, 1))
+    total, difference = (plus + minus) / 2, (plus - minus) / 2
+    small = abs(total - known) <= abs(abs(difference) - known)
+    y = difference * small + (total * (difference >= 0) - total * (difference < 0)) * ~small
+    return y / ((y * y).sum(-1)[..., None] + 1e-30) ** 0.5
 
 
 def spread(blocks: Floats) -> NDArray[np.float64]:

@@ -59,9 +59,10 @@ class ProcessorDevice(Device):
     """Counts from a processor. `folder` keeps the job book; `most_qubits` are used at once."""
 
     def __init__(
-        self, config: DeviceConfig, chip: Calibration, service: Service, folder: Path, most_qubits: int
-    ) -> None:
-        wiring = Wiring(chip.typical, config.circuit, config.coupling, config.keep, chip, most_qubits)
+        self, config: DeviceConfig, chip: Calibration, service: Service, folder: Path, most_qubits: int,
+        reference: bool = False,
+    ) -> None:  # fmt: skip
+        wiring = Wiring(chip.typical, config.circuit, config.coupling, config.keep, chip, most_qubits, reference)
         super().__init__(wiring, config.shots, np.float64)
         self.name, self.config, self.chip = config.kind, config, chip
         self.used: dict[int, list[Place]] = {}  # places by qubits of a block
@@ -75,7 +76,7 @@ class ProcessorDevice(Device):
         return prepared.circuits
 
     def _prepare(self, blocks: Floats, turned: bool) -> "Packed":
-        n = qubits(blocks.shape[-1])
+        n = self.wiring.qubits(blocks.shape[-1])
         chosen, circuits = self.wiring.chosen(n), self.circuits(blocks, turned)
         self.used[n] = chosen
         # a simulation knows of waiting only what a circuit says; a chip waits by itself
@@ -98,13 +99,10 @@ class ProcessorDevice(Device):
     def _probabilities(self, prepared: "Packed", units: Floats, mask: np.ndarray) -> Floats:
         raise NotImplementedError("a processor only counts")
 
-    def run(self, prepared: "Packed", units: Floats, mask: np.ndarray, key: int, numbers: np.ndarray) -> Floats:
-        return self.run_all([(prepared, units, mask, key, numbers)])[0]
-
     def run_all(self, requests: Sequence[Request]) -> list[Floats]:
         """Frequencies; the shots of a processor have no seed, so keys and numbers are not used. All requests share
         jobs. Raises InputError if the budget is too small, RunFailed for what the service did not do."""
-        work = [self._pieces(prepared, units, mask) for prepared, units, mask, _, _ in requests]
+        work = [self._pieces(made, self._encoded(made, units), mask) for made, units, mask, _, _ in requests]
         found = self.jobs.collect([piece for pieces in work for _, piece in pieces])
         out = [np.full(units.shape, 1 / units.shape[-1]) for _, units, _, _, _ in requests]
         for pieces, result in zip(work, out, strict=True):
@@ -210,11 +208,12 @@ def open_processor(setting: Setting) -> ProcessorDevice:
         raise InputError(f"device.shots={config.shots}: a job takes {EXECUTIONS_PER_JOB:,} executions at most")
     if config.kind == "fake":
         backend = fake_backend(config.backend)
-        return ProcessorDevice(config, read_calibration(backend), FakeService(backend), folder, SIMULATED_QUBITS)
+        chip = read_calibration(backend)
+        return ProcessorDevice(config, chip, FakeService(backend), folder, SIMULATED_QUBITS, setting.reference)
     account = ibm_account()
     chip, backend, kept = choose(account, config, JobBook(folder))
-    device = ProcessorDevice(config, chip, IbmService(account, backend, config.mode.value, config.options), folder,
-                             chip.size)  # fmt: skip
+    service = IbmService(account, backend, config.mode.value, config.options)
+    device = ProcessorDevice(config, chip, service, folder, chip.size, setting.reference)
     if kept:
         device.remark = f"{device.remark}; kept for this results folder since it was first asked"
     return device

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from qrun.quantum.circuits import generic, to_qiskit
+from qrun.quantum.circuits import to_qiskit
 from qrun.quantum.places import at
 from qrun.quantum.wiring import Wiring
 
@@ -85,7 +85,7 @@ class BlockCost:
 def block_cost(wiring: Wiring, n: int) -> BlockCost:
     """Of a wiring with a calibration."""
     assert wiring.calibration is not None
-    circuits, chosen = generic(2**n, wiring.edges(n), wiring.synthesis), wiring.chosen(n)
+    circuits, chosen = wiring.generic(n, wiring.edges(n)), wiring.chosen(n)
     circuit, counts = to_qiskit(circuits, 0), circuits.counts()
     places = at(wiring.calibration, wiring.noise, chosen)
     gates, whole = [], []

@@ -49,10 +49,17 @@ class Ansatz:
     qubits: int
     pairs: Edges
 
+    @property
+    def angles(self) -> int:
+        return self.qubits + 2 * len(self.pairs)
+
     def gates(self) -> list[tuple[int, int]]:
         """(q, -1) for an RY, (a, b) for a CZ, in order."""
         first = [(q, -1) for q in range(self.qubits)]
         return first + [gate for a, b in self.pairs for gate in ((a, b), (a, -1), (b, -1))]
+
+
+MERGED = Ansatz(3, (path(3)[1],) * 2 + path(3) * 5 + (path(3)[0],))  # 13 CZ, of which the first two are an SO(4)
 
 
 def ansatz(n: int, edges: Edges) -> Ansatz:
@@ -169,7 +176,7 @@ def _jacobian(angles: Floats, shape: Ansatz) -> tuple[Floats, Floats]:
 
 def _levenberg_marquardt(blocks: Floats, shape: Ansatz) -> Floats:
     """Angles [B, P] of least |circuit - Q|: each block from new random starts until one is exact, TRIES at most."""
-    count = shape.qubits + 2 * len(shape.pairs)
+    count = shape.angles
     angles = np.zeros((len(blocks), count))
     left = np.arange(len(blocks))
     for trial in range(TRIES):

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qrun.quantum.calibration import Calibration, calibration
-from qrun.quantum.circuits import Circuits, block_circuits, generic, generic_block, joined
+from qrun.quantum.circuits import Circuits, block_circuits, generic, generic_block, joined, with_reference
 from qrun.quantum.encoding import Floats as Blocks
 from qrun.quantum.layout import Place, coupling, pack
 from qrun.quantum.noise import Noise
@@ -34,10 +34,15 @@ class Wiring:
     keep: float = 1.0
     chip: Calibration | None = None  # a processor's own, instead of the noise's
     room: int | None = None  # most qubits at once, if not the whole chip
+    reference: bool = False  # a qubit more a circuit, for signs=reference
 
     @cached_property
     def calibration(self) -> Calibration | None:
         return self.chip or (calibration(self.noise.calibration) if self.noise.calibration else None)
+
+    def qubits(self, dim: int) -> int:
+        """Of the circuit of a block."""
+        return dim.bit_length() - 1 + self.reference
 
     def edges(self, n: int) -> Edges:
         """The usual coupling of n qubits."""
@@ -62,14 +67,14 @@ class Wiring:
 
     def mixture(self, dim: int) -> str:
         """What beside Q decides on couplings, for a cache."""
-        mixed = self.calibration is not None and len(self.couplings(dim.bit_length() - 1)) > 1
+        mixed = self.calibration is not None and len(self.couplings(self.qubits(dim))) > 1
         return f"{self.calibration.digest}-{self.keep:g}" if mixed and self.calibration else "alike"
 
     def circuits(self, blocks: Blocks) -> Circuits:
-        n = blocks.shape[-1].bit_length() - 1
+        n = self.qubits(blocks.shape[-1])
         shape = self.assigned(n, len(blocks))
         parts = [
-            block_circuits(blocks[shape == index], edges, self.synthesis)
+            block_circuits(blocks[shape == index], edges, self.synthesis, self.reference)
             for index, edges in enumerate(self.couplings(n)) if (shape == index).any()
         ]  # fmt: skip
         if len(parts) == 1:
@@ -77,9 +82,14 @@ class Wiring:
         order = np.argsort(np.argsort(shape, kind="stable"), kind="stable")  # joined by couplings, back by blocks
         return joined(parts).take(order)
 
-    def counts(self, n: int) -> dict[str, int]:
-        """Gates and qubits of the circuit of a generic block."""
-        return {**generic(2**n, self.edges(n), self.synthesis).counts(), "qubits": n}
+    def generic(self, n: int, edges: Edges) -> Circuits:
+        """The circuit of n qubits of a generic block."""
+        return generic(2 ** (n - self.reference), edges, self.synthesis, self.reference)
+
+    def counts(self, dim: int) -> dict[str, int]:
+        """Gates and qubits of the circuit of a generic block [b, b]."""
+        n = self.qubits(dim)
+        return {**self.generic(n, self.edges(n)).counts(), "qubits": n}
 
     def chosen(self, n: int) -> list[Place]:
         """Places on the calibrated chip, best first; none without a calibration."""
@@ -101,16 +111,19 @@ class Wiring:
         assert chip is not None
         slices = np.random.default_rng(0).normal(size=(SLICES, 1, 2**n))
         slices /= np.linalg.norm(slices, axis=-1, keepdims=True)
-        ideal, errors = np.abs(slices @ generic_block(2**n).T), np.empty(len(places))
+        block = generic_block(2 ** (n - self.reference))
+        block = with_reference(block) if self.reference else block
+        ideal, errors = np.abs(slices @ block.T), np.empty(len(places))
         shape = np.array([coupling(chip, place, self.couplings(n)) for place in places])
         for index, edges in enumerate(self.couplings(n)):
             of_it = np.flatnonzero(shape == index)
             if not len(of_it):
                 continue
-            circuits = generic(2**n, edges, self.synthesis).take(np.zeros(len(of_it), int))
+            circuits = self.generic(n, edges).take(np.zeros(len(of_it), int))
             there = at(chip, chip.typical, [places[int(i)] for i in of_it])
             prepared = prepare([preparation(n, edges)], circuits, there, np.float64)
-            found = np.sqrt(np.maximum(probabilities(np.repeat(slices, len(of_it), 1), prepared), 0))
+            encoded = circuits.encoded(np.repeat(slices, len(of_it), 1))
+            found = np.sqrt(np.maximum(probabilities(encoded, prepared), 0))
             errors[of_it] = np.square(found - ideal).sum(-1).mean(0)
         return errors
 

@@ -13,12 +13,11 @@ from qrun.adapters.saving import read, save
 from qrun.cells.cell import Place
 from qrun.cells.workspace import Opened, Workspace
 from qrun.config.compose import config_hash, to_yaml
-from qrun.config.schema import DeviceConfig
+from qrun.config.schema import Sign
 from qrun.config.verbs import CompressConfig, QuestionsRunConfig, TrainConfig
 from qrun.evaluation.measurement import Difference, Measurement, difference
 from qrun.evaluation.questions import answer
 from qrun.language import questions
-from qrun.quantum.encoding import qubits
 from qrun.quantum.noise import Noise
 from qrun.quantum.wiring import Wiring
 from qrun.recipes.compress import compress_into
@@ -26,7 +25,7 @@ from qrun.recipes.device import open_executor
 from qrun.recipes.fitting import fit_adapter, fit_metrics, prepared, resume
 from qrun.recipes.measuring import attach_saved, measured, shuffled
 from qrun.recipes.record import Words, device_tags, interval_metrics, peak_memory_mb, record_device, tags
-from qrun.recipes.tasks import MADE, Measure
+from qrun.recipes.tasks import MADE, Measure, MeasureConfig
 from qrun.tracking.provenance import environment, git_state
 from qrun.tracking.store import Run, Store
 from qrun.training.interrupt import Interrupt
@@ -100,7 +99,7 @@ def measure_cell(task: Measure, workspace: Workspace, place: Place) -> str:
                 metrics["parameters"] = adapter.count() if task.values == "trained" else 0
             if executor is not None and adapter is not None:
                 metrics |= {f"circuit/{name}": value for name, value in executor.statistics.summary().items()}
-                metrics["circuit/total_error"] = config.noise.total_error(_counts(adapter.config.dim, config.device))
+                metrics["circuit/total_error"] = config.noise.total_error(_counts(adapter.config.dim, config))
             run.metrics(metrics)
             run.texts({
                 "config.yaml": to_yaml(config), "env.json": _environment(), MEASUREMENT: result.to_json(),
@@ -185,7 +184,7 @@ def _environment() -> str:
     return json.dumps(environment(), indent=1)
 
 
-def _counts(dim: int, device: DeviceConfig) -> dict[str, int]:
+def _counts(dim: int, config: MeasureConfig) -> dict[str, int]:
     """Gates and qubits of the circuit of a generic block."""
-    wiring = Wiring(Noise(), device.circuit, device.coupling)
-    return wiring.counts(qubits(dim))
+    reference = config.signs.kind is Sign.reference
+    return Wiring(Noise(), config.device.circuit, config.device.coupling, reference=reference).counts(dim)

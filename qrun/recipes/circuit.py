@@ -30,11 +30,12 @@ def circuit(config: CircuitConfig, qasm: str | None) -> None:
     wiring = Wiring(noise, config.device.circuit, config.device.coupling, config.device.keep)
     unit = np.random.default_rng(config.seed).normal(size=len(block))
     circuits = wiring.circuits(block[None])
-    whole = to_qiskit(circuits, 0, wiring.preparations(n)[circuits.shape[0]].angles(unit / np.linalg.norm(unit)))
+    prepared = circuits.encoded(unit[None, None] / np.linalg.norm(unit))[0, 0]
+    whole = to_qiskit(circuits, 0, wiring.preparations(n)[circuits.shape[0]].angles(prepared))
     if n <= 3:
         console.print(str(whole.draw("text", fold=console.width - 2)), markup=False)
     depth = whole.depth(lambda i: i.operation.name != "measure")
-    counts, prepared = circuits.counts(), wiring.preparations(n)[circuits.shape[0]].czs
+    counts, before = circuits.counts(), wiring.preparations(n)[circuits.shape[0]].czs
     survival = 1 - noise.total_error({**counts, "qubits": 0})
     slices = np.random.default_rng(config.seed).normal(size=(256, 1, len(block)))
     slices /= np.linalg.norm(slices, axis=-1, keepdims=True)
@@ -44,7 +45,7 @@ def circuit(config: CircuitConfig, qasm: str | None) -> None:
     fidelity = float((np.sqrt(np.clip(noisy, 0, 1) * ideal).sum(-1) ** 2).mean())
     error = float(np.sqrt(np.square(np.sqrt(np.clip(noisy, 0, 1)) - np.sqrt(ideal)).sum(-1)).mean())
     gates = ", ".join(f"{counts[k]} {k.upper()}" for k in ("cz", "sx", "x", "rz"))
-    say(f"{title}: {n} qubits, {gates}, depth {depth}; preparation {prepared} CZ")
+    say(f"{title}: {n} qubits, {gates}, depth {depth}; preparation {before} CZ")
     read_out = f"fidelity of the outcomes {fidelity:.4f}, error of |y| {error:.2%}"
     say(f"noise {noise.name}: gates survive with {survival:.2%}; simulated with readout: {read_out}")
     if qasm:

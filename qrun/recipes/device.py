@@ -27,14 +27,14 @@ class OnDevice(Protocol):
     seed: int
 
 
-def open_device(config: OnDevice, settings: int = 1) -> Device:
-    """The device of a config, with an equal share of its shots for each setting; InputError for a combination it cannot
-    run."""
-    shots = config.device.shots
-    own = replace(config.device, shots=shots and shots // settings)
+def open_device(config: OnDevice) -> Device:
+    """The device of a config, two settings with half of its shots each; InputError for a combination it cannot run."""
+    shots, signs = config.device.shots, config.signs.kind
+    own = replace(config.device, shots=shots and shots // (2 if signs is Sign.two_settings else 1))
     folder = Path(config.results).expanduser().resolve() / "qpu"
     module = import_module(f"qrun.quantum.devices.{config.device.kind}")
-    device: Device = module.open(Setting(own, config.noise, folder, accelerator(config.model.device)))
+    reference = signs is Sign.reference
+    device: Device = module.open(Setting(own, config.noise, folder, accelerator(config.model.device), reference))
     if device.remark:
         say(device.remark)
     return device
@@ -47,10 +47,9 @@ def accelerator(wanted: str) -> str | None:
 
 
 def open_executor(config: OnDevice, adapter: AdapterConfig) -> CircuitExecutor:
-    """An executor of that adapter on that device; InputError at once if its blocks are no circuits. Two settings share
-    the shots."""
+    """An executor of that adapter on that device; InputError at once if its blocks are no circuits."""
     qubits(adapter.dim)
-    device = open_device(config, 2 if config.signs.kind is Sign.two_settings else 1)
+    device = open_device(config)
     return CircuitExecutor(device, config.signs.kind, config.seed, adapter.sign_constrained, config.estimate)
 
 

@@ -30,14 +30,18 @@ def plan(config: PlanConfig) -> None:
     if shape is None:
         raise InputError(f"model={config.model.name}: its shape is not stated; give model.path=<local folder>")
     dim, side = config.adapter.dim, config.adapter.side
-    n = qubits(dim)
+    qubits(dim)
     selected = select(sites(shape), config.adapter.projections, config.adapter.layers)
     check_divides(selected, dim, side)
 
     nominal = config.device.kind == "ibm" and config.device.backend is None
     chip = heavy_hex() if nominal else read_calibration(named_backend(config.device.kind, config.device.backend))
     keep = 1.0 if nominal else config.device.keep  # where all places are alike none is better
-    wiring = Wiring(chip.typical, config.device.circuit, config.device.coupling, keep, chip)
+    reference = config.signs.kind is Sign.reference
+    wiring = Wiring(
+        chip.typical, config.device.circuit, config.device.coupling, keep, chip, reference=reference
+    )  # fmt: skip
+    n = wiring.qubits(dim)
     block = block_cost(wiring, n)
     settings = 2 if config.signs.kind is Sign.two_settings else 1
     shots = (config.device.shots or 0) // settings

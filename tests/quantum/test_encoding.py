@@ -84,9 +84,9 @@ def test_a_block_circuit_measures_the_squares_of_the_rotated_slice_on_its_coupli
 
 def test_gate_counts_of_random_blocks():
     """On a line: 2 CZ and one of the preparation for two qubits (the paper's circuit), 14 + 3, 60 + 14."""
-    counts = {n: Wiring(Noise()).counts(n)["cz"] for n in (1, 2, 3, 4)}
+    counts = {n: Wiring(Noise()).counts(2**n)["cz"] for n in (1, 2, 3, 4)}
     assert counts == {1: 0, 2: 3, 3: 17, 4: 74}
-    assert Wiring(Noise(), "qiskit", "full").counts(3)["cz"] <= 24 < 30 <= Wiring(Noise(), "qiskit").counts(3)["cz"]
+    assert Wiring(Noise(), "qiskit", "full").counts(8)["cz"] <= 24 < 30 <= Wiring(Noise(), "qiskit").counts(8)["cz"]
 
 
 def near_identity(n, count, size):

@@ -331,7 +331,7 @@ def test_a_way_is_its_circuit_estimate_and_signs_at_each_noise_and_rate(default)
         (["study.ways=[line/calibrated]"], "give circuit/estimate/signs"),
         (["study.ways=[line/magic/input]"], "magic is none of sqrt, calibrated, soft, posterior"),
         (["study.ways=[line/sqrt/none]"], "none is none of input, exact, two_settings"),
-        (["study.ways=[paper/sqrt/input]"], "use line or qiskit"),
+        (["study.ways=[paper/sqrt/input]"], "use line, qiskit, merged, direct"),
         (["study.ways=[line/posterior/two_settings]"], "takes signs from x"),
         (["study.rates=[1e-2,1e-3]"], "rising order"),
         (["study.nulls=[nothing]"], "use zero, shuffled"),

@@ -80,9 +80,9 @@ class AerDevice(Device):
         node = qml.set_shots(qml.QNode(block_tape(prepared, block, quiet, physical=True), device), self.shots or 8192)
         return np.array([node(row) for row in angles])
 
-    def run(self, prepared: Any, units: Floats, mask: np.ndarray, key: int, numbers: np.ndarray) -> Floats:
+    def _run(self, prepared: Any, units: Floats, mask: np.ndarray, key: int, numbers: np.ndarray) -> Floats:
         if self.backend != "pennylane":
-            return super().run(prepared, units, mask, key, numbers)
+            return super()._run(prepared, units, mask, key, numbers)
         if self.shots is None:
             possible = "use backend=density_matrix for exact probabilities"
             raise InputError(f"device.shots=null: pennylane-qiskit's device only counts; {possible}")

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from qrun.config.schema import DeviceConfig
 from qrun.errors import InputError
-from qrun.quantum.circuits import Circuits, check_orthogonal
+from qrun.quantum.circuits import Circuits, check_orthogonal, with_reference
 from qrun.quantum.encoding import Floats, qubits
 from qrun.quantum.estimates import rotation
 from qrun.quantum.noise import Noise
@@ -41,14 +41,16 @@ class Setting:
     noise: Noise
     folder: Path  # of a processor's jobs
     accelerator: str | None = None  # torch device of the fast simulator; None is the processor
+    reference: bool = False  # circuits have a qubit more, for signs=reference
 
     @property
     def wiring(self) -> Wiring:
-        return Wiring(self.noise, self.config.circuit, self.config.coupling, self.config.keep)
+        c = self.config
+        return Wiring(self.noise, c.circuit, c.coupling, c.keep, reference=self.reference)
 
 
 class Device(ABC):
-    """Common checks and shots. Subclasses give exact probabilities, or override `run` where only counts exist."""
+    """Common checks and shots. Subclasses give exact probabilities, or override `_run` where only counts exist."""
 
     name = "device"
     remark: str | None = None  # what to say when it is opened
@@ -73,7 +75,7 @@ class Device(ABC):
     def prepare(self, blocks: Floats, turned: bool = False) -> Any:
         """Check the blocks and do what is needed once. `turned` ends every circuit with RY(pi/2) on each qubit. Raises
         InputError for a b that is no circuit or a block that is not orthogonal."""
-        n = qubits(blocks.shape[-1])
+        n = qubits(blocks.shape[-1]) + self.wiring.reference
         if n > MOST_QUBITS:
             raise InputError(f"device={self.name}: blocks of {n} qubits; devices here run up to {MOST_QUBITS}")
         check_orthogonal(blocks)
@@ -85,14 +87,25 @@ class Device(ABC):
         return found.turned() if turned else found
 
     def run(self, prepared: Any, units: Floats, mask: np.ndarray, key: int, numbers: np.ndarray) -> Floats:
-        """Frequencies (probabilities without shots) [N, B, b]. `key` is the stream of shots, and
+        """Frequencies (probabilities without shots) [N, B, b], 2b with a reference. `key` is the stream of shots, and
         `numbers` [N] the slices' places in it."""
-        p = self._probabilities(prepared, units, mask)
-        return p if self.shots is None else sample(p, self.shots, key, numbers)
+        return self.run_all([(prepared, units, mask, key, numbers)])[0]
 
     def run_all(self, requests: Sequence[Request]) -> list[Floats]:
         """Several runs; a processor takes them as one."""
-        return [self.run(*request) for request in requests]
+        return [
+            self._run(made, self._encoded(made, units), mask, key, numbers)
+            for made, units, mask, key, numbers in requests
+        ]
+
+    def _encoded(self, prepared: Any, units: Any) -> Any:
+        """What circuits prepare for these slices."""
+        circuits = self.written(prepared)
+        return units if circuits is None else circuits.encoded(units)
+
+    def _run(self, prepared: Any, units: Floats, mask: np.ndarray, key: int, numbers: np.ndarray) -> Floats:
+        p = self._probabilities(prepared, units, mask)
+        return p if self.shots is None else sample(p, self.shots, key, numbers)
 
     def confusion(self, prepared: Any, dim: int, counted: int | None) -> NDArray[np.float64]:
         """Readout matrices [B, n, 2, 2] per bit of a slice's index, columns true and rows read: as the noise says, or
@@ -114,6 +127,8 @@ class Device(ABC):
 
     def _prepare(self, blocks: Floats, turned: bool) -> Any:
         """The matrices themselves, for a device without circuits."""
+        if self.wiring.reference:
+            return with_reference(blocks)
         return rotation(qubits(blocks.shape[-1])) @ blocks if turned else blocks
 
     @abstractmethod

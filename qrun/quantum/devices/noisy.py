@@ -8,7 +8,7 @@ from qrun.files import cache_folder
 from qrun.quantum.cache import BlockCache
 from qrun.quantum.circuits import Circuits
 from qrun.quantum.devices.base import Device, Setting
-from qrun.quantum.encoding import Floats, qubits
+from qrun.quantum.encoding import Floats
 from qrun.quantum.simulator import Prepared, prepare, probabilities
 from qrun.quantum.wiring import Wiring
 
@@ -41,7 +41,7 @@ class NoisyDevice(Device):
         return circuits
 
     def _prepare(self, blocks: Floats, turned: bool) -> Any:
-        n = qubits(blocks.shape[-1])
+        n = self.wiring.qubits(blocks.shape[-1])
         made = prepare(self.wiring.preparations(n), self.circuits(blocks, turned), self.places(n), self.dtype)
         if self.accelerator is None:
             return made
@@ -49,10 +49,13 @@ class NoisyDevice(Device):
 
         return accelerated.load(made, self.accelerator)
 
-    def run(self, prepared: Any, units: Any, mask: Any, key: int, numbers: np.ndarray) -> Any:
+    def _encoded(self, prepared: Any, units: Any) -> Any:
+        return units if self.accelerator else super()._encoded(prepared, units)
+
+    def _run(self, prepared: Any, units: Any, mask: Any, key: int, numbers: np.ndarray) -> Any:
         """On an accelerator slices that are there stay there, and so do their frequencies."""
         if self.accelerator is None:
-            return super().run(prepared, units, mask, key, numbers)
+            return super()._run(prepared, units, mask, key, numbers)
         import torch
 
         from qrun.quantum import accelerated, resident

@@ -63,7 +63,7 @@ class PennyLaneDevice(Device):
             raise InputError(f"device.backend={self.backend}: {_line(error)}") from error
 
     def _prepare(self, blocks: Floats, turned: bool) -> Circuits:
-        self._open(qubits(blocks.shape[-1]))  # what cannot be opened is told before anything runs
+        self._open(self.wiring.qubits(blocks.shape[-1]))  # what cannot be opened is told before anything runs
         return self.circuits(blocks, turned)
 
     def _probabilities(self, prepared: Circuits, units: Floats, mask: np.ndarray) -> Floats:
@@ -77,11 +77,11 @@ class PennyLaneDevice(Device):
             size = max(1, 2**16 // 4**n)
             for part in np.array_split(rows, max(1, -(-len(rows) // size))):
                 if len(part):
-                    found = self._run(node, preparations[prepared.shape[j]].angles(units[part, j]))
+                    found = self._execute(node, preparations[prepared.shape[j]].angles(units[part, j]))
                     out[part, j] = places.measured(found, prepared, j)
         return out
 
-    def _run(self, node: Any, angles: Floats) -> NDArray[np.float64]:
+    def _execute(self, node: Any, angles: Floats) -> NDArray[np.float64]:
         try:
             if self.backend in BROADCASTING:
                 return np.asarray(node(angles))
@@ -89,9 +89,9 @@ class PennyLaneDevice(Device):
         except Exception as error:
             raise RunFailed(f"device.backend={self.backend}: {_line(error)}") from error
 
-    def run(self, prepared: Any, units: Floats, mask: np.ndarray, key: int, numbers: np.ndarray) -> Floats:
+    def _run(self, prepared: Any, units: Floats, mask: np.ndarray, key: int, numbers: np.ndarray) -> Floats:
         if self.exact:
-            return super().run(prepared, units, mask, key, numbers)
+            return super()._run(prepared, units, mask, key, numbers)
         return self._probabilities(prepared, units, mask)
 
 
