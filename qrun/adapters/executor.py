@@ -106,6 +106,11 @@ class CircuitExecutor:
         self.steps = TENSORS if device.accelerator else ARRAYS
         self.statistics = Statistics()
 
+    @property
+    def settings(self) -> int:
+        """Circuits of a slice."""
+        return 2 if self.sign is Sign.two_settings else 1
+
     def site(self, name: str) -> "SiteExecutor":
         return SiteExecutor(self, name)
 
@@ -126,8 +131,8 @@ class SiteExecutor:
         self.parent = parent
         if (parent.sign is Sign.reference) != parent.device.wiring.reference:
             raise AssertionError("signs=reference and circuits with a reference go together")
-        two = parent.sign is Sign.two_settings
-        self.keys = [stream_key(parent.seed, f"{name}{setting}") for setting in (("", "/turned") if two else ("",))]
+        settings = ("", "/turned")[: parent.settings]
+        self.keys = [stream_key(parent.seed, f"{name}{setting}") for setting in settings]
         self.rows = 0  # seen without a number
         self._ready: tuple[Tensor, Ready] | None = None
 
@@ -164,7 +169,7 @@ class SiteExecutor:
         blocks = with_reference(ready.blocks) if self.parent.sign is Sign.reference else ready.blocks
         found = []
         for made, outcome, turn in zip(ready.prepared, counts, (np.eye(dim), rotation(qubits(dim))), strict=False):
-            inverse = inverse_confusion(device.confusion(made, dim, repeated))
+            inverse = inverse_confusion(device.confusion(made, dim, repeated, self.parent.seed))
             inverse = np.broadcast_to(inverse, (len(blocks), *inverse.shape[1:]))
             expected = np.square(np.einsum("jab,njb->nja", turn @ blocks, known))
             rates = fitted(outcome, expected, inverse, device.shots)

@@ -128,7 +128,7 @@ class ProcessorDevice(Device):
                 work.append((np.ix_(part, group), Piece(name, circuit, values, gates, seconds)))
         return work
 
-    def confusion(self, prepared: "Packed", dim: int, counted: int | None) -> NDArray[np.float64]:
+    def confusion(self, prepared: "Packed", dim: int, counted: int | None, seed: int = 0) -> NDArray[np.float64]:
         """As the calibration says, or counted on the chip: all |0> and all |1> on every place in use, side by side;
         once for all sites, since their key is the same."""
         if counted is None:

@@ -7,6 +7,7 @@ circuit's number. A multinomial is a chain of binomials, each by inversion or by
 
 import hashlib
 import math
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from numba import njit, prange
 from numpy.typing import NDArray
 
 from qrun.errors import RunFailed
+
+TABLE = 2**17  # factorials that are looked up
 
 
 def stream_key(seed: int, name: str) -> int:
@@ -30,8 +33,14 @@ def sample(probabilities: NDArray[Any], shots: int, key: int, numbers: NDArray[n
     p = np.ascontiguousarray(probabilities).reshape(-1, outcomes)
     first = (np.asarray(numbers, np.uint64)[:, None] * np.uint64(blocks) + np.arange(blocks, dtype=np.uint64)).ravel()
     out = np.empty_like(p)
-    _multinomial(p, shots, np.uint64(key), first, out)
+    _multinomial(p, shots, np.uint64(key), first, _log_factorials(min(shots, TABLE)), out)
     return out.reshape(tokens, blocks, outcomes)
+
+
+@cache
+def _log_factorials(most: int) -> NDArray[np.float64]:
+    """log k! for k = 0 .. most."""
+    return np.array([math.lgamma(k + 1) for k in range(most + 1)])
 
 
 @njit(cache=True, inline="always")
@@ -45,8 +54,13 @@ def _next(state):  # type: ignore[no-untyped-def]
     return state, (np.float64(z >> np.uint64(11)) + 0.5) * 2.0**-53
 
 
+@njit(cache=True, inline="always")
+def _log_factorial(k, table):  # type: ignore[no-untyped-def]
+    return table[int(k)] if k < table.shape[0] else math.lgamma(k + 1)
+
+
 @njit(cache=True)
-def _binomial(n, p, state):  # type: ignore[no-untyped-def]
+def _binomial(n, p, state, table):  # type: ignore[no-untyped-def]
     """One draw of Binomial(n, p) for 0 < p <= 1/2; returns (state, k)."""
     q = 1.0 - p
     if n * p < 10.0:
@@ -74,10 +88,10 @@ def _binomial(n, p, state):  # type: ignore[no-untyped-def]
             continue
         v = math.log(v * alpha / (a / (us * us) + b))
         bound = (
-            math.lgamma(mode + 1)
-            + math.lgamma(n - mode + 1)
-            - math.lgamma(k + 1)
-            - math.lgamma(n - k + 1)
+            _log_factorial(mode, table)
+            + _log_factorial(n - mode, table)
+            - _log_factorial(k, table)
+            - _log_factorial(n - k, table)
             + (k - mode) * math.log(p / q)
         )
         if v <= bound:
@@ -85,7 +99,7 @@ def _binomial(n, p, state):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, parallel=True)
-def _multinomial(p, shots, key, first, out):  # type: ignore[no-untyped-def]
+def _multinomial(p, shots, key, first, table, out):  # type: ignore[no-untyped-def]
     rows, outcomes = p.shape
     for row in prange(rows):
         # a row's stream starts where a hash of (key, number) says, so neighbours share nothing
@@ -104,9 +118,9 @@ def _multinomial(p, shots, key, first, out):  # type: ignore[no-untyped-def]
                 if share >= 1.0:
                     count = left
                 elif share <= 0.5:
-                    state, count = _binomial(left, share, state)
+                    state, count = _binomial(left, share, state, table)
                 else:
-                    state, count = _binomial(left, 1.0 - share, state)
+                    state, count = _binomial(left, 1.0 - share, state, table)
                     count = left - count
             out[row, k] = count / shots
             left -= count

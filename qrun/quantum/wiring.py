@@ -6,7 +6,7 @@ device.keep       with noise.calibration, the share of the chip's places that is
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from qrun.quantum.calibration import Calibration, calibration
 from qrun.quantum.circuits import Circuits, block_circuits, generic, generic_block, joined, with_reference
 from qrun.quantum.encoding import Floats as Blocks
-from qrun.quantum.layout import Place, coupling, pack
+from qrun.quantum.layout import Place, coupling, heavy_hex, pack
 from qrun.quantum.noise import Noise
 from qrun.quantum.places import Places, at, everywhere
 from qrun.quantum.preparation import Preparation, preparation
@@ -22,6 +22,12 @@ from qrun.quantum.simulator import prepare, probabilities
 from qrun.quantum.synthesis import Edges, Floats, path, shapes
 
 SLICES = 200  # that judge a place
+
+
+@cache
+def lattice_places(n: int) -> int:
+    """Disjoint places of n qubits on the 156-qubit lattice."""
+    return len(pack(heavy_hex(), n, shapes(n)))
 
 
 @dataclass(frozen=True)
@@ -99,6 +105,11 @@ class Wiring:
             found = pack(self.calibration, n, self.couplings(n), self.keep, partial(self.errors, n))
             self._chosen[n] = found if self.room is None else found[: max(1, self.room // n)]
         return self._chosen[n]
+
+    def packed(self, dim: int) -> int:
+        """Blocks that run at once, on the 156-qubit lattice without a calibration."""
+        n = self.qubits(dim)
+        return len(self.chosen(n)) if self.calibration else lattice_places(n)
 
     @cached_property
     def _chosen(self) -> dict[int, list[Place]]:

@@ -1,6 +1,7 @@
 """The heavy half of tasks: each opens its model, computes, and leaves one run in the store's `study` experiment."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from qrun.adapters.executor import CircuitExecutor
 from qrun.adapters.linear import Adapter, detach
 from qrun.adapters.saving import read, save
 from qrun.cells.cell import Place
@@ -19,6 +21,7 @@ from qrun.evaluation.measurement import Difference, Measurement, difference
 from qrun.evaluation.questions import answer
 from qrun.language import questions
 from qrun.quantum.noise import Noise
+from qrun.quantum.plan import QUICK_S
 from qrun.quantum.wiring import Wiring
 from qrun.recipes.compress import compress_into
 from qrun.recipes.device import open_executor
@@ -100,6 +103,7 @@ def measure_cell(task: Measure, workspace: Workspace, place: Place) -> str:
             if executor is not None and adapter is not None:
                 metrics |= {f"circuit/{name}": value for name, value in executor.statistics.summary().items()}
                 metrics["circuit/total_error"] = config.noise.total_error(_counts(adapter.config.dim, config))
+                metrics |= _qpu_cost(executor, adapter)
             run.metrics(metrics)
             run.texts({
                 "config.yaml": to_yaml(config), "env.json": _environment(), MEASUREMENT: result.to_json(),
@@ -182,6 +186,16 @@ def ask_cell(config: QuestionsRunConfig, circuits: bool, workspace: Workspace, p
 @cache
 def _environment() -> str:
     return json.dumps(environment(), indent=1)
+
+
+def _qpu_cost(executor: CircuitExecutor, adapter: Adapter) -> dict[str, float]:
+    """Shots of a slice in all its settings, and estimated QPU seconds of a token: IBM's quick form, blocks packed on
+    the noise's chip or the 156-qubit lattice, jobs and calibration aside."""
+    device, dim = executor.device, adapter.config.dim
+    shots = (device.shots or 0) * executor.settings
+    widths = [module.blocks().shape[0] for module in adapter.modules.values()]
+    seconds = shots * QUICK_S * sum(math.ceil(blocks / device.wiring.packed(dim)) for blocks in widths)
+    return {"circuit/shots": shots, "circuit/qpu_seconds": seconds}
 
 
 def _counts(dim: int, config: MeasureConfig) -> dict[str, int]:

@@ -3,7 +3,7 @@
 A way is circuit/estimate/signs, such as `qiskit/sqrt/input`: the paper's, routed along a line as its chip has to. All
 ways spend the same shots in total. Gain kept = (nats frozen - nats on the device) / (nats frozen - nats exact): 1 is
 the exact adapter, 0 the frozen model. An estimator must not be credited with a gain: K = 0 and a shuffled K go through
-the same ways.
+the same ways. `study.beside` are more ways, `study.shots` other totals for `study.ways`, both at the first noise.
 
 Margins: our claim that the wall at three qubits is the estimator's holds where the paper's way keeps nothing of the
 gain at b = 8 (the whole interval below 0) and OURS 40 % or more; larger scales are reached where the paper's way keeps
@@ -12,9 +12,9 @@ heron_r2, looking at up to half of the default test text; other seeds, chips, ra
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -46,6 +46,7 @@ from qrun.studies.statistics import RESAMPLES, SEED, gains, limits, nats, text, 
 
 PAPER, OURS = "qiskit/sqrt/input", "line/calibrated/two_settings"  # what grades compare
 NULLS = {"zero": "K = 0", "shuffled": "shuffled K"}
+QPU_S = 15_840  # 4 h 24 min, what the paper's run took
 KEPT = 0.4  # of the gain, at least, where the wall is the estimator's
 
 
@@ -73,11 +74,15 @@ class Axes(StudyAxes):
     ways: list[str] = field(default_factory=lambda: [PAPER, "line/calibrated/input"])
     noises: list[str] = field(default_factory=lambda: ["heron_r2"])  # options of group noise, each at its own rates
     rates: list[float] = field(default_factory=list)  # of `noise`, two-qubit error with all rates in proportion
+    beside: list[str] = field(default_factory=list)  # more ways, at the first noise alone
+    shots: list[int] = field(default_factory=list)  # other totals, for `ways` at the first noise
     nulls: list[str] = field(default_factory=lambda: list(NULLS))  # at the first noise, of the first seed
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        different("study.ways", self.ways)
+        different("study.ways", [*self.ways, *self.beside])
+        more = [*self.shots] == sorted(set(self.shots)) and min(self.shots, default=2) > 1
+        require(more, "study.shots", self.shots, "give different numbers above 1 in rising order")
         different("study.noises", self.noises)
         rising = self.rates == sorted(set(self.rates)) and min(self.rates, default=1) > 0
         require(rising, "study.rates", self.rates, "give different rates above 0 in rising order")
@@ -96,7 +101,7 @@ class Config(StudyRun):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.device.kind == "noisy", "device", self.device.kind, "the wall stands on device=noisy")
-        for words in self.study.ways:
+        for words in (*self.study.ways, *self.study.beside):
             found = way(words)
             device = replace(self.device, circuit=found.circuit)
             check_readout(device, EstimateConfig(found.estimate), SignsConfig(found.sign))
@@ -109,6 +114,7 @@ def cells(config: Config, say: Say) -> Iterator[Cell]:
     moved = [(rate, config.noise.along("proportional", rate)) for rate in study.rates]
     yield base
     for chosen, dim in usable(config, say):
+        mains, beside = ([w for w in ways if fits(way(w), dim, say)] for ways in (study.ways, study.beside))
         adapter = replace(at_sites(config.adapter, chosen), dim=dim)
         for seed in study.seeds:
             for method in study.controls:
@@ -120,27 +126,42 @@ def cells(config: Config, say: Say) -> Iterator[Cell]:
             exact = exact_cell(config, trained, base)
             yield exact
             needs = {"adapter": trained, "base": base, "exact": exact}
-            for words in study.ways:
-                found, device = way(words), replace(config.device, circuit=way(words).circuit)
+            first = study.noises[0]
+            for words in (*mains, *beside):
+                found, point = way(words), {**trained.axes, "way": words}
+                device = replace(config.device, circuit=found.circuit)
                 here = replace(
                     measurement(config), seed=seed, device=device, estimate=EstimateConfig(found.estimate),
                     signs=SignsConfig(found.sign),
                 )  # fmt: skip
-                point = {**trained.axes, "way": words}
-                for name, noise in presets.items():
+                for name, noise in presets.items() if words in mains else [(first, presets[first])]:
                     there = replace(here, noise=noise)
                     yield Cell({**point, "noise": name}, Measure(there), needs)
-                    for null in study.nulls if (name, seed) == (study.noises[0], study.seeds[0]) else ():
+                    for null in study.nulls if (name, seed) == (first, study.seeds[0]) else ():
                         yield Cell({**point, "noise": name, "null": NULLS[null]}, Measure(there, null), needs)
+                if words in beside:
+                    continue
+                for shots in study.shots:
+                    there = replace(here, noise=presets[first], device=replace(device, shots=shots))
+                    yield Cell({**point, "noise": first, "shots": shots}, Measure(there), needs)
                 for rate, noise in moved:
                     yield Cell({**point, "noise": config.noise.name, "rate": rate},
                                Measure(replace(here, noise=noise)), needs)  # fmt: skip
 
 
+def fits(found: Way, dim: int, say: Say) -> bool:
+    """Whether blocks of dimension b have circuits of that way; says why not."""
+    reference, merged = found.sign is Sign.reference and dim > 8, found.circuit == "merged" and dim != 8
+    if reference or merged:
+        why = "a reference has circuits up to b = 8" if reference else "merged circuits are for b = 8"
+        say(f"left out, {found.circuit}/{found.estimate.value}/{found.sign.value} at b={dim}: {why}")
+    return not (reference or merged)
+
+
 def numbers(results: Results) -> Mapping[str, pd.DataFrame]:
     """Gain kept by way, noise and rate; critical rates; nulls; exact gains with controls."""
     measured = results.table[results.table["kind"] == "measure"].copy()
-    for column in ("null", "rate"):
+    for column in ("null", "rate", "shots"):
         if column not in measured:
             measured[column] = np.nan
     base, exact = measured[measured["method"] == "none"], measured[measured["way"].isna()]
@@ -148,8 +169,8 @@ def numbers(results: Results) -> Mapping[str, pd.DataFrame]:
     device = measured[measured["way"].notna()]
     trained, untrained = device[device["null"].isna()], device[device["null"].notna()]
     kept = []
-    for point, group in trained.groupby(["sites", "b", "way", "noise", "rate"], sort=False, dropna=False):
-        here = dict(zip(["sites", "b", "way", "noise", "rate"], point, strict=True))
+    for point, group in trained.groupby(["sites", "b", "way", "noise", "rate", "shots"], sort=False, dropna=False):
+        here = dict(zip(["sites", "b", "way", "noise", "rate", "shots"], point, strict=True))
         own = exact[(exact["method"] == "cayley") & (exact["sites"] == here["sites"]) & (exact["b"] == here["b"])]
         kept.append({**here, **of_gain(results, base, group, own)})
     ends = []
@@ -159,11 +180,21 @@ def numbers(results: Results) -> Mapping[str, pd.DataFrame]:
         ends.append({**dict(zip(["sites", "b", "way"], point, strict=True)), **crossing, "seeds": len(gain)})
     found = {
         "text": text(results, base), "exact": gains(results, base, exact, ["sites", "b", "method"]),
-        "kept": pd.DataFrame(kept), "ends": pd.DataFrame(ends),
+        "kept": pd.DataFrame([row for row in kept if math.isnan(row["shots"])]), "ends": pd.DataFrame(ends),
     }  # fmt: skip
+    if trained["shots"].notna().any():
+        found["shots"] = by_shots(kept)
     if len(untrained):
         found["nulls"] = gains(results, base, untrained, ["sites", "b", "way", "noise", "null"])
     return found
+
+
+def by_shots(kept: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """Gain kept by shots in all, of the ways and noises that have several; QPU seconds a token are estimates."""
+    rows = pd.DataFrame([{**row, "shots": row["all_shots"]} for row in kept if math.isnan(row["rate"])])
+    several = rows.groupby(["sites", "b", "way", "noise"])["shots"].transform("nunique") > 1
+    found = rows[several].sort_values(["sites", "b", "way", "shots"])
+    return found.assign(tokens=QPU_S / found["qpu_seconds"])
 
 
 def of_gain(results: Results, base: pd.DataFrame, device: pd.DataFrame, exact: pd.DataFrame) -> dict[str, float]:
@@ -182,6 +213,7 @@ def of_gain(results: Results, base: pd.DataFrame, device: pd.DataFrame, exact: p
         **limits("document", documents), "perplexity": device["perplexity"].mean(), "gain": device["gain"].mean(),
         "error": device["circuit/relative_error"].mean(), "survival": device["circuit/survival"].mean(),
         "circuits": (device["circuit/circuits"] / device["tokens"]).mean(),
+        "all_shots": device["circuit/shots"].mean(), "qpu_seconds": device["circuit/qpu_seconds"].mean(),
         "seconds": device["circuit/circuit_seconds"].mean(), "seeds": len(device),
     }  # fmt: skip
 

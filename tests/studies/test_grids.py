@@ -41,8 +41,9 @@ def default():
         ("controls", {"train": 2 * 7 * 3, "measure": 1 + 2 * 7 * 3 + 2 * 3 * 3}),
         # per site set and seed: b=2 has 5 points and 4 readout rates, the others 6 points, 6 rates and 4 readout rates
         ("noise", {"train": 2 * 4 * 3, "measure": 1 + 2 * 4 * 3 + 2 * 3 * (9 + 3 * 16)}),
-        # per b and seed: LoRA and the adapter exact; 3 ways at 2 noises and 4 rates; 2 nulls of a seed
-        ("wall", {"train": 2 * 3 * 2, "measure": 1 + 2 * 3 * (2 + 3 * (2 + 4)) + 2 * 3 * 2}),
+        # per b and seed: LoRA and the adapter exact; 3 ways at 2 noises and 4 rates; beside them 4, 3 at b = 16;
+        # of one seed 2 nulls of every way
+        ("wall", {"train": 3 * 3 * 2, "measure": 1 + 3 * 3 * (2 + 3 * (2 + 4)) + 3 * 3 * 2 + (4 + 4 + 3) * (3 + 2)}),
         # shifted: 2 b of the original, 7 arms at each ratio; home: 1 and 3
         ("recover", {"compress": 2, "train": 3 * (2 + 2 * 7 + 1 + 2 * 3), "measure": 6 + 3 * (2 + 2 * 7 + 1 + 2 * 3)}),
         ("questions", {"ask": 1}),
@@ -53,7 +54,7 @@ def test_default_grids_have_exactly_these_cells(default, study, expected):
     assert kinds(cells) == expected and len(set(map(id, cells))) == len(cells)
     if study != "recover":  # whose home cells need the compression that the shifted ones have yielded
         assert {id(cell) for cell in with_needs(cells)} == {id(cell) for cell in cells}
-    assert bool(said) == (study == "noise")
+    assert bool(said) == (study in ("noise", "wall"))
 
 
 @pytest.mark.parametrize("study", ["dim", "controls", "noise", "wall", "recover"])
@@ -309,7 +310,11 @@ def test_noise_axes_that_make_no_sense_are_refused(words, message):
 
 
 def test_a_way_is_its_circuit_estimate_and_signs_at_each_noise_and_rate(default):
-    own = [c for c in default["wall"][0] if c.axes.get("way") and c.axes["seed"] == 0 and c.axes["b"] == 8]
+    device = [c for c in default["wall"][0] if c.axes.get("way") and c.axes["seed"] == 0 and c.axes["b"] == 8]
+    main = ["qiskit/sqrt/input", "line/calibrated/input", "line/calibrated/two_settings"]
+    own, beside = ([c for c in device if (c.axes["way"] in main) is among] for among in (True, False))
+    assert Counter(c.axes["way"] for c in beside) == dict.fromkeys(configure("wall", []).study.beside, 3)
+    assert {c.axes["noise"] for c in beside} == {"heron_r2"} and not any("rate" in c.axes for c in beside)
     for cell in own:
         circuit, estimate, sign = cell.axes["way"].split("/")
         c = cell.task.config
@@ -325,6 +330,16 @@ def test_a_way_is_its_circuit_estimate_and_signs_at_each_noise_and_rate(default)
     assert {c.task.config.noise.calibration for c in chips} == {"FakeMarrakesh"}
 
 
+def test_totals_of_shots_are_moved_for_the_ways_and_what_has_no_circuits_is_left_out():
+    words = ["experiment=shots", "study.seeds=[0]", "study.dims=[8,16]", "study.beside=[merged/calibrated/input]"]
+    cells, said = grid("wall", *words)
+    device = [c for c in cells if c.axes.get("way")]
+    moved = [c for c in device if "shots" in c.axes]
+    assert len(moved) == 2 * 3 * 4 and all(c.task.config.device.shots == c.axes["shots"] for c in moved)
+    assert [c.axes["b"] for c in device if c.axes["way"] == "merged/calibrated/input"] == [8]
+    assert said == ["left out, merged/calibrated/input at b=16: merged circuits are for b = 8"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -333,6 +348,8 @@ def test_a_way_is_its_circuit_estimate_and_signs_at_each_noise_and_rate(default)
         (["study.ways=[line/sqrt/none]"], "none is none of input, exact, two_settings"),
         (["study.ways=[paper/sqrt/input]"], "use line, qiskit, merged, direct"),
         (["study.ways=[line/posterior/two_settings]"], "takes signs from x"),
+        (["study.beside=[line/calibrated/input]"], "different values"),
+        (["study.shots=[4096,512]"], "rising order"),
         (["study.rates=[1e-2,1e-3]"], "rising order"),
         (["study.nulls=[nothing]"], "use zero, shuffled"),
         (["device=shots", "noise=none"], "device=noisy"),

@@ -456,12 +456,12 @@ def test_where_nothing_changed_there_is_no_share():
 # --- wall
 
 
-def wall_table(shares=(0.5, 0.6, 0.7), rates=(1e-3, 1e-2)):
+def wall_table(shares=(0.5, 0.6, 0.7), rates=(1e-3, 1e-2), shots=None):
     """An adapter from 32 to 30, of which a way keeps `shares` by seed, and over the rates the first to a fifth."""
     table = Table()
     table.measure(32.0, method="none")
     circuits = {"circuit/relative_error": 0.1, "circuit/survival": 0.9, "circuit/circuits": 3270 * 48,
-                "circuit/circuit_seconds": 2.0}  # fmt: skip
+                "circuit/circuit_seconds": 2.0, "circuit/shots": 8192, "circuit/qpu_seconds": 120.0}  # fmt: skip
     for seed, share in enumerate(shares):
         axes = {"sites": "all", "b": 8, "seed": seed, "method": "cayley", "parameters": 1344}
         table.train(**axes)
@@ -473,6 +473,9 @@ def wall_table(shares=(0.5, 0.6, 0.7), rates=(1e-3, 1e-2)):
 
         table.measure(at(share), 0.1 * share, **here, gain=32 - at(share))
         table.measure(32.5, 0.05, **here, null="K = 0", gain=-0.5)
+        if shots:
+            more = {**here, "circuit/shots": shots, "circuit/qpu_seconds": 120.0 * shots / 8192, "shots": shots}
+            table.measure(at(share + 0.1), 0.1 * share, **more, gain=1.0)
         for left, rate in zip((share, -share), rates, strict=False):
             table.measure(at(left), 0.1 * left, **{**here, "noise": "paper"}, rate=rate, gain=32 - at(left))
     return table.results
@@ -493,6 +496,15 @@ def test_gain_kept_is_the_share_of_nats_with_intervals_over_seeds_and_documents(
 def test_the_critical_rate_of_a_way_is_where_its_gain_ends():
     (end,) = wall.numbers(wall_table())["ends"].to_dict("records")
     assert end["way"] == wall.OURS and 1e-3 < end["low"] < end["rate"] < end["high"] < 1e-2
+
+
+def test_shots_are_priced_beside_the_usual_ones():
+    found = wall.numbers(wall_table(shots=16384))
+    assert len(found["kept"][found["kept"]["rate"].isna()]) == 1  # the usual shots alone
+    rows = found["shots"]
+    assert rows["shots"].tolist() == [8192, 16384] and rows["kept"].tolist() == pytest.approx([0.6, 0.7])
+    assert rows["qpu_seconds"].tolist() == [120, 240] and rows["tokens"].tolist() == pytest.approx([132, 66])
+    assert "shots" not in wall.numbers(wall_table())
 
 
 def test_without_rates_and_nulls_a_wall_is_a_table_of_ways():

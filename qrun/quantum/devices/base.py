@@ -107,11 +107,11 @@ class Device(ABC):
         p = self._probabilities(prepared, units, mask)
         return p if self.shots is None else sample(p, self.shots, key, numbers)
 
-    def confusion(self, prepared: Any, dim: int, counted: int | None) -> NDArray[np.float64]:
+    def confusion(self, prepared: Any, dim: int, counted: int | None, seed: int = 0) -> NDArray[np.float64]:
         """Readout matrices [B, n, 2, 2] per bit of a slice's index, columns true and rows read: as the noise says, or
         from `counted` shots of the circuits all |0> and all |1>."""
         circuits, places = self.written(prepared), self.places(qubits(dim))
-        rng = np.random.default_rng(0)  # one calibration, whatever is measured with it
+        rng = np.random.default_rng(seed)  # one calibration for all sites and settings
         tables = np.array([[_read(noise, counted, rng) for noise in row] for row in places.one])
         if circuits is None:
             return tables[:1]
