@@ -159,7 +159,7 @@ def test_the_noise_study_tells_shots_readout_and_gates_apart(noises):
 
 def test_the_wall_measures_every_way_with_the_dim_studys_adapters(dims, words, capsys):
     more = ["study.dims=[4]", "study.ways=[qiskit/sqrt/input,line/calibrated/two_settings]", "noise=gates",
-            "study.noises=[heron_r2]", "study.rates=[1e-3,2e-2]", "evaluation.max_tokens=320",
+            "study.noises=[heron_r2]", "study.rates=[1e-3,2e-2]", "study.beside=[]", "evaluation.max_tokens=320",
             *(word for word in NOISE if word.startswith("noise."))]  # fmt: skip
     results = study("wall", [*words, *more], results=dims[1].folder, name="wall")
     assert set(rows(results, "train")["key"]) < set(rows(dims[0], "train")["key"])
