@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qrun.adapters.cayley import rotate
-from qrun.config.schema import EstimateConfig, Estimator, Rates, Sign
+from qrun.config.schema import Allocation, EstimateConfig, Estimator, Rates, Sign
 from qrun.errors import InputError
 from qrun.quantum import resident
 from qrun.quantum.circuits import with_reference
@@ -96,13 +96,13 @@ class CircuitExecutor:
 
     def __init__(
         self, device: Device, sign: Sign, seed: int, constrained: bool = False,
-        estimate: EstimateConfig | None = None,
+        estimate: EstimateConfig | None = None, allocation: Allocation = Allocation.equal,
     ) -> None:  # fmt: skip
         if constrained and sign is not Sign.input:
             how = "its forward pass is sign(x) |Qx|; use signs=input"
             raise InputError(f"signs={sign.value}: a sign-constrained adapter has no other signs, {how}")
         self.device, self.sign, self.seed, self.constrained = device, sign, seed, constrained
-        self.estimate = estimate or EstimateConfig()
+        self.estimate, self.allocation = estimate or EstimateConfig(), allocation
         self.steps = TENSORS if device.accelerator else ARRAYS
         self.statistics = Statistics()
 
@@ -111,8 +111,8 @@ class CircuitExecutor:
         """Circuits of a slice."""
         return 2 if self.sign is Sign.two_settings else 1
 
-    def site(self, name: str) -> "SiteExecutor":
-        return SiteExecutor(self, name)
+    def site(self, name: str, effect: Tensor | None = None) -> "SiteExecutor":
+        return SiteExecutor(self, name, effect)
 
 
 @dataclass
@@ -127,8 +127,8 @@ class Ready:
 class SiteExecutor:
     """The executor of one site: keeps its prepared blocks and counts its circuits."""
 
-    def __init__(self, parent: CircuitExecutor, name: str) -> None:
-        self.parent = parent
+    def __init__(self, parent: CircuitExecutor, name: str, effect: Tensor | None = None) -> None:
+        self.parent, self.effect = parent, effect
         if (parent.sign is Sign.reference) != parent.device.wiring.reference:
             raise AssertionError("signs=reference and circuits with a reference go together")
         settings = ("", "/turned")[: parent.settings]
@@ -179,7 +179,19 @@ class SiteExecutor:
             found.append(rates)
         return found
 
-    def estimates(self, ready: Ready, outcomes: list[Any], units: Any, product: Any) -> Any:
+    def shares(self, norms: Tensor) -> Tensor:
+        """Where slices of norms [N, B] run, or with allocation=effect the shots of each: as many in all for every token
+        as equal ones, at least an eighth of those for a slice that is not zero."""
+        real, shots = norms > 0, self.parent.device.shots
+        if self.parent.allocation is Allocation.equal or shots is None:
+            return real
+        weight = norms.double() if self.effect is None else norms.double() * self.effect.to(norms.device).double()
+        least = shots // 8
+        spare = (shots - least) * real.sum(-1, keepdim=True)
+        upto = (spare * weight.cumsum(-1) / weight.sum(-1, keepdim=True).clamp(min=1e-300)).round().long()
+        return torch.diff(upto, dim=-1, prepend=torch.zeros_like(upto[:, :1])) + least * real
+
+    def estimates(self, ready: Ready, outcomes: list[Any], units: Any, product: Any, shares: Any) -> Any:
         """Unit estimates [N, B, b] of Q x/|x|; `product` is needed by the control of exact signs alone."""
         parent, steps = self.parent, self.parent.steps
         rates = ready.rates or [None] * len(outcomes)
@@ -188,7 +200,8 @@ class SiteExecutor:
             leaning = self._leaning(ready, _array(sizes[0]), _array(units))
             return torch.as_tensor(leaning).to(units) if isinstance(units, Tensor) else leaning
         if parent.sign is Sign.two_settings:
-            return steps.from_two_settings(sizes[0], sizes[1], units, rates[0], parent.device.shots)
+            shots = parent.device.shots if parent.allocation is Allocation.equal else shares
+            return steps.from_two_settings(sizes[0], sizes[1], units, rates[0], shots)
         if parent.sign is Sign.reference:
             return from_reference(sizes[0])
         return steps.with_signs(sizes[0], units if parent.sign is Sign.input else product)
@@ -221,8 +234,10 @@ class SiteExecutor:
         product = exact(blocks.to(x.device), x)
         vectors, wanted = (x, product) if device.accelerator else (x.numpy(), product.numpy())
         units, norms = parent.steps.normalise(vectors)
-        outcomes = self.run(ready, units, norms > 0, numbers)
-        estimates = self.estimates(ready, outcomes, units, wanted) * norms[..., None]
+        there = self.shares(torch.as_tensor(norms))
+        shares: Any = there if device.accelerator else there.numpy()
+        outcomes = self.run(ready, units, shares, numbers)
+        estimates = self.estimates(ready, outcomes, units, wanted, shares) * norms[..., None]
         found = torch.as_tensor(estimates)
         self._count(x, product, found, torch.as_tensor(norms), len(outcomes))
         parent.statistics.seconds += time.perf_counter() - started

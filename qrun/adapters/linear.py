@@ -29,8 +29,8 @@ class Executor(Protocol):
 class SiteExecutors(Protocol):
     """A device that gives each site an executor of its own, with its own stream of shots."""
 
-    def site(self, name: str) -> Executor:
-        """The executor of a site."""
+    def site(self, name: str, effect: Tensor | None = None) -> Executor:
+        """The executor of a site; `effect` [B] is how much an error of each slice does behind the projection."""
         ...
 
 
@@ -57,6 +57,12 @@ class AdaptedLinear(nn.Module):
         if self._cache is None or self._cache[0] != self.skew._version or self._cache[1].device != self.skew.device:
             self._cache = (self.skew._version, cayley(self.skew.detach(), self.dim))
         return self._cache[1]
+
+    def effect(self) -> Tensor:
+        """Frobenius norm [B] of the part of W that reads each slice; 1 for slices that W writes."""
+        if self.side is Side.output:
+            return self.base.weight.new_ones(self.base.out_features // self.dim)
+        return torch.linalg.matrix_norm(self.base.weight.detach().float().unflatten(1, (-1, self.dim)).transpose(0, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.enabled or self._original is not None:
@@ -134,7 +140,7 @@ class Adapter:
         shots. None is exact."""
         for name, module in self.modules.items():
             of_site = getattr(executor, "site", None)
-            module.executor = executor if of_site is None else of_site(name)
+            module.executor = executor if of_site is None else of_site(name, module.effect())
 
     def bases(self) -> dict[str, nn.Module]:
         """The frozen linear layers."""

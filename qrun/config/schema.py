@@ -381,6 +381,13 @@ class Mode(Enum):
     session = "session"  # together, with the processor reserved, and billed, while it is open
 
 
+class Allocation(Enum):
+    """How the shots of a token are shared out among its slices."""
+
+    equal = "equal"
+    effect = "effect"  # in proportion to |x_j| |W_j|: the least error behind the projection for the same total
+
+
 DECOUPLING = ("XX", "XpXm", "XY4")
 
 
@@ -394,6 +401,7 @@ class DeviceConfig:
     circuit: str = "line"  # how Q is written; config group `circuit`
     coupling: str = "line"  # which qubits a circuit's CZ may join: line, neighbours on a path; full, every pair
     keep: float = 0.8  # share of a calibrated chip's places that is used, the best ones
+    allocation: Allocation = Allocation.equal  # of shots; a processor counts all blocks of a circuit as often
     takes_noise: bool = False  # what the device is, not a choice: it has a noise model
     precision: Precision = Precision.float32
     budget_s: float | None = None  # most QPU seconds of all jobs of a results folder, on fake and ibm
@@ -411,6 +419,8 @@ class DeviceConfig:
         need(self, "device.coupling", self.coupling in ("line", "full"), "use line or full")
         chips = self.kind not in PROCESSORS or self.coupling == "line"
         need(self, "device.coupling", chips, f"{self.kind} has neighbours only; use line")
+        free = self.kind in ("shots", "noisy", "aer") or self.allocation is Allocation.equal
+        need(self, "device.allocation", free, f"{self.kind} counts all alike; use equal")
         need(self, "device.keep", 0 < self.keep <= 1, "give a share of the places, above 0 and up to 1")
         need(self, "device.budget_s", budget, "give seconds above 0, or null for no limit")
         at_least(self, 0, "device.repetition")

@@ -40,6 +40,7 @@ from numba import njit, prange
 from numpy.typing import NDArray
 
 Floats = NDArray[np.floating]
+Shots = int | NDArray[np.int64]
 LEAST_KEPT = 0.02  # 1 - l below which a circuit tells nothing
 LANES = 64  # rows that a kernel holds side by side
 SMALL = 8  # block dimension up to which every pattern of signs is tried
@@ -117,9 +118,10 @@ def with_signs(size: Floats, reference: Floats) -> Floats:
 
 
 def from_two_settings(
-    size: Floats, turned: Floats, units: Floats, rates: Rates | None = None, shots: int | None = None
+    size: Floats, turned: Floats, units: Floats, rates: Rates | None = None, shots: Shots | None = None
 ) -> Floats:
-    """Unit estimates [N, B, b] from magnitudes in both settings of `shots` each, with the signs that explain them."""
+    """Unit estimates [N, B, b] from magnitudes in both settings of `shots` each, or [N, B], with the signs that explain
+    them."""
     dim, blocks = size.shape[-1], size.shape[1]
     out, r = np.empty_like(size), rotation(dim.bit_length() - 1).astype(size.dtype)
     m, t, x = (np.ascontiguousarray(a, size.dtype).reshape(-1, dim) for a in (size, turned, units))
@@ -129,8 +131,8 @@ def from_two_settings(
     else:
         _best_flips(m, t, x, r, signs)
     kept, floor = (np.ones(blocks), 0.0) if rates is None else (rates.kept, rates.residual)
-    counting = np.zeros(blocks) if shots is None else 1 / (shots * kept**2)
-    _likeliest(m, t, signs, x, r.astype(float), counting, floor + 1e-6, blocks, out.reshape(-1, dim))
+    counting = np.ravel(np.zeros(blocks) if shots is None else 1 / (np.maximum(shots, 1) * kept**2))
+    _likeliest(m, t, signs, x, r.astype(float), counting, floor + 1e-6, out.reshape(-1, dim))
     return out
 
 
@@ -316,7 +318,7 @@ def _best_flips(size, turned, x, r, signs):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, parallel=True)
-def _likeliest(size, turned, signs, x, r, counting, floor, blocks, out):  # type: ignore[no-untyped-def]
+def _likeliest(size, turned, signs, x, r, counting, floor, out):  # type: ignore[no-untyped-def]
     """y from both settings: their mean, then one scoring step with weights that follow it. Rows in lanes."""
     rows, dim = size.shape
     for chunk in prange(-(-rows // LANES)):
@@ -327,7 +329,7 @@ def _likeliest(size, turned, signs, x, r, counting, floor, blocks, out):  # type
         image, weight, right = np.zeros(shape), np.zeros(shape), np.zeros(shape)
         system, total, noise = np.zeros((dim, dim, LANES)), np.zeros(LANES), np.zeros(LANES)
         for lane in range(count):
-            noise[lane] = counting[(first + lane) % blocks]
+            noise[lane] = counting[(first + lane) % len(counting)]
             for k in range(dim):
                 m[k, lane], t[k, lane] = signs[first + lane, k] * size[first + lane, k], turned[first + lane, k]
         for k in range(dim):

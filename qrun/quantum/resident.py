@@ -37,9 +37,9 @@ def normalise(slices: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(empty[..., None], first, units), torch.where(empty, 0, sizes * largest)
 
 
-def sample(probabilities: Tensor, shots: int, key: int, numbers: NDArray[np.int64]) -> Tensor:
-    """Frequencies counts / shots of probabilities [N, B, b]; row n, block j is circuit numbers[n] B + j of the
-    stream."""
+def sample(probabilities: Tensor, shots: int | Tensor, key: int, numbers: NDArray[np.int64]) -> Tensor:
+    """Frequencies counts / shots of probabilities [N, B, b]; shots of all, or [N, B]; row n, block j is circuit
+    numbers[n] B + j of the stream."""
     if not bool(torch.isfinite(probabilities).all()):
         raise RunFailed("a circuit's outcome probabilities are not finite; no shots are drawn from them")
     _, blocks, outcomes = probabilities.shape
@@ -52,7 +52,8 @@ def sample(probabilities: Tensor, shots: int, key: int, numbers: NDArray[np.int6
     mass = torch.zeros_like(p[:, 0])
     for k in range(outcomes):
         mass = mass + p[:, k]
-    left = torch.full_like(state, shots)
+    each = torch.as_tensor(shots, device=device).expand(probabilities.shape[:2]).reshape(-1).clamp(min=1)
+    left = each.clone()
     counts = torch.empty_like(p)
     for k in range(outcomes - 1):
         share = torch.where(mass > 0, (p[:, k] / mass).clamp(max=1), 1.0)
@@ -66,7 +67,7 @@ def sample(probabilities: Tensor, shots: int, key: int, numbers: NDArray[np.int6
         left = left - count
         mass = mass - p[:, k]
     counts[:, -1] = left
-    return (counts / shots).to(probabilities.dtype).view(probabilities.shape)
+    return (counts / each[:, None]).to(probabilities.dtype).view(probabilities.shape)
 
 
 def _signed(word: int) -> int:
@@ -174,13 +175,14 @@ def _patterns(dim: int) -> NDArray[np.float64]:
 
 
 def from_two_settings(
-    size: Tensor, turned: Tensor, units: Tensor, rates: Rates | None = None, shots: int | None = None
+    size: Tensor, turned: Tensor, units: Tensor, rates: Rates | None = None, shots: int | Tensor | None = None
 ) -> Tensor:
-    """Unit estimates [N, B, b] from magnitudes in both settings of `shots` each."""
+    """Unit estimates [N, B, b] from magnitudes in both settings of `shots` each, or [N, B]."""
     dim, blocks = size.shape[-1], size.shape[1]
     r, patterns = (torch.as_tensor(a).to(size) for a in (rotation(dim.bit_length() - 1), _patterns(dim)))
     kept, floor = (np.ones(blocks), 0.0) if rates is None else (rates.kept, rates.residual)
-    counting = torch.as_tensor(np.zeros(blocks) if shots is None else 1 / (shots * kept**2), device=size.device)
+    open_ = torch.as_tensor(kept**-2.0, device=size.device)
+    counting = 0 * open_ if shots is None else open_ / torch.as_tensor(shots, device=size.device).clamp(min=1)
     noise = counting.expand(size.shape[:2]).reshape(-1, 1)
     rows = max(1, PATTERNS // (len(patterns) * dim))
     flat = [part.reshape(-1, dim).split(rows) for part in (size, turned, units)]

@@ -24,16 +24,21 @@ def stream_key(seed: int, name: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "big") >> 1
 
 
-def sample(probabilities: NDArray[Any], shots: int, key: int, numbers: NDArray[np.int64]) -> NDArray[Any]:
-    """Frequencies counts / shots of probabilities [N, B, b], same dtype and shape. `numbers` [N]: row n, block j is
-    circuit numbers[n] B + j of the stream. Raises RunFailed for probabilities that are not finite."""
+Shots = int | NDArray[np.int64]
+
+
+def sample(probabilities: NDArray[Any], shots: Shots, key: int, numbers: NDArray[np.int64]) -> NDArray[Any]:
+    """Frequencies counts / shots of probabilities [N, B, b], same dtype and shape; shots of all, or [N, B]. `numbers`
+    [N]: row n, block j is circuit numbers[n] B + j of the stream. Raises RunFailed for probabilities that are not
+    finite."""
     if not np.isfinite(probabilities).all():
         raise RunFailed("a circuit's outcome probabilities are not finite; no shots are drawn from them")
     tokens, blocks, outcomes = probabilities.shape
     p = np.ascontiguousarray(probabilities).reshape(-1, outcomes)
     first = (np.asarray(numbers, np.uint64)[:, None] * np.uint64(blocks) + np.arange(blocks, dtype=np.uint64)).ravel()
     out = np.empty_like(p)
-    _multinomial(p, shots, np.uint64(key), first, _log_factorials(min(shots, TABLE)), out)
+    each = np.broadcast_to(np.asarray(shots, np.int64), (tokens, blocks)).ravel()
+    _multinomial(p, each, np.uint64(key), first, _log_factorials(min(int(each.max(initial=1)), TABLE)), out)
     return out.reshape(tokens, blocks, outcomes)
 
 
@@ -99,7 +104,7 @@ def _binomial(n, p, state, table):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, parallel=True)
-def _multinomial(p, shots, key, first, table, out):  # type: ignore[no-untyped-def]
+def _multinomial(p, each, key, first, table, out):  # type: ignore[no-untyped-def]
     rows, outcomes = p.shape
     for row in prange(rows):
         # a row's stream starts where a hash of (key, number) says, so neighbours share nothing
@@ -109,7 +114,7 @@ def _multinomial(p, shots, key, first, table, out):  # type: ignore[no-untyped-d
         mass = 0.0
         for k in range(outcomes):
             mass += max(p[row, k], 0.0)
-        left = shots
+        left = shots = max(each[row], 1)
         for k in range(outcomes - 1):
             here = max(p[row, k], 0.0)
             count = 0

@@ -50,7 +50,8 @@ def open_executor(config: OnDevice, adapter: AdapterConfig) -> CircuitExecutor:
     """An executor of that adapter on that device; InputError at once if its blocks are no circuits."""
     qubits(adapter.dim)
     device = open_device(config)
-    return CircuitExecutor(device, config.signs.kind, config.seed, adapter.sign_constrained, config.estimate)
+    constrained, allocation = adapter.sign_constrained, config.device.allocation
+    return CircuitExecutor(device, config.signs.kind, config.seed, constrained, config.estimate, allocation)
 
 
 def circuit_line(summary: dict[str, float], config: OnDevice) -> str:

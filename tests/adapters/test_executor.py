@@ -6,7 +6,7 @@ import torch
 
 from qrun.adapters.cayley import cayley
 from qrun.adapters.executor import CircuitExecutor, exact
-from qrun.config.schema import EstimateConfig, Estimator, Sign
+from qrun.config.schema import Allocation, EstimateConfig, Estimator, Sign
 from qrun.errors import InputError
 from qrun.quantum.devices.noisy import NoisyDevice
 from qrun.quantum.devices.shots import ShotsDevice
@@ -160,3 +160,32 @@ def test_on_an_accelerator_nothing_goes_to_the_processor_between_slices_and_esti
     for name in ("numpy", "cpu"):
         monkeypatch.setattr(torch.Tensor, name, lambda *_, name=name: pytest.fail(f"Tensor.{name}"))
     assert run(BLOCKS, SLICES).shape == SLICES.shape
+
+
+def test_shots_by_effect_are_as_many_in_all_and_make_the_error_behind_the_projection_smaller():
+    slices = SLICES * torch.tensor([1, 1, 1, 2, 4, 8.0])[:, None]
+    slices[5, 1] = 0
+    effect = torch.tensor([1.0, 1, 2, 1, 1, 4])
+    errors = {}
+    for allocation in Allocation:
+        executor = CircuitExecutor(ShotsDevice(Wiring(Noise()), 400), Sign.exact, 0, allocation=allocation)
+        run = executor.site("v", effect)
+        difference = (run(BLOCKS, slices) - exact(BLOCKS, slices)).square().sum(-1)
+        errors[allocation] = float((difference * effect**2).sum())
+    assert errors[Allocation.effect] < 0.6 * errors[Allocation.equal]
+    shares = run.shares(slices.norm(dim=-1))
+    assert torch.equal(shares.sum(-1), 400 * (slices.norm(dim=-1) > 0).sum(-1))
+    assert shares[5, 1] == 0 and (shares[0] >= 50).all() and shares[0, 5] > 4 * shares[0, 4]
+    parts = torch.cat([run.shares(part) for part in slices.norm(dim=-1).split([1, 20, 29])])
+    assert torch.equal(parts, shares)  # of a token alone, whatever the batch
+
+
+@pytest.mark.parametrize("sign", [Sign.input, Sign.two_settings])
+def test_shots_by_effect_are_the_same_on_an_accelerator(sign):
+    found = []
+    for place in (None, "cpu"):
+        device = NoisyDevice(Wiring(Noise(cz=1e-2)), 4096, np.float64, accelerator=place)
+        estimate = EstimateConfig(Estimator.calibrated)
+        executor = CircuitExecutor(device, sign, 0, estimate=estimate, allocation=Allocation.effect)
+        found.append(executor.site("v")(BLOCKS, SLICES))
+    torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=0)

@@ -7,7 +7,7 @@
 
 `shots=None` gives exact probabilities where the device can. `mask` [N, B] is False where a slice is zero, and what
 stands there in the result means nothing: the references and processors do not run such circuits, the fast devices
-(shots, noisy) run them with the others.
+(shots, noisy) run them with the others. Where slices have shots of their own, integers stand in the mask's place.
 """
 
 from abc import ABC, abstractmethod
@@ -105,7 +105,7 @@ class Device(ABC):
 
     def _run(self, prepared: Any, units: Floats, mask: np.ndarray, key: int, numbers: np.ndarray) -> Floats:
         p = self._probabilities(prepared, units, mask)
-        return p if self.shots is None else sample(p, self.shots, key, numbers)
+        return p if self.shots is None else sample(p, self.shots if mask.dtype == bool else mask, key, numbers)
 
     def confusion(self, prepared: Any, dim: int, counted: int | None, seed: int = 0) -> NDArray[np.float64]:
         """Readout matrices [B, n, 2, 2] per bit of a slice's index, columns true and rows read: as the noise says, or

@@ -61,7 +61,8 @@ class NoisyDevice(Device):
         from qrun.quantum import accelerated, resident
 
         p = accelerated.probabilities(torch.as_tensor(units, device=self.accelerator), prepared)
-        found = p if self.shots is None else resident.sample(p, self.shots, key, numbers)
+        own = isinstance(mask, torch.Tensor) and mask.dtype != torch.bool
+        found = p if self.shots is None else resident.sample(p, mask if own else self.shots, key, numbers)
         return found if isinstance(units, torch.Tensor) else found.cpu().numpy()
 
     def _probabilities(self, prepared: Prepared, units: Floats, mask: np.ndarray) -> Floats:
