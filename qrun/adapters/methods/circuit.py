@@ -1,6 +1,9 @@
 """Blocks parameterised directly as circuits of k CZ on a line: n + 2 k angles a block, b = 2^n (adapters/circuit.py).
 
 adapter.options.czs is k, an even number (the circuit starts as a palindrome, the identity); b = 2 is one RY.
+
+lr: best validation loss on nano, all sites, b = 8 with 6 CZ (steps of 4/9 of it), 30 steps, seed 100, of 0.003, 0.006,
+0.012 (-0.0258), 0.024 only.
 """
 
 from collections.abc import Sequence
