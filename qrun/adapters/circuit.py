@@ -49,9 +49,9 @@ def identity_angles(count: int, shape: Ansatz, generator: torch.Generator) -> Te
 
 
 @cache
-def _flip(n: int, a: int, b: int) -> Tensor:
+def _flip(n: int, a: int, b: int, device: torch.device) -> Tensor:
     """The diagonal of CZ as a column."""
-    i = torch.arange(2**n)
+    i = torch.arange(2**n, device=device)
     return (1.0 - 2.0 * ((i >> a) & (i >> b) & 1).double())[:, None]
 
 
@@ -64,7 +64,7 @@ def circuit_blocks(angles: Tensor, shape: Ansatz) -> Tensor:
     count = 0
     for a, b in shape.gates():
         if b >= 0:
-            state = _flip(n, a, b).to(angles.device) * state
+            state = _flip(n, a, b, angles.device) * state
             continue
         pairs = state.reshape(len(angles), size >> (a + 1), 2, size << a)  # rows whose bit a is 0 and 1, side by side
         state = (turns[:, count, None] @ pairs).view(len(angles), size, size)

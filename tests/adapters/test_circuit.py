@@ -156,6 +156,17 @@ def test_a_saved_circuit_comes_back_with_its_number_of_cz_and_is_no_adapter_of_p
         to_peft(tmp_path / "peft", adapter, tiny.identity)
 
 
+def test_a_saved_block_is_looked_at_and_a_method_without_blocks_is_refused(qrun, tiny, tmp_path):
+    save(tmp_path / "a", attached(tiny, "adapter.dim=4", "adapter.options.czs=2")[0], tiny.identity, {})
+    code, out, err = qrun("circuit", f"adapter.path={tmp_path / 'a'}", "block=1")
+    assert code == 0 and "block 1, b = 4: 2 qubits, 3 CZ" in out, err
+    config = AdapterConfig(method="diagonal")
+    other = spec("diagonal").attach(tiny.model, select(sites(tiny.shape), ["q_proj"], ["all"]), config)
+    save(tmp_path / "b", other, tiny.identity, {})
+    code, _, err = qrun("circuit", f"adapter.path={tmp_path / 'b'}")
+    assert code == 2 and "method diagonal has no blocks that are circuits" in err and err.count("\n") == 1
+
+
 def test_blocks_are_described_whatever_their_form(tiny):
     found = describe(attached(tiny)[0])
     assert 0 < found["rotation_degrees"] < found["rotation_degrees_largest"] < 180 and "norm_k" not in found

@@ -538,3 +538,12 @@ def test_without_cuts_a_study_of_circuits_is_a_table_of_what_was_trained():
     table = results.table[results.table["null"].isna()].drop(columns="null")
     found = circuits.numbers(Results(table, results.units))
     assert found["kept"]["what"].tolist() == ["circuit"] and set(found["gains"]["what"]) == {"cayley", "circuit"}
+
+
+def test_the_figure_of_circuits_has_a_curve_of_what_was_trained_and_one_of_what_was_cut():
+    from qrun.report.figures import draw
+
+    (figure,) = draw("circuits", "nano", circuits.numbers(circuits_table())).values()
+    axes = figure.axes[0]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["circuit, b = 8", "cut, b = 8"]
+    assert {text.get_text() for text in axes.texts} == {"Cayley, b = 8", "Cayley, b = 2"}
