@@ -69,7 +69,7 @@ def main() -> None:
         ours = AdaptedLinear(torch.nn.Linear(args.width, args.out, bias=False), dim, Side.input, False)
         config = peft.OFTConfig(oft_block_size=dim, r=0, use_cayley_neumann=False, target_modules=["lin"])
         theirs = peft.get_peft_model(Net(torch.nn.Linear(args.width, args.out, bias=False)), config)
-        ours.skew.data.normal_(0, 0.1)
+        ours.trained.data.normal_(0, 0.1)
         for backward in (False, True):
             rounds = [
                 [seconds(m, x, upstream, backward) for m in (frozen, ours, theirs)] for _ in range(args.rounds + 5)

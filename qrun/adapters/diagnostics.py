@@ -14,7 +14,7 @@ import torch
 from scipy.stats import special_ortho_group
 from torch import Tensor
 
-from qrun.adapters.cayley import cayley, rotate, skew
+from qrun.adapters.cayley import rotate, skew
 from qrun.adapters.linear import Adapter
 
 HAAR = 64  # random blocks behind the reference
@@ -40,20 +40,31 @@ def angles(parameters: Tensor, dim: int) -> Tensor:
     return 2 * torch.atan(values[:, -(dim // 2) :].abs() / 2)
 
 
+def turns(blocks: Tensor) -> Tensor:
+    """Rotation angles [B, floor(b/2)] in radians of blocks [B, b, b] of any form, b even: their eigenvalues are pairs
+    exp(+-i angle)."""
+    return torch.linalg.eigvals(blocks.double()).angle().abs().sort(1).values[:, ::2]
+
+
 def describe(adapter: Adapter) -> dict[str, float]:
-    """Metrics over all blocks of a Cayley adapter; the Schmidt part only where blocks have two qubits or more."""
-    dim = adapter.config.dim
-    parameters = torch.cat([p.detach().cpu() for p in adapter.tensors().values()])
-    turned = angles(parameters, dim)
+    """Metrics over all blocks of an adapter, norm_k of Cayley blocks alone; the Schmidt part only where blocks have two
+    qubits or more."""
+    dim, of_cayley = adapter.config.dim, adapter.config.method == "cayley"
+    sites = [(module.form, p.detach().cpu()) for module, p in zip(adapter.modules.values(), adapter.tensors().values(),
+                                                                  strict=True)]  # fmt: skip
+    own = torch.cat([form.blocks(parameters.double(), dim) for form, parameters in sites])
+    parameters = torch.cat([parameters for _, parameters in sites])
+    turned = angles(parameters, dim) if of_cayley else turns(own)
     found = {
         "rotation_degrees": float(torch.rad2deg(turned).mean()),
         "rotation_degrees_largest": float(torch.rad2deg(turned.max())),
-        "norm_k": float(skew(parameters, dim).flatten(1).norm(dim=1).mean()),
     }  # fmt: skip
+    if of_cayley:
+        found["norm_k"] = float(skew(parameters, dim).flatten(1).norm(dim=1).mean())
     if dim >= 4 and dim & (dim - 1) == 0:
         random = special_ortho_group.rvs(dim, size=HAAR, random_state=np.random.default_rng(0))
         haar = torch.from_numpy(np.asarray(random))
-        for name, blocks in (("", cayley(parameters.double(), dim)), ("haar_", haar)):
+        for name, blocks in (("", own), ("haar_", haar)):
             p = schmidt(blocks)
             s = entropy(p)
             found |= {f"{name}entropy_bits": float(s.mean()), f"{name}effective_bond": float((2**s).mean())}

@@ -61,7 +61,7 @@ class ButterflyLinear(Wrapped):
 
 
 class ControlAdapter(Adapter):
-    """Any set of site modules with trainable tensors, behind the interface of the Cayley adapter."""
+    """Any set of site modules with trainable tensors, behind the interface of the adapter of blocks."""
 
     def tensors(self) -> dict[str, nn.Parameter]:
         """`<site>.<tensor>` -> trainable parameters."""
@@ -70,10 +70,10 @@ class ControlAdapter(Adapter):
 
     def set_executor(self, executor: Any) -> None:
         if executor is not None:
-            raise InputError(f"adapter.method={self.config.method}: only Cayley blocks are circuits; use device=exact")
+            raise InputError(f"adapter.method={self.config.method}: its matrices are no circuits; use device=exact")
 
     def merge(self) -> None:
-        raise InputError(f"adapter.method={self.config.method}: only Cayley adapters are merged")
+        raise InputError(f"adapter.method={self.config.method}: only orthogonal blocks are merged")
 
     def unmerge(self) -> None:
         """Nothing is ever merged."""

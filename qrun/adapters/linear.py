@@ -1,4 +1,4 @@
-"""A frozen projection with Cayley blocks on one side, and the set of them in one model.
+"""A frozen projection with orthogonal blocks on one side, and the set of them in one model.
 
 adapter = attach(model, sites, AdapterConfig(dim=4))     identity start, the model's own weights frozen
 with adapter.disabled(): ...                             the model as it was
@@ -12,7 +12,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from qrun.adapters.cayley import FoldedLinear, cayley, fold_input, fold_output, rotate
+from qrun.adapters.cayley import FoldedLinear, fold_input, fold_output, rotate
+from qrun.adapters.forms import CayleyForm, Form, Written
 from qrun.adapters.sites import Site
 from qrun.config.schema import AdapterConfig, Side
 from qrun.errors import InputError
@@ -34,28 +35,33 @@ class SiteExecutors(Protocol):
         ...
 
 
-class AdaptedLinear(nn.Module):
-    """y = W Q x (side input) or y = Q W x (side output), W frozen, Q = Cayley(K) of trainable K. Sign-constrained, z =
-    Q x is replaced by z = sign(x) * |Q x| with sign(0) = +1: what the paper's readout returns without noise. With an
-    executor set, z is whatever that device estimates."""
+CAYLEY = CayleyForm()
 
-    def __init__(self, base: nn.Linear, dim: int, side: Side, sign_constrained: bool) -> None:
+
+class AdaptedLinear(nn.Module):
+    """y = W Q x (side input) or y = Q W x (side output), W frozen, Q a form of what is trained, Cayley(K) of K where
+    none is named. Sign-constrained, z = Q x is replaced by z = sign(x) * |Q x| with sign(0) = +1: what the paper's
+    readout returns without noise. With an executor set, z is whatever that device estimates."""
+
+    def __init__(self, base: nn.Linear, dim: int, side: Side, sign_constrained: bool, form: Form = CAYLEY) -> None:
         super().__init__()
         width = base.in_features if side is Side.input else base.out_features
         self.base = base.requires_grad_(False)
         self.dim, self.side, self.sign_constrained = dim, side, sign_constrained
-        self.skew = nn.Parameter(torch.zeros(width // dim, dim * (dim - 1) // 2, device=base.weight.device))
+        self.form = form
+        self.trained = nn.Parameter(form.start(width // dim, dim).to(base.weight.device))
         self.executor: Executor | None = None
         self.enabled = True
         self._cache: tuple[int, Tensor] | None = None
         self._original: Tensor | None = None  # the frozen weight, while merged
 
     def blocks(self) -> Tensor:
-        """Q [B, b, b] in float32; solved once per parameter update when no gradient is wanted."""
-        if torch.is_grad_enabled() and self.skew.requires_grad:
-            return cayley(self.skew, self.dim)
-        if self._cache is None or self._cache[0] != self.skew._version or self._cache[1].device != self.skew.device:
-            self._cache = (self.skew._version, cayley(self.skew.detach(), self.dim))
+        """Q [B, b, b] in float32; computed once per parameter update when no gradient is wanted."""
+        own = self.trained
+        if torch.is_grad_enabled() and own.requires_grad:
+            return self.form.blocks(own, self.dim)
+        if self._cache is None or self._cache[0] != own._version or self._cache[1].device != own.device:
+            self._cache = (own._version, self.form.blocks(own.detach(), self.dim))
         return self._cache[1]
 
     def effect(self) -> Tensor:
@@ -63,6 +69,11 @@ class AdaptedLinear(nn.Module):
         if self.side is Side.output:
             return self.base.weight.new_ones(self.base.out_features // self.dim)
         return torch.linalg.matrix_norm(self.base.weight.detach().float().unflatten(1, (-1, self.dim)).transpose(0, 1))
+
+    def written(self) -> Written | None:
+        """The circuits of the blocks, angles [B, n + 2 k] in float64 and the order of gates, where the form is one;
+        None where Q has to be synthesised."""
+        return self.form.written(self.trained, self.dim)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.enabled or self._original is not None:
@@ -113,8 +124,8 @@ class Adapter:
         self.config, self.modules = config, modules
 
     def tensors(self) -> dict[str, nn.Parameter]:
-        """Site name -> trainable parameters [B, b(b-1)/2]."""
-        return {name: module.skew for name, module in self.modules.items()}
+        """Site name -> trainable parameters [B, P], P = b(b-1)/2 for Cayley blocks."""
+        return {name: module.trained for name, module in self.modules.items()}
 
     def count(self) -> int:
         """Degrees of freedom that are trained."""
@@ -167,11 +178,13 @@ class Adapter:
             module.unmerge()
 
 
-def attach(model: nn.Module, selected: Sequence[Site], config: AdapterConfig) -> Adapter:
+def attach(
+    model: nn.Module, selected: Sequence[Site], config: AdapterConfig, form: Callable[[Site], Form] = lambda _: CAYLEY
+) -> Adapter:
     """Freeze `model` (a *ForCausalLM) and put an identity adapter on each selected projection, in place."""
 
-    def wrap(_: Site, base: nn.Linear) -> AdaptedLinear:
-        return AdaptedLinear(base, config.dim, config.side, config.sign_constrained)
+    def wrap(site: Site, base: nn.Linear) -> AdaptedLinear:
+        return AdaptedLinear(base, config.dim, config.side, config.sign_constrained, form(site))
 
     return Adapter(config, replace_linears(model, selected, wrap))
 

@@ -150,7 +150,7 @@ def to_peft(folder: Path, adapter: Adapter, base: dict[str, Any]) -> None:
     on row vectors, so that R = Q^T and S = -K/2 (its `oft_R.weight` is S's upper triangle)."""
     c = adapter.config
     if c.side is not Side.input or c.sign_constrained or c.method != "cayley":
-        why = "PEFT's OFT acts on the input and without sign constraint"
+        why = "PEFT's OFT has Cayley blocks on the input, without sign constraint"
         raise InputError(f"{why}; this adapter cannot be written as one")
     config = {
         "peft_type": "OFT", "task_type": "CAUSAL_LM",

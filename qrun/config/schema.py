@@ -13,7 +13,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from qrun.adapters.methods import spec
+from qrun.adapters.methods import names, spec
 from qrun.errors import InputError
 from qrun.quantum.devices import KINDS
 
@@ -157,7 +157,8 @@ class AdapterConfig:
         need(self, "adapter.dim", self.dim >= 2, "a block needs dimension 2 or more (powers of two run as circuits)")
         at_least(self, 1, "adapter.rank", "adapter.factors")
         method = spec(self.method)
-        only = f"only method cayley has it, not {self.method}; leave it at"
+        having = " and ".join(name for name in names() if spec(name).circuits)
+        only = f"only methods {having} have it, not {self.method}; leave it at"
         need(self, "adapter.side", method.circuits or self.side is Side.input, f"{only} input")
         need(self, "adapter.sign_constrained", method.circuits or not self.sign_constrained, f"{only} false")
         for word, value in self.options.items():
@@ -169,11 +170,11 @@ class AdapterConfig:
         groups = {"all": PROJECTIONS, "attention": PROJECTIONS[:4], "mlp": PROJECTIONS[4:]}
         given = self.projections
         listed = isinstance(given, Sequence) and not isinstance(given, str)
-        names = tuple(given) if listed else groups.get(str(given), (given,))
+        chosen = tuple(given) if listed else groups.get(str(given), (given,))
         possible = f"use all, attention, mlp or a list of {', '.join(PROJECTIONS)}"
-        need(self, "adapter.projections", all(name in PROJECTIONS for name in names), possible)
-        need(self, "adapter.projections", bool(names), "name at least one projection")
-        self.projections = [p for p in PROJECTIONS if p in names]
+        need(self, "adapter.projections", all(name in PROJECTIONS for name in chosen), possible)
+        need(self, "adapter.projections", bool(chosen), "name at least one projection")
+        self.projections = [p for p in PROJECTIONS if p in chosen]
         self.layers = _layers(self.layers)
 
 

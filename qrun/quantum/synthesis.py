@@ -189,6 +189,21 @@ def _levenberg_marquardt(blocks: Floats, shape: Ansatz) -> Floats:
     return angles
 
 
+def nearest_angles(blocks: Floats, starts: Floats, shape: Ansatz) -> Floats:
+    """Angles [B, n + 2 k] of the circuits with least |circuit - Q|_F to blocks [B, b, b], by a descent from each of the
+    starts [S, B, n + 2 k]; a local minimum where no start is good. A circuit that came out as -Q gets 2 pi more on its
+    first qubit, which is the sign."""
+    best, least = starts[0].copy(), np.full(len(blocks), np.inf)
+    for start in starts:
+        found = _descend(blocks, start.copy(), shape)
+        negative = np.einsum("bij,bij->b", unitary(found, shape), blocks) < 0
+        found[:, 0] += 2 * np.pi * negative
+        distance = np.square(unitary(found, shape) - blocks).sum((1, 2))
+        better = distance < least
+        best[better], least[better] = found[better], distance[better]
+    return best
+
+
 def _descend(blocks: Floats, angles: Floats, shape: Ansatz) -> Floats:
     """One descent of every block, each with its own damping."""
     matrix, slopes = _jacobian(angles, shape)

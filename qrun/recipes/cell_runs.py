@@ -9,9 +9,11 @@ from pathlib import Path
 
 import torch
 
+from qrun.adapters.cut import cut
 from qrun.adapters.executor import CircuitExecutor
 from qrun.adapters.linear import Adapter, detach
 from qrun.adapters.saving import read, save
+from qrun.adapters.sites import sites
 from qrun.cells.cell import Place
 from qrun.cells.workspace import Opened, Workspace
 from qrun.config.compose import config_hash, to_yaml
@@ -99,7 +101,7 @@ def measure_cell(task: Measure, workspace: Workspace, place: Place) -> str:
             for name, gap in _gaps(result, others, config.evaluation.resamples, config.seed).items():
                 metrics |= interval_metrics(name, gap)
             if adapter is not None:
-                metrics["parameters"] = adapter.count() if task.values == "trained" else 0
+                metrics["parameters"] = adapter.count() if task.values == "trained" or task.czs else 0
             if executor is not None and adapter is not None:
                 metrics |= {f"circuit/{name}": value for name, value in executor.statistics.summary().items()}
                 metrics["circuit/total_error"] = config.noise.total_error(_counts(adapter.config.dim, config))
@@ -126,11 +128,14 @@ def _gaps(result: Measurement, others: Mapping[str, Measurement], resamples: int
 
 
 def _needed_adapter(task: Measure, opened: Opened, store: Store, place: Place) -> Adapter | None:
-    """The trained adapter in the model, its values replaced for a null."""
+    """The trained adapter in the model, its values replaced for a null or its blocks cut to circuits."""
     if "adapter" not in place.needs:
         return None
     folder = store.folder / "runs" / store.recorded(place.needs["adapter"]).name / "adapter"
     adapter = attach_saved(opened.language, read(folder), folder)
+    if task.czs:
+        selected = [site for site in sites(opened.language.shape) if site.name in adapter.modules]
+        return cut(opened.language.model, selected, adapter, task.czs)
     if task.values != "trained":
         generator = torch.Generator().manual_seed(task.config.seed)
         change = {"zero": torch.zeros_like, "shuffled": lambda value: shuffled(value, generator)}[task.values]

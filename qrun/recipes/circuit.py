@@ -10,7 +10,8 @@ import numpy as np
 from qiskit import qasm3
 from scipy.stats import special_ortho_group
 
-from qrun.adapters.cayley import cayley
+from qrun.adapters.methods import spec
+from qrun.adapters.methods.base import BlockMethod
 from qrun.adapters.saving import read
 from qrun.config.verbs import CircuitConfig
 from qrun.errors import InputError
@@ -57,10 +58,12 @@ def _block(config: CircuitConfig) -> tuple[Any, str]:
     if config.adapter.path is None:
         return special_ortho_group.rvs(config.dim, random_state=config.seed), f"random block, b = {config.dim}"
     saved = read(Path(config.adapter.path).expanduser())
-    site = config.site or next(iter(saved.tensors))
+    method, site = spec(saved.config.method), config.site or next(iter(saved.tensors))
+    if not isinstance(method, BlockMethod):
+        raise InputError(f"adapter.path={config.adapter.path}: method {method.name} has no blocks that are circuits")
     if site not in saved.tensors:
         raise InputError(f"site={site}: not in this adapter; its sites are {', '.join(list(saved.tensors)[:3])}, ...")
-    blocks = cayley(saved.tensors[site].double(), saved.config.dim)
+    blocks = method.form(saved.config, site).blocks(saved.tensors[site].double(), saved.config.dim)
     if config.block >= len(blocks):
         raise InputError(f"block={config.block}: {site} has blocks 0-{len(blocks) - 1}")
     return np.asarray(blocks[config.block]), f"{site} block {config.block}, b = {saved.config.dim}"

@@ -150,7 +150,7 @@ def fit_metrics(job: Job, progress: Progress) -> dict[str, float]:
         "best_step": progress.best_step, "best_validation_nats": progress.best_nats,
         "train/seconds": progress.seconds, "train/tokens_per_second": tokens / max(progress.seconds, 1e-9),
     }  # fmt: skip
-    if job.config.adapter.method == "cayley":
+    if spec(job.config.adapter.method).circuits:
         seen = on_text(job.opened.language.model, job.adapter, job.windows[:4, :-1])
         found |= {f"blocks/{key}": value for key, value in {**describe(job.adapter), **seen}.items()}
     return found

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from qrun.cells.workspace import Workspace
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
+CUT = "cut"  # `cut6`: values of a Measure
 MADE = "folder"  # parameter of a run that made a model: where it is
 
 
@@ -126,11 +127,17 @@ def on_circuits(config: MeasureConfig | QuestionsRunConfig) -> Mapping[str, obje
 @dataclass(frozen=True)
 class Measure:
     """Perplexity of a model, alone or with the adapter it needs, exact or on circuits. `values` replaces the trained
-    parameters by a null: `zero` (K = 0) or `shuffled` (a rotation that knows nothing)."""
+    parameters by a null, `zero` (K = 0) or `shuffled` (a rotation that knows nothing), or the trained blocks by the
+    nearest circuits of k CZ, `cut<k>`."""
 
     config: MeasureConfig
     values: str = "trained"
     kind: ClassVar[str] = "measure"
+
+    @property
+    def czs(self) -> int | None:
+        """CZ of the circuits that blocks are cut to; None where they are not."""
+        return int(self.values.removeprefix(CUT)) if self.values.startswith(CUT) else None
 
     @property
     def circuits(self) -> bool:
@@ -139,9 +146,9 @@ class Measure:
 
     @property
     def modules(self) -> tuple[str, ...]:
-        """The measurement; with circuits the executor and the device."""
+        """The measurement; with circuits the executor and the device; how blocks are cut."""
         device = ("adapters.executor", f"quantum.devices.{self.config.device.kind}") if self.circuits else ()
-        return ("recipes.measuring", *device)
+        return ("recipes.measuring", *device, *(("adapters.cut",) if self.czs else ()))
 
     def identity(self, sources: Sources, needs: Mapping[str, str]) -> Mapping[str, object]:
         """Model, text, protocol, and what of the device makes counts."""

@@ -60,6 +60,11 @@ CLAIMS = {
         "b = 8, all sites: the paper's readout keeps nothing of the gain, a calibrated one 40 % or more",
         "qrun sweep wall experiment=smollm2_wall", HUB,
     ),
+    "few_cz": Claim(
+        "(Ours.) Blocks trained as circuits of 6 CZ keep most of the gain.", "blocks of b = 8 as 14 CZ or more",
+        "b = 8, all sites: 60 % or more of the Cayley blocks' gain",
+        "qrun sweep circuits experiment=smollm2_circuits", HUB,
+    ),
     "recovery": Claim(
         "Adapters recover most of what compression costs.", "SmolLM2-135M: 83 %",
         "73 % or more on the model's own kind of text", "qrun recover experiment=smollm2_recover", HUB,

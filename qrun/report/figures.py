@@ -15,7 +15,7 @@ Frames = Mapping[str, pd.DataFrame]
 def draw(study: str, model: str, numbers: Frames) -> dict[str, Figure]:
     """Figures of a study by name; none for a study without."""
     makers = {"dim": dimension_curves, "controls": gains_by_method, "noise": phase_diagrams, "recover": recovery_bars,
-              "wall": kept_by_way}  # fmt: skip
+              "wall": kept_by_way, "circuits": gain_by_czs}  # fmt: skip
     return makers[study](model, numbers) if study in makers else {}
 
 
@@ -152,6 +152,34 @@ def kept_by_way(model: str, numbers: Frames) -> dict[str, Figure]:
             axes.legend(frameon=False, fontsize=8, loc="lower left")
             _plain(axes, f"{model}, sites={sites}, b = {b:g}")
         figures[f"wall-{sites}"] = figure
+    return figures
+
+
+def gain_by_czs(model: str, numbers: Frames) -> dict[str, Figure]:
+    """Gain over the CZ of a block with its interval over documents: trained circuits and cut Cayley blocks by b; whole
+    Cayley blocks are lines, their b beside them."""
+    figures = {}
+    for sites, rows in numbers["gains"].groupby("sites", sort=False):
+        figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+        axes = figure.add_subplot()
+        curves = rows[rows["what"] != "cayley"].groupby(["what", "b"], sort=False)
+        for ((what, b), own), colour, marker in zip(curves, COLOURS, MARKERS, strict=False):
+            own = own.sort_values("k")
+            error = _error(own["gain"], own["document_low"], own["document_high"])
+            axes.errorbar(
+                own["k"], own["gain"], error, color=colour, marker=marker, markersize=4, capsize=3,
+                label=f"{what}, b = {b:g}",
+            )  # fmt: skip
+        for row in rows[rows["what"] == "cayley"].itertuples():
+            axes.axhline(row.gain, color=GREY, linestyle=":", linewidth=1)
+            axes.annotate(f"Cayley, b = {row.b:g}", (1, row.gain), xycoords=("axes fraction", "data"), ha="right",
+                          va="bottom", fontsize=7, color=GREY)  # fmt: skip
+        axes.axhline(0, color=GREY, linestyle="--", linewidth=1)
+        axes.set_xlabel("CZ of a block's circuit")
+        axes.set_ylabel(f"gain, of perplexity {numbers['text']['base'].iloc[0]:.2f}")
+        axes.legend(frameon=False, fontsize=8)
+        _plain(axes, f"{model}, sites={sites}")
+        figures[f"circuits-{sites}"] = figure
     return figures
 
 

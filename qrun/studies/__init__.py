@@ -19,6 +19,10 @@ STUDIES = {  # name of module and template -> verbs before it, what it says of i
         "sweep", "Circuit, estimate and signs on noisy devices: how much of the gain is left, and whose the wall is.",
         "qrun sweep wall study.dims=[8] study.noises=[FakeFez]",
     ),
+    "circuits": (
+        "sweep", "Blocks trained as circuits of k CZ: gain against CZ, with Cayley blocks, whole and cut, beside them.",
+        "qrun sweep circuits study.czs=[2,6,14]",
+    ),
     "recover": (
         "", "What an adapter, its controls and healing bring back of what compression costs; three recoveries.",
         "qrun recover compression=mpo study.ratios=[0.7]",

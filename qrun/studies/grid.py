@@ -85,13 +85,14 @@ def at_sites(adapter: AdapterConfig, chosen: SiteSet) -> AdapterConfig:
 PAPER_SITE = {"projections": ["v_proj"], "layers": "last"}
 
 
-def usable(config: StudyRun, say: Say) -> Iterator[tuple[SiteSet, int]]:
-    """Site sets and the block dimensions that divide each of their sites. The others are said with
-    study.indivisible=skip, and an InputError with stop."""
+def usable(config: StudyRun, say: Say, dims: Sequence[int] | None = None) -> Iterator[tuple[SiteSet, int]]:
+    """Site sets and the block dimensions, study.dims or those given, that divide each of their sites. The others are
+    said with study.indivisible=skip, and an InputError with stop."""
     shape, study = model_shape(config.model), config.study
+    dims = study.dims if dims is None else dims
     for chosen in study.sites:
         adapter, kept = at_sites(config.adapter, chosen), 0
-        for dim in study.dims:
+        for dim in dims:
             try:
                 if shape is not None:
                     check_divides(select(sites(shape), adapter.projections, adapter.layers), dim, adapter.side)
@@ -104,7 +105,7 @@ def usable(config: StudyRun, say: Say) -> Iterator[tuple[SiteSet, int]]:
             kept += 1
             yield chosen, dim
         if not kept:
-            raise InputError(f"study.dims={study.dims}: none divides every site of study.sites={chosen.value}")
+            raise InputError(f"study.dims={list(dims)}: none divides every site of study.sites={chosen.value}")
 
 
 def matched(config: StudyRun, adapter: AdapterConfig, method: str) -> AdapterConfig:

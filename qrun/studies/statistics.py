@@ -1,14 +1,21 @@
 """Numbers that studies share: gains of groups of cells with intervals over seeds and over documents."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from qrun.evaluation.intervals import Interval, effective_number, over_documents, perplexity_difference
+from qrun.evaluation.intervals import (
+    Interval,
+    effective_number,
+    over_documents,
+    perplexity_difference,
+    share_of_gain,
+)
 from qrun.evaluation.results import Results
 from qrun.evaluation.trends import mean_interval
+from qrun.report.grade import both
 
 RESAMPLES, SEED = 9999, 0  # of every bootstrap over documents
 
@@ -46,6 +53,28 @@ def gains(results: Results, base: pd.DataFrame, rows: pd.DataFrame, by: Sequence
             **limits("seed", mean_interval(own)), **limits("document", documents_interval(results, base, group)),
         })  # fmt: skip
     return pd.DataFrame(found)
+
+
+def gain_kept(results: Results, base: pd.DataFrame, rows: pd.DataFrame, reference: pd.DataFrame) -> dict[str, float]:
+    """(nats frozen - nats of the rows) / (nats frozen - nats of the reference), means over seeds, with the intervals
+    over seeds, each against the reference of its own, and over documents."""
+    frozen, own, best = (nats(results, each) for each in (base, rows, reference))
+    size, level = weight(results, base), frozen.sum()
+    by_seed = {row["seed"]: results.unit(row["key"], "nats").sum() for row in reference.to_dict("records")}
+    each = [
+        (level - results.unit(row["key"], "nats").sum()) / (level - by_seed[row["seed"]])
+        for row in rows.to_dict("records") if row["seed"] in by_seed
+    ]  # fmt: skip
+    documents = over_documents(share_of_gain, (frozen, own, best), size, RESAMPLES, SEED)
+    return {
+        "kept": float(share_of_gain(frozen, own, best, size)), **limits("seed", mean_interval(each)),
+        **limits("document", documents),
+    }  # fmt: skip
+
+
+def interval_of(row: Mapping[str, float]) -> Interval | None:
+    """Of a share, over seeds and documents."""
+    return both(*(Interval(row[f"{k}_low"], row[f"{k}_high"]) for k in ("seed", "document")))
 
 
 def text(results: Results, base: pd.DataFrame) -> pd.DataFrame:

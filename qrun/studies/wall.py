@@ -23,12 +23,11 @@ from qrun.cells.cell import Cell
 from qrun.config.compose import option
 from qrun.config.schema import DeviceConfig, EstimateConfig, Estimator, Sign, SignsConfig, require
 from qrun.config.verbs import check_readout
-from qrun.evaluation.intervals import Interval, over_documents, share_of_gain
 from qrun.evaluation.results import Results
-from qrun.evaluation.trends import mean_interval, zero_crossing
+from qrun.evaluation.trends import zero_crossing
 from qrun.quantum.noise import Noise
 from qrun.recipes.tasks import Measure
-from qrun.report.grade import ABOVE_ZERO, Fact, Outcome, Verdict, both, together, within
+from qrun.report.grade import ABOVE_ZERO, Fact, Outcome, Verdict, together, within
 from qrun.studies.grid import (
     Say,
     StudyAxes,
@@ -42,7 +41,7 @@ from qrun.studies.grid import (
     train_cell,
     usable,
 )  # fmt: skip
-from qrun.studies.statistics import RESAMPLES, SEED, gains, limits, nats, text, weight
+from qrun.studies.statistics import gain_kept, gains, interval_of, text
 
 PAPER, OURS = "qiskit/sqrt/input", "line/calibrated/two_settings"  # what grades compare
 NULLS = {"zero": "K = 0", "shuffled": "shuffled K"}
@@ -199,28 +198,14 @@ def by_shots(kept: Sequence[dict[str, Any]]) -> pd.DataFrame:
 
 def of_gain(results: Results, base: pd.DataFrame, device: pd.DataFrame, exact: pd.DataFrame) -> dict[str, float]:
     """Share of the gain that is left, with intervals over seeds and over documents, and what it costs."""
-    frozen_nats, noisy, best = (nats(results, rows) for rows in (base, device, exact))
-    size = weight(results, base)
-    frozen = frozen_nats.sum()
-    by_seed = {row["seed"]: results.unit(row["key"], "nats").sum() for row in exact.to_dict("records")}
-    each = [
-        (frozen - results.unit(row["key"], "nats").sum()) / (frozen - by_seed[row["seed"]])
-        for row in device.to_dict("records") if row["seed"] in by_seed
-    ]  # fmt: skip
-    documents = over_documents(share_of_gain, (frozen_nats, noisy, best), size, RESAMPLES, SEED)
     return {
-        "kept": float(share_of_gain(frozen_nats, noisy, best, size)), **limits("seed", mean_interval(each)),
-        **limits("document", documents), "perplexity": device["perplexity"].mean(), "gain": device["gain"].mean(),
-        "error": device["circuit/relative_error"].mean(), "survival": device["circuit/survival"].mean(),
+        **gain_kept(results, base, device, exact), "perplexity": device["perplexity"].mean(),
+        "gain": device["gain"].mean(), "error": device["circuit/relative_error"].mean(),
+        "survival": device["circuit/survival"].mean(),
         "circuits": (device["circuit/circuits"] / device["tokens"]).mean(),
         "all_shots": device["circuit/shots"].mean(), "qpu_seconds": device["circuit/qpu_seconds"].mean(),
         "seconds": device["circuit/circuit_seconds"].mean(), "seeds": len(device),
     }  # fmt: skip
-
-
-def interval_of(row: Mapping[str, float]) -> Interval | None:
-    """Of a share, over seeds and documents."""
-    return both(*(Interval(row[f"{k}_low"], row[f"{k}_high"]) for k in ("seed", "document")))
 
 
 def grades(found: Mapping[str, pd.DataFrame]) -> list[Verdict]:

@@ -54,11 +54,11 @@ def test_merged_and_unmerged_outputs_agree_and_unmerging_is_exact(tiny, side, di
     assert all(torch.equal(p, frozen[n]) for n, p in tiny.model.named_parameters())
 
 
-def test_only_skew_parameters_get_gradients(tiny):
+def test_only_trained_parameters_get_gradients(tiny):
     adapter = adapted(tiny, dim=4)
     tiny.model(input_ids=IDS, labels=IDS).loss.backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in adapter.tensors().values())
-    assert all(p.grad is None for n, p in tiny.model.named_parameters() if not n.endswith("skew"))
+    assert all(p.grad is None for n, p in tiny.model.named_parameters() if not n.endswith("trained"))
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -66,7 +66,7 @@ def test_only_skew_parameters_get_gradients(tiny):
 @pytest.mark.parametrize("side", list(Side))
 def test_few_and_many_tokens_take_different_ways_to_the_same_result(side, tokens, bias):
     module = AdaptedLinear(torch.nn.Linear(32, 16, bias=bias), 4, side, False)
-    module.skew.data.normal_(0, 0.5)
+    module.trained.data.normal_(0, 0.5)
     x = torch.randn(1, tokens, 32)
     dense = torch.block_diag(*module.blocks().detach())
     expected = module.base(x @ dense.T) if side is Side.input else module.base(x) @ dense.T
@@ -76,7 +76,7 @@ def test_few_and_many_tokens_take_different_ways_to_the_same_result(side, tokens
 def test_sign_constrained_output_has_the_signs_of_the_input_and_the_magnitudes_of_the_rotation():
     module = AdaptedLinear(torch.nn.Linear(8, 8, bias=False), 4, Side.input, True)
     module.base.weight.data = torch.eye(8)
-    module.skew.data.normal_(0, 1.0)
+    module.trained.data.normal_(0, 1.0)
     x = torch.randn(200, 8)
     x[0, 0] = 0.0
     y = module(x)
@@ -91,7 +91,7 @@ def test_blocks_are_solved_once_per_update_in_evaluation():
     with torch.no_grad():
         first = module.blocks()
         assert module.blocks() is first
-        module.skew.add_(0.1)
+        module.trained.add_(0.1)
         assert not torch.equal(module.blocks(), first)
 
 

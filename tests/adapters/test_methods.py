@@ -177,14 +177,14 @@ def test_sizes_that_do_not_fit_are_refused_before_anything_is_loaded(tiny):
 
 
 def test_only_cayley_blocks_have_a_side_a_sign_rule_and_circuits(tiny):
-    with pytest.raises(InputError, match=r"adapter\.side=output: only method cayley"):
+    with pytest.raises(InputError, match=r"adapter\.side=output: only methods cayley and circuit"):
         AdapterConfig(method="lora", side=Side.output)
-    with pytest.raises(InputError, match=r"adapter\.sign_constrained=true: only method cayley"):
+    with pytest.raises(InputError, match=r"adapter\.sign_constrained=true: only methods cayley and circuit"):
         AdapterConfig(method="oft", sign_constrained=True)
     adapter = spec("lora").attach(
         tiny.model, select(sites(tiny.shape), ["v_proj"], ["0"]), AdapterConfig(method="lora")
     )
-    with pytest.raises(InputError, match="only Cayley blocks are circuits"):
+    with pytest.raises(InputError, match="its matrices are no circuits"):
         adapter.set_executor(object())
 
 

@@ -25,19 +25,19 @@ def test_layer_output_and_gradient_agree_with_oft(dim):
     net = Net()
     ours = AdaptedLinear(torch.nn.Linear(64, 24), dim, Side.input, False)
     ours.base.load_state_dict(net.lin.state_dict())
-    ours.skew.data.normal_(0, 0.5)
+    ours.trained.data.normal_(0, 0.5)
     theirs = peft.get_peft_model(
         net, peft.OFTConfig(oft_block_size=dim, r=0, use_cayley_neumann=False, target_modules=["lin"])
     )
     weight = next(p for n, p in theirs.named_parameters() if "oft_R" in n)
-    assert weight.shape == ours.skew.shape
-    weight.data = -ours.skew.data / 2
+    assert weight.shape == ours.trained.shape
+    weight.data = -ours.trained.data / 2
     x, upstream = torch.randn(40, 64), torch.randn(40, 24)
     a, b = ours(x), theirs(x)
     torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
     a.backward(upstream)
     b.backward(upstream)
-    torch.testing.assert_close(ours.skew.grad, -weight.grad / 2, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(ours.trained.grad, -weight.grad / 2, atol=1e-4, rtol=1e-4)
 
 
 def test_an_exported_adapter_gives_the_same_logits_under_peft(tiny, tmp_path):

@@ -185,7 +185,7 @@ module(torch.ones(1, 4096)).sum().backward(); optimizer.step()
 save(folder / "adapter", adapter, {"name": "m", "weights": "w"}, {})
 checkpoint.save(folder / "c.safetensors", adapter, optimizer, adapter.snapshot(), Progress(step=1))
 first = adapter.snapshot()
-module.skew.data.add_(1.0)
+module.trained.data.add_(1.0)
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))  # writes beyond this fail as on a full disk
 for attempt in (lambda: save(folder / "adapter", adapter, {"name": "m", "weights": "w"}, {}),
@@ -197,7 +197,7 @@ for attempt in (lambda: save(folder / "adapter", adapter, {"name": "m", "weights
         print("kept" if "kept" in str(error) else error)
 assert torch.equal(read(folder / "adapter").tensors["layers.0.self_attn.q_proj"], first["layers.0.self_attn.q_proj"])
 best, progress = checkpoint.restore(folder / "c.safetensors", adapter, optimizer)
-assert progress.step == 1 and torch.equal(module.skew, first["layers.0.self_attn.q_proj"])
+assert progress.step == 1 and torch.equal(module.trained, first["layers.0.self_attn.q_proj"])
 print(sorted(p.name for p in folder.iterdir()))
 """
 

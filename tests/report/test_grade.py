@@ -11,7 +11,7 @@ from qrun.evaluation.intervals import Interval
 from qrun.evaluation.questions import binomial_interval
 from qrun.report.claims import CLAIMS
 from qrun.report.grade import Outcome, both, together, within
-from qrun.studies import controls, dim, noise, questions, recover, wall
+from qrun.studies import circuits, controls, dim, noise, questions, recover, wall
 
 YES, NO, OPEN, PART, NONE = (
     Outcome.reproduced, Outcome.not_reproduced, Outcome.undecided, Outcome.in_part, Outcome.untestable,
@@ -158,6 +158,13 @@ def wall_numbers(paper=(-3.0, -2.0), ours=(0.45, 0.7), b=8, sites="all", noise="
              "seed_low": low, "seed_high": high, "document_low": low, "document_high": high}
             for way, (low, high) in ((wall.PAPER, paper), (wall.OURS, ours))]  # fmt: skip
     return {"kept": pd.DataFrame(rows)}
+
+
+def circuits_numbers(seeds=(0.65, 0.8), documents=(0.62, 0.75), **axes):
+    """The share of the gain that trained circuits keep."""
+    row = {"sites": "all", "b": 8, "what": "circuit", "k": 6, "seeds": 3, "kept": 0.7, "seed_low": seeds[0],
+           "seed_high": seeds[1], "document_low": documents[0], "document_high": documents[1], **axes}  # fmt: skip
+    return {"kept": pd.DataFrame([row])}
 
 
 def recover_numbers(*intervals, compressed=50.0):
@@ -352,7 +359,24 @@ def test_larger_scales_are_reached_where_the_papers_way_keeps_a_gain(paper, expe
     assert facts["paper"] == [8.0 if expected is YES else 0.0] and facts["ours"] == [8.0]
 
 
+@pytest.mark.parametrize(
+    ("seeds", "documents", "expected"),
+    [
+        ((0.6, 0.8), (0.62, 0.75), YES),
+        ((0.65, 0.8), (0.55, 0.75), OPEN),
+        ((0.5, 0.8), (0.62, 0.75), OPEN),
+        ((0.3, 0.5), (0.4, 0.59), NO),
+        ((NAN, NAN), (0.7, 0.8), NONE),
+    ],
+)
+def test_six_cz_are_enough_where_the_whole_interval_is_three_fifths_or_more(seeds, documents, expected):
+    assert grade(circuits, circuits_numbers(seeds, documents), "few_cz") is expected
+    for axes in ({"b": 4}, {"sites": "one"}, {"k": 8}, {"what": "cut"}):
+        assert grade(circuits, circuits_numbers(seeds, documents, **axes), "few_cz") is NONE
+
+
 MAKERS = {
+    ("few_cz", circuits): lambda a, b: circuits_numbers(a, b),
     ("wall", wall): lambda a, b: wall_numbers(a, b),
     ("scales", wall): lambda a, _: wall_numbers(a),
     ("monotone", dim): lambda a, b: dim_numbers([a, b]),
@@ -396,6 +420,6 @@ def test_every_verdict_is_about_a_stated_claim():
         *dim.grades(dim_numbers()), *controls.grades(controls_numbers()), *recover.grades(recover_numbers((0.7, 0.8))),
         *questions.grades(questions_numbers(1, 4)), *noise.grades(noise_numbers()),
         *noise.grades(noise_numbers(dim=8)), *noise.grades(noise_numbers(dim=8, sites="all")),
-        *wall.grades(wall_numbers()),
+        *wall.grades(wall_numbers()), *circuits.grades(circuits_numbers()),
     ]  # fmt: skip
     assert {verdict.claim for verdict in found} == set(CLAIMS) - {"two_questions", "hardware"}

@@ -45,6 +45,10 @@ GRIDS = {  # cells by kind, and trained parameters of some points
         {("all", 4, "oft"): 224_640, ("one", 4, "dense"): 331_776, ("one", 4, "diagonal"): 576},
     ),
     "smollm2_noise": ({"train": 24}, {("all", 8, "cayley"): 524_160}),
+    "smollm2_circuits": (
+        {"train": 36, "measure": 55},
+        {("all", 8, "cayley"): 524_160, ("all", 64, "cayley"): 4_717_440},
+    ),
     "smollm2_recover": ({"compress": 2}, {(None, 4, "cayley"): 224_640}),
     "llama_noise": ({"train": 6, "measure": 103}, {("one", 4, "cayley"): 6_144, ("one", 8, "cayley"): 14_336}),
 }  # fmt: skip

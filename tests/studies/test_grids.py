@@ -31,7 +31,7 @@ def values(cells, axis):
 
 @pytest.fixture(scope="module")
 def default():
-    return {study: grid(study) for study in ("dim", "controls", "noise", "wall", "recover", "questions")}
+    return {study: grid(study) for study in ("dim", "controls", "noise", "wall", "circuits", "recover", "questions")}
 
 
 @pytest.mark.parametrize(
@@ -44,6 +44,8 @@ def default():
         # per b and seed: LoRA and the adapter exact; 3 ways at 2 noises and 4 rates, and 4 beside them at a noise;
         # of one seed 2 nulls of every way
         ("wall", {"train": 2 * 3 * 2, "measure": 1 + 2 * 3 * (2 + 3 * (2 + 4) + 4) + 2 * 2 * (3 + 4)}),
+        # per seed: Cayley blocks of four b, circuits of 6 and 2 k, and 6 cuts
+        ("circuits", {"train": 3 * (4 + 6 + 2), "measure": 1 + 3 * (4 + 6 + 2 + 6)}),
         # shifted: 2 b of the original, 7 arms at each ratio; home: 1 and 3
         ("recover", {"compress": 2, "train": 3 * (2 + 2 * 7 + 1 + 2 * 3), "measure": 6 + 3 * (2 + 2 * 7 + 1 + 2 * 3)}),
         ("questions", {"ask": 1}),
@@ -57,7 +59,7 @@ def test_default_grids_have_exactly_these_cells(default, study, expected):
     assert bool(said) == (study == "noise")
 
 
-@pytest.mark.parametrize("study", ["dim", "controls", "noise", "wall", "recover"])
+@pytest.mark.parametrize("study", ["dim", "controls", "noise", "wall", "circuits", "recover"])
 def test_no_two_cells_of_a_kind_stand_at_the_same_point(default, study):
     cells, _ = default[study]
     points = [(cell.task.kind, *sorted(cell.axes.items(), key=lambda item: item[0])) for cell in cells]
@@ -65,7 +67,7 @@ def test_no_two_cells_of_a_kind_stand_at_the_same_point(default, study):
 
 
 def test_every_measurement_of_an_adapter_needs_its_own_training(default):
-    for study in ("dim", "controls", "noise", "recover"):
+    for study in ("dim", "controls", "noise", "circuits", "recover"):
         for cell in default[study][0]:
             if cell.task.kind != "measure" or cell.axes["method"] == "none":
                 assert "adapter" not in cell.needs
@@ -458,3 +460,48 @@ def test_arms_are_original_model_adapter_and_device():
     assert [c.axes["arm"] for c in grid("questions", "adapter.path=somewhere")[0]] == ["model", "adapter"]
     with pytest.raises(InputError, match="no adapter to run there"):
         grid("questions", "device=noisy")
+
+
+# --- circuits
+
+
+def test_circuits_and_cuts_stand_beside_the_dim_studys_cayley_blocks(default):
+    cells, _ = default["circuits"]
+    theirs = [c.task.config for c in trained(default["dim"][0], sites="all", method="cayley")]
+    assert all(c.task.config in theirs for c in trained(cells, method="cayley"))
+    written = {(c.axes["b"], c.axes["czs"]) for c in trained(cells, method="circuit")}
+    assert written == {(8, k) for k in (2, 4, 6, 8, 10, 14)} | {(64, 10), (64, 20)}
+    for cell in trained(cells, method="circuit"):
+        c = cell.task.config.adapter
+        assert (c.dim, c.options, c.projections) == (
+            cell.axes["b"], {"czs": cell.axes["czs"]}, theirs[0].adapter.projections
+        )  # fmt: skip
+    cuts = [c for c in cells if c.axes.get("null") == "cut"]
+    assert {c.task.values for c in cuts} == {f"cut{k}" for k in (2, 4, 6, 8, 10, 14)}
+    assert all(c.task.czs == c.axes["czs"] and c.needs["adapter"].axes["method"] == "cayley" for c in cuts)
+    assert all("adapters.cut" in c.task.modules for c in cuts)
+    assert all("adapters.cut" not in c.task.modules for c in default["dim"][0] if c.task.kind == "measure")
+
+
+@pytest.mark.parametrize(("k", "b", "lr"), [(2, 8, 4 / 5), (6, 8, 4 / 9), (14, 8, 4 / 17), (10, 64, 4 / 16)])
+def test_the_rate_of_circuits_falls_with_the_directions_they_turn_a_block_in(default, k, b, lr):
+    from qrun.adapters.methods import spec
+
+    for cell in trained(default["circuits"][0], method="circuit", b=b, czs=k):
+        assert cell.task.config.training.lr == pytest.approx(spec("circuit").lr * lr, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["study.czs=[3]"], r"study\.czs=3: .*even numbers from 2"),
+        (["study.cuts=[0]"], r"study\.cuts=0: .*even numbers from 2"),
+        (["study.czs=[2,2]"], "different values"),
+        (["study.dims=[6]"], r"study\.dims=6: give powers of two"),
+        (["study.wide=[48]"], r"study\.wide=48: give powers of two"),
+        (["study.controls=[lora]"], "qrun sweep controls"),
+    ],
+)
+def test_circuits_that_make_no_sense_are_refused(words, message):
+    with pytest.raises(InputError, match=message):
+        configure("circuits", words)

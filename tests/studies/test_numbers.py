@@ -11,7 +11,7 @@ import pytest
 from qrun.evaluation.intervals import over_documents, perplexity_difference, perplexity_ratio, recovery
 from qrun.evaluation.questions import binomial_interval
 from qrun.evaluation.results import Results, read
-from qrun.studies import controls, dim, noise, questions, recover, statistics, wall
+from qrun.studies import circuits, controls, dim, noise, questions, recover, statistics, wall
 
 T = {2: 12.706204736432095, 3: 4.302652729911275, 5: 2.7764451051977987}  # 97.5 % quantiles of Student's t by seeds
 DOCUMENTS = 30
@@ -512,3 +512,50 @@ def test_without_rates_and_nulls_a_wall_is_a_table_of_ways():
     results.table.drop(columns=["rate", "null"], errors="ignore", inplace=True)
     found = wall.numbers(Results(results.table[results.table["gain"] != -0.5], results.units))
     assert len(found["kept"]) == 1 and not len(found["ends"]) and "nulls" not in found
+
+
+# --- circuits
+
+
+def circuits_table(shares=(0.7, 0.8, 0.9)):
+    """Cayley blocks from 32 to 30; circuits of 6 CZ keep `shares` of it by seed, cuts to 6 CZ a tenth of that."""
+    table = Table()
+    table.measure(32.0, method="none")
+    for seed, share in enumerate(shares):
+        axes = {"sites": "all", "b": 8, "seed": seed}
+        table.measure(30.0, 0.1, **axes, method="cayley", gain=2.0, parameters=4368)
+        table.measure(31.0, 0.1, **{**axes, "b": 2}, method="cayley", gain=1.0, parameters=624)
+        for left, words in ((share, {"method": "circuit"}), (share / 10, {"method": "cayley", "null": "cut"})):
+            level = math.exp(math.log(32) - left * math.log(32 / 30))
+            table.measure(level, 0.3, **axes, **words, czs=6, gain=32 - level, parameters=2340)
+    return table.results
+
+
+def test_circuits_and_cuts_are_shares_of_the_gain_of_cayley_blocks_of_the_same_dimension():
+    found = circuits.numbers(circuits_table())
+    row = only(found["kept"], what="circuit")
+    assert (row["b"], row["k"], row["seeds"]) == (8, 6, 3) and row["kept"] == pytest.approx(0.8)
+    assert (row["seed_low"], row["seed_high"]) == pytest.approx(by_hand([0.7, 0.8, 0.9]))
+    assert row["document_low"] < 0.8 < row["document_high"]
+    assert only(found["kept"], what="cut")["kept"] == pytest.approx(0.08)
+    gains = found["gains"]
+    assert [tuple(r) for r in gains[["what", "b", "k", "czs", "parameters"]].to_numpy().tolist()] == [
+        ("cayley", 8, 0, 14, 4368), ("cayley", 2, 0, 0, 624), ("circuit", 8, 6, 6, 2340), ("cut", 8, 6, 6, 2340),
+    ]  # fmt: skip
+    assert only(gains, what="cayley", b=8)["gain"] == 2.0
+
+
+def test_without_cuts_a_study_of_circuits_is_a_table_of_what_was_trained():
+    results = circuits_table()
+    table = results.table[results.table["null"].isna()].drop(columns="null")
+    found = circuits.numbers(Results(table, results.units))
+    assert found["kept"]["what"].tolist() == ["circuit"] and set(found["gains"]["what"]) == {"cayley", "circuit"}
+
+
+def test_the_figure_of_circuits_has_a_curve_of_what_was_trained_and_one_of_what_was_cut():
+    from qrun.report.figures import draw
+
+    (figure,) = draw("circuits", "nano", circuits.numbers(circuits_table())).values()
+    axes = figure.axes[0]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["circuit, b = 8", "cut, b = 8"]
+    assert {text.get_text() for text in axes.texts} == {"Cayley, b = 8", "Cayley, b = 2"}

@@ -173,6 +173,22 @@ def test_the_wall_measures_every_way_with_the_dim_studys_adapters(dims, words, c
     assert "Gain kept on the device" in capsys.readouterr().out
 
 
+def test_circuits_are_trained_and_cut_beside_the_dim_studys_cayley_blocks(dims, words, capsys):
+    more = ["study.dims=[4]", "study.others=[2]", "study.czs=[2]", "study.cuts=[2,4]", "study.wide=[16]",
+            "study.wide_czs=[6]"]  # fmt: skip
+    results = study("circuits", [*words, *more], results=dims[1].folder, name="circuits")
+    trained, measured = rows(results, "train"), rows(results, "measure")
+    assert set(rows(dims[0], "train")["key"]) < set(trained["key"]) and len(trained) == 2 * (3 + 2)
+    size = trained.groupby(["method", "b"])["parameters"].first()
+    assert size["circuit", 4] == size["cayley", 4] and size["circuit", 16] == (4 + 2 * 6) * size["cayley", 4] / 6 / 4
+    whole = measured[(measured["method"] == "cayley") & measured["null"].isna() & (measured["b"] == 4)]
+    whole = whole.set_index("seed")["perplexity"]
+    for _, own in measured[measured["null"].notna()].groupby("czs"):  # two CZ write every block of b = 4
+        assert len(own) == 2 and own.set_index("seed")["perplexity"].to_numpy() == pytest.approx(whole, rel=1e-5)
+    assert set(rows(results, "measure", czs=4)["parameters"]) == {size["cayley", 4] * 10 / 6}
+    assert "Share of the gain of Cayley blocks" in capsys.readouterr().out
+
+
 def test_a_failed_cell_is_named_and_does_not_stop_the_others(qrun, words, dims, tmp_path, monkeypatch):
     from qrun.errors import RunFailed
     from qrun.training import loop

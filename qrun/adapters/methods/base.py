@@ -10,6 +10,7 @@ from qrun.adapters.sites import Site, check_divides
 from qrun.config.schema import AdapterConfig
 
 if TYPE_CHECKING:
+    from qrun.adapters.forms import Form
     from qrun.adapters.linear import Adapter
 
 
@@ -73,6 +74,21 @@ class Method:
     def peft_config(self, config: AdapterConfig, targets: list[str]) -> Any:
         """PEFT's config for the modules of these names. Import peft inside: it takes five seconds."""
         raise NotImplementedError
+
+
+class BlockMethod(Method):
+    """Orthogonal blocks on one side of the projection (adapters/linear.py), which can run as circuits."""
+
+    blocked = circuits = True
+
+    def form(self, config: AdapterConfig, site: str) -> "Form":
+        """How the blocks of the site of that name come from its parameters. Import the form inside: torch is heavy."""
+        raise NotImplementedError
+
+    def build(self, model: Any, sites: Sequence[Site], config: AdapterConfig, folder: str | Path | None) -> "Adapter":
+        from qrun.adapters.linear import attach
+
+        return attach(model, sites, config, lambda site: self.form(config, site.name))
 
 
 class OwnMethod(Method):

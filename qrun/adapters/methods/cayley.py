@@ -1,21 +1,19 @@
 """The paper's adapter: one orthogonal b x b block per slice of b channels (arXiv:2605.05914)."""
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from qrun.adapters.methods.base import Method
+from qrun.adapters.methods.base import BlockMethod
 from qrun.adapters.sites import Site, parameters
 from qrun.config.schema import AdapterConfig
 
 if TYPE_CHECKING:
-    from qrun.adapters.linear import Adapter
+    from qrun.adapters.forms import Form
 
 
-class Cayley(Method):
+class Cayley(BlockMethod):
     """Block-diagonal Cayley adapter (arXiv:2605.05914)."""
 
-    blocked = circuits = True
     control = False
 
     def count(self, config: AdapterConfig, sites: Sequence[Site]) -> int:
@@ -24,10 +22,10 @@ class Cayley(Method):
     def label(self, config: AdapterConfig) -> str:
         return f"b{config.dim}" + ("-signed" if config.sign_constrained else "")
 
-    def build(self, model: Any, sites: Sequence[Site], config: AdapterConfig, folder: str | Path | None) -> "Adapter":
-        from qrun.adapters.linear import attach
+    def form(self, config: AdapterConfig, site: str) -> "Form":
+        from qrun.adapters.forms import CayleyForm
 
-        return attach(model, sites, config)
+        return CayleyForm()
 
 
 METHOD = Cayley()

@@ -1,0 +1,128 @@
+"""`qrun sweep circuits`: gain against CZ. Blocks trained as circuits of k CZ, beside Cayley blocks, which need more.
+
+Beside them: Cayley blocks of other b, for as many parameters; trained Cayley blocks replaced by the nearest circuit of
+k CZ without training; and circuits on large blocks with few brick-wall layers, whose parameters grow with log b as
+those of Quantum-PEFT (arXiv:2503.05431). A palindrome has each layer twice, so two layers are the fewest.
+Kept = (nats frozen - nats of the circuits) / (nats frozen - nats of Cayley blocks of the same b and seed).
+
+Margin: circuits of CZS CZ keep SHARE or more of the Cayley blocks' gain at b = 8, all sites, with the whole intervals
+over seeds and over documents.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pandas as pd
+
+from qrun.cells.cell import Cell
+from qrun.config.schema import AdapterConfig, require
+from qrun.evaluation.results import Results
+from qrun.quantum.synthesis import CZS as GENERIC
+from qrun.recipes.tasks import CUT, Measure
+from qrun.report.grade import Verdict, together, within
+from qrun.studies.grid import (
+    Say,
+    StudyAxes,
+    StudyRun,
+    at_sites,
+    base_cell,
+    different,
+    exact_cell,
+    measurement,
+    train_cell,
+    usable,
+)  # fmt: skip
+from qrun.studies.statistics import gain_kept, gains, interval_of, limits, text
+
+DIM, CZS, SHARE = 8, 6, 0.6  # of the claim
+KINDS = ["sites", "b", "what", "k"]
+
+
+@dataclass
+class Axes(StudyAxes):
+    """Axes of `qrun sweep circuits`."""
+
+    dims: list[int] = field(default_factory=lambda: [DIM])
+    czs: list[int] = field(default_factory=lambda: [2, 4, 6, 8, 10, 14])  # k of trained circuits at study.dims
+    cuts: list[int] = field(default_factory=lambda: [2, 4, 6, 8, 10, 14])  # k that Cayley blocks are cut to
+    others: list[int] = field(default_factory=lambda: [2, 4])  # b of Cayley blocks of like parameters
+    wide: list[int] = field(default_factory=lambda: [64])  # b of circuits of few layers
+    wide_czs: list[int] = field(default_factory=lambda: [10, 20])  # their k, n - 1 a layer
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("czs", "cuts", "wide_czs"):
+            for czs in getattr(self, key):
+                even = czs >= 2 and czs % 2 == 0
+                require(even, f"study.{key}", czs, "circuits start as palindromes; give even numbers from 2")
+        different("study.czs", self.czs)
+        for key in ("dims", "wide"):
+            for dim in getattr(self, key):
+                require(dim >= 4 and dim & (dim - 1) == 0, f"study.{key}", dim, "give powers of two from 4")
+        require(not self.controls, "study.controls", self.controls, "the controls are in `qrun sweep controls`")
+
+    def trained(self, dim: int) -> list[int]:
+        """k of the circuits that are trained at b = dim."""
+        own = self.czs if dim in self.dims else []
+        return list(dict.fromkeys([*own, *(self.wide_czs if dim in self.wide else [])]))
+
+
+@dataclass
+class Config(StudyRun):
+    """`qrun sweep circuits`."""
+
+    study: Axes = field(default_factory=Axes)
+
+
+def cells(config: Config, say: Say) -> Iterator[Cell]:
+    """Site set x b x seed: Cayley blocks, trained and measured, whole and cut; circuits of every k."""
+    study, base = config.study, base_cell(config, {})
+    yield base
+    dims = list(dict.fromkeys([*study.dims, *study.others, *study.wide]))
+    for chosen, dim in usable(config, say, dims):
+        own = replace(at_sites(config.adapter, chosen), dim=dim)
+        for seed in study.seeds:
+            trained = train_cell(config, {"sites": chosen.value, "b": dim}, own, seed)
+            yield trained
+            yield exact_cell(config, trained, base)
+            for czs in study.cuts if dim in study.dims else []:
+                point = {**trained.axes, "czs": czs, "null": "cut"}
+                yield Cell(point, Measure(measurement(config), f"{CUT}{czs}"), {"adapter": trained, "base": base})
+            for czs in study.trained(dim):
+                written = train_cell(config, {"sites": chosen.value, "b": dim, "czs": czs}, of_czs(own, czs), seed)
+                yield written
+                yield exact_cell(config, written, base)
+
+
+def of_czs(adapter: AdapterConfig, czs: int) -> AdapterConfig:
+    """Circuits in the place of Cayley blocks."""
+    return replace(adapter, method="circuit", options={"czs": czs})
+
+
+def numbers(results: Results) -> Mapping[str, pd.DataFrame]:
+    """Gains of Cayley blocks, circuits and cuts; the share of the Cayley blocks' gain of the same b."""
+    measured = results.table[results.table["kind"] == "measure"].copy()
+    base, rows = measured[measured["method"] == "none"], measured[measured["method"] != "none"].copy()
+    cuts = rows["null"].notna() if "null" in rows else pd.Series(False, rows.index)
+    rows["what"] = rows["method"].where(~cuts, "cut")
+    rows["k"] = rows["czs"].fillna(0).astype(int)  # 0: Cayley blocks, which are synthesised
+    found = gains(results, base, rows, KINDS)
+    generic = {2: 0, **{2**n: czs for n, czs in GENERIC.items()}}
+    found["czs"] = found["k"].where(found["what"] != "cayley", found["b"].map(generic)).astype(float)
+    kept = []
+    for point, group in rows[rows["what"] != "cayley"].groupby(KINDS, sort=False):
+        here = dict(zip(KINDS, point, strict=True))
+        reference = rows[(rows["what"] == "cayley") & (rows["sites"] == here["sites"]) & (rows["b"] == here["b"])]
+        kept.append({**here, "seeds": len(group), **gain_kept(results, base, group, reference)})
+    return {"text": text(results, base), "gains": found, "kept": pd.DataFrame(kept)}
+
+
+def grades(found: Mapping[str, pd.DataFrame]) -> list[Verdict]:
+    """Whether few CZ keep most of the gain."""
+    rows = found["kept"]
+    own = rows[(rows["what"] == "circuit") & (rows["sites"] == "all") & (rows["b"] == DIM) & (rows["k"] == CZS)]
+    interval = interval_of(own.iloc[0].to_dict()) if len(own) else None
+    share = float(own["kept"].iloc[0]) if len(own) else np.nan
+    facts = {"kept": share, "seeds": int(rows["seeds"].max()), **limits("kept", interval)}
+    return [Verdict("few_cz", together([within(interval, low=SHARE)]), facts)]
