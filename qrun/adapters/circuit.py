@@ -11,20 +11,22 @@ import hashlib
 import math
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from qrun.adapters.forms import Written
 from qrun.quantum.encoding import qubits
-from qrun.quantum.synthesis import Ansatz, path
+from qrun.quantum.synthesis import Ansatz, Written
+
+LINE = {4: (0, 3, 1, 2)}  # bits along a path as preparations leave them (quantum/preparation.py), if not in order
 
 
 @cache
 def palindrome(n: int, czs: int) -> Ansatz:
     """An even number of CZ: half of them a brick wall on a path of n qubits, the others its mirror image. One qubit has
     none."""
-    edges = path(n)
+    edges = tuple(pairwise(LINE.get(n, range(n))))
     wall = edges[::2] + edges[1::2]
     half = tuple(wall[i % len(wall)] for i in range(czs // 2)) if wall else ()
     return Ansatz(n, half + half[::-1])

@@ -22,6 +22,7 @@ from qrun.quantum.circuits import with_reference
 from qrun.quantum.devices.base import Device
 from qrun.quantum.encoding import Floats, normalise, qubits
 from qrun.quantum.estimates import (
+    REFERENCE,
     REPEATS,
     SLICES,
     beside_reference,
@@ -39,6 +40,7 @@ from qrun.quantum.estimates import (
 )
 from qrun.quantum.estimates import Rates as Known
 from qrun.quantum.sampling import stream_key
+from qrun.quantum.synthesis import Written
 from qrun.rows import current
 
 
@@ -60,6 +62,9 @@ ARRAYS = Steps()
 TENSORS = Steps(resident.normalise, resident.magnitudes, resident.with_signs, resident.from_two_settings)
 
 
+SAMPLED = 256  # rows of a call that the error of counting is worked out for
+
+
 @dataclass
 class Statistics:
     """Sums over everything an executor ran; `summary` makes rates of them."""
@@ -74,6 +79,7 @@ class Statistics:
     flips: float = 0.0  # channels whose sign the rotation changes
     channels: int = 0
     error: float = 0.0  # sum of |estimate - Q x|^2, of sign-constrained adapters |estimate - sign(x) |Qx||^2
+    counting: float = 0.0  # of that, what so many shots make on average, to first order
     power: float = 0.0  # sum of |x|^2
     angle: float = 0.0  # sum of the angle between x and Q x, radians
 
@@ -85,6 +91,7 @@ class Statistics:
             "calibration_circuits": self.calibration, "survival": self.kept / max(self.calibrated, 1),
             "sign_flips": self.flips / max(self.channels, 1),
             "relative_error": (self.error / max(self.power, 1e-300)) ** 0.5,
+            "counting_error": (self.counting / max(self.power, 1e-300)) ** 0.5,
             "rotation_degrees": float(np.degrees(self.angle / max(self.slices, 1))),
         }  # fmt: skip
 
@@ -111,8 +118,10 @@ class CircuitExecutor:
         """Circuits of a slice."""
         return 2 if self.sign is Sign.two_settings else 1
 
-    def site(self, name: str, effect: Tensor | None = None) -> "SiteExecutor":
-        return SiteExecutor(self, name, effect)
+    def site(
+        self, name: str, effect: Tensor | None = None, written: Callable[[], Written | None] | None = None
+    ) -> "SiteExecutor":
+        return SiteExecutor(self, name, effect, written)
 
 
 @dataclass
@@ -127,8 +136,11 @@ class Ready:
 class SiteExecutor:
     """The executor of one site: keeps its prepared blocks and counts its circuits."""
 
-    def __init__(self, parent: CircuitExecutor, name: str, effect: Tensor | None = None) -> None:
-        self.parent, self.effect = parent, effect
+    def __init__(
+        self, parent: CircuitExecutor, name: str, effect: Tensor | None = None,
+        written: Callable[[], Written | None] | None = None,
+    ) -> None:  # fmt: skip
+        self.parent, self.effect, self.written = parent, effect, written
         if (parent.sign is Sign.reference) != parent.device.wiring.reference:
             raise AssertionError("signs=reference and circuits with a reference go together")
         settings = ("", "/turned")[: parent.settings]
@@ -140,7 +152,9 @@ class SiteExecutor:
         """Synthesis and readout matrices, again only when the blocks change; rates come with the first counts."""
         if self._ready is None or not (self._ready[0] is blocks or torch.equal(self._ready[0], blocks)):
             exact_blocks = blocks.detach().double().cpu().numpy()
-            prepared = [self.parent.device.prepare(exact_blocks, turned=bool(i)) for i in range(len(self.keys))]
+            own = self.written() if self.written else None
+            device, settings = self.parent.device, range(len(self.keys))
+            prepared = [device.prepare(exact_blocks, turned=bool(i), written=own) for i in settings]
             self._ready = (blocks, Ready(exact_blocks, prepared, []))
         return self._ready[1]
 
@@ -239,11 +253,44 @@ class SiteExecutor:
         outcomes = self.run(ready, units, shares, numbers)
         estimates = self.estimates(ready, outcomes, units, wanted, shares) * norms[..., None]
         found = torch.as_tensor(estimates)
-        self._count(x, product, found, torch.as_tensor(norms), len(outcomes))
+        size = torch.as_tensor(norms)
+        some = slice(None, None, max(1, -(-len(found) // SAMPLED)))
+        open_ = self._open(ready, found[some] / size[some].clamp(min=1e-12)[..., None], there[some])
+        power = size.square()
+        share = (open_ * power[some]).sum(dtype=torch.float64) / power[some].sum(dtype=torch.float64).clamp(min=1e-300)
+        self._count(x, product, found, size, len(outcomes), share)
         parent.statistics.seconds += time.perf_counter() - started
         return found
 
-    def _count(self, x: Tensor, product: Tensor, estimates: Tensor, norms: Tensor, settings: int) -> None:
+    def _open(self, ready: Ready, units: Tensor, shares: Tensor) -> Tensor:
+        """Mean square error [N, B] of unit estimates that counting leaves. A frequency f of probability p scatters by
+        s = sqrt(f (1 - f) / shots) / kept, and sqrt(p) by s^2 / (4 p) where p is larger than s, by 0.4 s where it is 0.
+        Precisions of two settings add up. A prior makes it smaller, inverted readout errors a little larger."""
+        sign, shots, dim = self.parent.sign, self.parent.device.shots, units.shape[-1]
+        if shots is None:
+            return torch.zeros(units.shape[:2], device=units.device)
+        rates = (ready.rates or [None])[0]
+        kept = torch.as_tensor(1.0 if rates is None else rates.kept[:, None]).to(units)
+        own = shots if shares.dtype == torch.bool else shares.clamp(min=1)[..., None].to(units)
+        if sign is Sign.reference:  # y is half a difference of roots that are sqrt(2 (1 + c^2)) times as long
+            return (dim * (1 + REFERENCE**2) / (4 * own * kept**2)).expand(*units.shape[:2], 1)[..., 0]
+
+        def variances(y: Tensor) -> Tensor:
+            p = y.square()
+            f = kept * p + (1 - kept) / dim
+            square = f * (1 - f) / (own * kept**2)
+            return square / (4 * p + 2.5 * square.sqrt() + 1e-12) + 1e-12
+
+        if len(self.keys) == 1:
+            return variances(units).sum(-1)
+        r = torch.as_tensor(rotation(qubits(dim))).to(units)
+        precision = torch.diag_embed(1 / variances(units))
+        precision = precision + torch.einsum("ka,njk,kb->njab", r, 1 / variances(units @ r.T), r)
+        return torch.linalg.inv(precision).diagonal(dim1=-2, dim2=-1).sum(-1)
+
+    def _count(
+        self, x: Tensor, product: Tensor, estimates: Tensor, norms: Tensor, settings: int, counting: Tensor
+    ) -> None:
         """Add slices [N, B, b] to the statistics; one transfer from a GPU."""
         seen, real, power = self.parent.statistics, norms > 0, norms.square()
         constrained = self.parent.constrained
@@ -252,14 +299,16 @@ class SiteExecutor:
         sums = [
             real.sum(), ((product < 0) != (x < 0)).sum(), (estimates - meant).square().sum(dtype=torch.float64),
             power.sum(dtype=torch.float64), angles.sum(dtype=torch.float64),
+            counting * power.sum(dtype=torch.float64),
         ]  # fmt: skip
-        slices, flips, error, total, angle = torch.stack([part.double() for part in sums]).tolist()
+        slices, flips, error, total, angle, open_ = torch.stack([part.double() for part in sums]).tolist()
         seen.slices += int(slices)
         seen.circuits += int(slices) * settings
         seen.empty += real.numel() - int(slices)
         seen.flips += int(flips)
         seen.channels += x.numel()
         seen.error += error
+        seen.counting += open_
         seen.power += total
         seen.angle += angle
 

@@ -6,15 +6,11 @@ CircuitForm         Q = RY-CZ circuit of k CZ, n + 2 k angles a block (adapters/
 
 from typing import Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from qrun.adapters.cayley import cayley
-from qrun.quantum.synthesis import Ansatz
-
-Written = tuple[NDArray[np.float64], Ansatz]
+from qrun.quantum.synthesis import Ansatz, Written
 
 
 class Form(Protocol):
@@ -26,6 +22,10 @@ class Form(Protocol):
 
     def blocks(self, parameters: Tensor, dim: int) -> Tensor:
         """Q [B, b, b] of the parameters' dtype, computed in float64, differentiable."""
+        ...
+
+    def shape(self, dim: int) -> Ansatz | None:
+        """The order of gates, where the parameters are a circuit's."""
         ...
 
     def written(self, parameters: Tensor, dim: int) -> Written | None:
@@ -41,6 +41,9 @@ class CayleyForm:
 
     def blocks(self, parameters: Tensor, dim: int) -> Tensor:
         return cayley(parameters, dim)
+
+    def shape(self, dim: int) -> Ansatz | None:
+        return None
 
     def written(self, parameters: Tensor, dim: int) -> Written | None:
         return None

@@ -30,8 +30,11 @@ class Executor(Protocol):
 class SiteExecutors(Protocol):
     """A device that gives each site an executor of its own, with its own stream of shots."""
 
-    def site(self, name: str, effect: Tensor | None = None) -> Executor:
-        """The executor of a site; `effect` [B] is how much an error of each slice does behind the projection."""
+    def site(
+        self, name: str, effect: Tensor | None = None, written: Callable[[], Written | None] | None = None
+    ) -> Executor:
+        """The executor of a site; `effect` [B] is how much an error of each slice does behind the projection, `written`
+        gives the blocks' own circuits."""
         ...
 
 
@@ -151,7 +154,7 @@ class Adapter:
         shots. None is exact."""
         for name, module in self.modules.items():
             of_site = getattr(executor, "site", None)
-            module.executor = executor if of_site is None else of_site(name, module.effect())
+            module.executor = executor if of_site is None else of_site(name, module.effect(), module.written)
 
     def bases(self) -> dict[str, nn.Module]:
         """The frozen linear layers."""

@@ -34,7 +34,7 @@ from qrun.errors import InputError
 from qrun.quantum.encoding import Floats, qubits
 from qrun.quantum.gates import BASIS, CZ, RY, RZ, SX, X
 from qrun.quantum.preparation import Preparation, Step, preparation
-from qrun.quantum.synthesis import CZS, MERGED, Ansatz, Edges, ansatz, path, synthesise_angles, unitary
+from qrun.quantum.synthesis import CZS, MERGED, Ansatz, Edges, Written, ansatz, path, synthesise_angles, unitary
 
 COLUMNS = ("kind", "first", "second", "angle", "parameter")
 
@@ -155,9 +155,12 @@ def frame(prepared: Preparation, edges: Edges, reference: bool) -> Frame:
     )
 
 
-def block_circuits(blocks: Floats, edges: Edges, synthesis: str = "line", reference: bool = False) -> Circuits:
+def block_circuits(
+    blocks: Floats, edges: Edges, synthesis: str = "line", reference: bool = False, written: Written | None = None
+) -> Circuits:
     """Circuits of orthogonal blocks [B, b, b] on qubits coupled by `edges`, one more than Q's with a reference. Global
-    phases are dropped. Raises InputError for blocks or couplings that the synthesis does not have."""
+    phases are dropped. `written` are circuits that the blocks have already: they are taken on a line that couples their
+    qubits. Raises InputError for blocks or couplings that the synthesis does not have."""
     n = qubits(blocks.shape[-1]) + reference
     check_orthogonal(blocks)
     prepared = preparation(n, edges)
@@ -174,6 +177,13 @@ def block_circuits(blocks: Floats, edges: Edges, synthesis: str = "line", refere
     nearest = np.empty_like(exact)
     nearest[:, place[:, None], place] = exact
     shape = ansatz(n - reference, own.edges)
+    if written is not None and synthesis == "line" and _suits(written[1], own):
+        gates = [(own.wires[a], own.wires[b] if b >= 0 else -1) for a, b in written[1].gates()]
+        table, rows = _joined(prepared, gates, own)
+        parts = [table.copy() for _ in blocks]
+        for part, angles in zip(parts, written[0], strict=True):
+            np.add.at(part[:, 3], rows, angles)
+        return _collected(n, parts, np.tile(np.array(prepared.wires), (len(blocks), 1)))
     proper, solved = np.linalg.det(nearest) > 0, np.zeros(len(blocks), bool)
     angles = np.empty((len(blocks), shape.angles))
     if synthesis == "line" and n - reference <= max(CZS) and proper.any():
@@ -198,6 +208,12 @@ def block_circuits(blocks: Floats, edges: Edges, synthesis: str = "line", refere
             wires[j] = [ends.get(wire, wire) for wire in wires[j].tolist()]
         parts.append(table)
     return _collected(n, parts, wires)
+
+
+def _suits(shape: Ansatz, own: Frame) -> bool:
+    """Whether an order of gates on bits runs on the qubits that have them."""
+    coupled = {*own.edges, *((b, a) for a, b in own.edges)}
+    return {(own.wires[a], own.wires[b]) for a, b in shape.pairs} <= coupled
 
 
 def _merged(blocks: NDArray[np.float64], prepared: Preparation, edges: Edges, reference: bool) -> Circuits:
@@ -361,7 +377,16 @@ def generic_block(dim: int) -> NDArray[np.float64]:
     return np.asarray(special_ortho_group.rvs(dim, random_state=np.random.default_rng(0)))
 
 
+def generic_written(shape: Ansatz) -> tuple[NDArray[np.float64], Written]:
+    """A block [1, b, b] of random angles, always the same, and its circuit."""
+    angles = np.random.default_rng(0).uniform(-np.pi, np.pi, (1, shape.angles))
+    return unitary(angles, shape), (angles, shape)
+
+
 @cache
-def generic(dim: int, edges: Edges, synthesis: str = "line", reference: bool = False) -> Circuits:
-    """The circuit of a generic block, to be counted and judged."""
-    return block_circuits(generic_block(dim)[None], edges, synthesis, reference)
+def generic(
+    dim: int, edges: Edges, synthesis: str = "line", reference: bool = False, shape: Ansatz | None = None
+) -> Circuits:
+    """The circuit of a generic block, or of random angles in an order of gates, to be counted and judged."""
+    block, written = generic_written(shape) if shape else (generic_block(dim)[None], None)
+    return block_circuits(block, edges, synthesis, reference, written)

@@ -41,6 +41,7 @@ from qrun.quantum.services import (
     ibm_backend,
     instance_digest,
 )
+from qrun.quantum.synthesis import Ansatz, Written
 from qrun.quantum.wiring import Wiring
 
 SIMULATED_QUBITS = 8  # a fake backend simulates the packed circuit as one register
@@ -60,9 +61,11 @@ class ProcessorDevice(Device):
 
     def __init__(
         self, config: DeviceConfig, chip: Calibration, service: Service, folder: Path, most_qubits: int,
-        reference: bool = False,
+        reference: bool = False, ansatz: Ansatz | None = None,
     ) -> None:  # fmt: skip
-        wiring = Wiring(chip.typical, config.circuit, config.coupling, config.keep, chip, most_qubits, reference)
+        wiring = Wiring(
+            chip.typical, config.circuit, config.coupling, config.keep, chip, most_qubits, reference, ansatz
+        )
         super().__init__(wiring, config.shots, np.float64)
         self.name, self.config, self.chip = config.kind, config, chip
         self.used: dict[int, list[Place]] = {}  # places by qubits of a block
@@ -75,9 +78,9 @@ class ProcessorDevice(Device):
     def written(self, prepared: "Packed") -> Circuits:
         return prepared.circuits
 
-    def _prepare(self, blocks: Floats, turned: bool) -> "Packed":
+    def _prepare(self, blocks: Floats, turned: bool, written: Written | None) -> "Packed":
         n = self.wiring.qubits(blocks.shape[-1])
-        chosen, circuits = self.wiring.chosen(n), self.circuits(blocks, turned)
+        chosen, circuits = self.wiring.chosen(n), self.circuits(blocks, turned, written)
         self.used[n] = chosen
         # a simulation knows of waiting only what a circuit says; a chip waits by itself
         waits = self.places(n).waits(circuits) if self.name == "fake" else None
@@ -203,17 +206,17 @@ def circuit_digest(circuit: Any) -> str:
 
 def open_processor(setting: Setting) -> ProcessorDevice:
     """The device of kind fake or ibm. Raises InputError for an unknown processor, account or missing package."""
-    config, folder = setting.config, setting.folder
+    config, folder, more = setting.config, setting.folder, (setting.reference, setting.ansatz)
     if (config.shots or 0) > EXECUTIONS_PER_JOB:
         raise InputError(f"device.shots={config.shots}: a job takes {EXECUTIONS_PER_JOB:,} executions at most")
     if config.kind == "fake":
         backend = fake_backend(config.backend)
         chip = read_calibration(backend)
-        return ProcessorDevice(config, chip, FakeService(backend), folder, SIMULATED_QUBITS, setting.reference)
+        return ProcessorDevice(config, chip, FakeService(backend), folder, SIMULATED_QUBITS, *more)
     account = ibm_account()
     chip, backend, kept = choose(account, config, JobBook(folder))
     service = IbmService(account, backend, config.mode.value, config.options)
-    device = ProcessorDevice(config, chip, service, folder, chip.size, setting.reference)
+    device = ProcessorDevice(config, chip, service, folder, chip.size, *more)
     if kept:
         device.remark = f"{device.remark}; kept for this results folder since it was first asked"
     return device

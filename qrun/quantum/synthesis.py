@@ -28,6 +28,9 @@ TRIES = 12
 ITERATIONS = 300
 
 
+Written = tuple[NDArray[np.float64], "Ansatz"]  # angles [B, n + 2 k] and the order of gates of B circuits
+
+
 def path(n: int) -> Edges:
     """Edges of a path 0 - 1 - ... - n-1."""
     return tuple((q, q + 1) for q in range(n - 1))

@@ -12,14 +12,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qrun.quantum.calibration import Calibration, calibration
-from qrun.quantum.circuits import Circuits, block_circuits, generic, generic_block, joined, with_reference
+from qrun.quantum.circuits import (
+    Circuits,
+    block_circuits,
+    generic,
+    generic_block,
+    generic_written,
+    joined,
+    with_reference,
+)
 from qrun.quantum.encoding import Floats as Blocks
 from qrun.quantum.layout import Place, coupling, heavy_hex, pack
 from qrun.quantum.noise import Noise
 from qrun.quantum.places import Places, at, everywhere
 from qrun.quantum.preparation import Preparation, preparation
 from qrun.quantum.simulator import prepare, probabilities
-from qrun.quantum.synthesis import Edges, Floats, path, shapes
+from qrun.quantum.synthesis import Ansatz, Edges, Floats, Written, path, shapes
 
 SLICES = 200  # that judge a place
 
@@ -41,6 +49,7 @@ class Wiring:
     chip: Calibration | None = None  # a processor's own, instead of the noise's
     room: int | None = None  # most qubits at once, if not the whole chip
     reference: bool = False  # a qubit more a circuit, for signs=reference
+    ansatz: Ansatz | None = None  # of blocks that are circuits already
 
     @cached_property
     def calibration(self) -> Calibration | None:
@@ -76,13 +85,14 @@ class Wiring:
         mixed = self.calibration is not None and len(self.couplings(self.qubits(dim))) > 1
         return f"{self.calibration.digest}-{self.keep:g}" if mixed and self.calibration else "alike"
 
-    def circuits(self, blocks: Blocks) -> Circuits:
+    def circuits(self, blocks: Blocks, written: Written | None = None) -> Circuits:
         n = self.qubits(blocks.shape[-1])
         shape = self.assigned(n, len(blocks))
-        parts = [
-            block_circuits(blocks[shape == index], edges, self.synthesis, self.reference)
-            for index, edges in enumerate(self.couplings(n)) if (shape == index).any()
-        ]  # fmt: skip
+        parts = []
+        for index, edges in enumerate(self.couplings(n)):
+            if (here := shape == index).any():
+                own = None if written is None else (written[0][here], written[1])
+                parts.append(block_circuits(blocks[here], edges, self.synthesis, self.reference, own))
         if len(parts) == 1:
             return replace(parts[0], shape=shape)
         order = np.argsort(np.argsort(shape, kind="stable"), kind="stable")  # joined by couplings, back by blocks
@@ -90,7 +100,11 @@ class Wiring:
 
     def generic(self, n: int, edges: Edges) -> Circuits:
         """The circuit of n qubits of a generic block."""
-        return generic(2 ** (n - self.reference), edges, self.synthesis, self.reference)
+        return generic(2 ** (n - self.reference), edges, self.synthesis, self.reference, self.ansatz)
+
+    def generic_block(self, dim: int) -> Floats:
+        """What that circuit computes [b, b]."""
+        return generic_written(self.ansatz)[0][0] if self.ansatz else generic_block(dim)
 
     def counts(self, dim: int) -> dict[str, int]:
         """Gates and qubits of the circuit of a generic block [b, b]."""
@@ -122,7 +136,7 @@ class Wiring:
         assert chip is not None
         slices = np.random.default_rng(0).normal(size=(SLICES, 1, 2**n))
         slices /= np.linalg.norm(slices, axis=-1, keepdims=True)
-        block = generic_block(2 ** (n - self.reference))
+        block = self.generic_block(2 ** (n - self.reference))
         block = with_reference(block) if self.reference else block
         ideal, errors = np.abs(slices @ block.T), np.empty(len(places))
         shape = np.array([coupling(chip, place, self.couplings(n)) for place in places])

@@ -17,20 +17,17 @@ from qrun.adapters.sites import sites
 from qrun.cells.cell import Place
 from qrun.cells.workspace import Opened, Workspace
 from qrun.config.compose import config_hash, to_yaml
-from qrun.config.schema import Sign
 from qrun.config.verbs import CompressConfig, QuestionsRunConfig, TrainConfig
 from qrun.evaluation.measurement import Difference, Measurement, difference
 from qrun.evaluation.questions import answer
 from qrun.language import questions
-from qrun.quantum.noise import Noise
 from qrun.quantum.plan import QUICK_S
-from qrun.quantum.wiring import Wiring
 from qrun.recipes.compress import compress_into
 from qrun.recipes.device import open_executor
 from qrun.recipes.fitting import fit_adapter, fit_metrics, prepared, resume
 from qrun.recipes.measuring import attach_saved, measured, shuffled
 from qrun.recipes.record import Words, device_tags, interval_metrics, peak_memory_mb, record_device, tags
-from qrun.recipes.tasks import MADE, Measure, MeasureConfig
+from qrun.recipes.tasks import MADE, Measure
 from qrun.tracking.provenance import environment, git_state
 from qrun.tracking.store import Run, Store
 from qrun.training.interrupt import Interrupt
@@ -104,7 +101,9 @@ def measure_cell(task: Measure, workspace: Workspace, place: Place) -> str:
                 metrics["parameters"] = adapter.count() if task.values == "trained" or task.czs else 0
             if executor is not None and adapter is not None:
                 metrics |= {f"circuit/{name}": value for name, value in executor.statistics.summary().items()}
-                metrics["circuit/total_error"] = config.noise.total_error(_counts(adapter.config.dim, config))
+                metrics["circuit/total_error"] = config.noise.total_error(
+                    executor.device.wiring.counts(adapter.config.dim)
+                )
                 metrics |= _qpu_cost(executor, adapter)
             run.metrics(metrics)
             run.texts({
@@ -201,9 +200,3 @@ def _qpu_cost(executor: CircuitExecutor, adapter: Adapter) -> dict[str, float]:
     widths = [module.blocks().shape[0] for module in adapter.modules.values()]
     seconds = shots * QUICK_S * sum(math.ceil(blocks / device.wiring.packed(dim)) for blocks in widths)
     return {"circuit/shots": shots, "circuit/qpu_seconds": seconds}
-
-
-def _counts(dim: int, config: MeasureConfig) -> dict[str, int]:
-    """Gates and qubits of the circuit of a generic block."""
-    reference = config.signs.kind is Sign.reference
-    return Wiring(Noise(), config.device.circuit, config.device.coupling, reference=reference).counts(dim)

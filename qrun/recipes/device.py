@@ -8,10 +8,13 @@ from typing import Protocol
 import torch
 
 from qrun.adapters.executor import CircuitExecutor
+from qrun.adapters.methods import spec
+from qrun.adapters.methods.base import BlockMethod
 from qrun.config.schema import AdapterConfig, DeviceConfig, EstimateConfig, ModelConfig, Sign, SignsConfig
 from qrun.quantum.devices.base import Device, Setting
 from qrun.quantum.encoding import qubits
 from qrun.quantum.noise import Noise
+from qrun.quantum.synthesis import Ansatz
 from qrun.report.screen import say
 
 
@@ -27,14 +30,15 @@ class OnDevice(Protocol):
     seed: int
 
 
-def open_device(config: OnDevice) -> Device:
-    """The device of a config, two settings with half of its shots each; InputError for a combination it cannot run."""
+def open_device(config: OnDevice, ansatz: Ansatz | None = None) -> Device:
+    """The device of a config, two settings with half of its shots each, for blocks that are circuits of that ansatz
+    already, if any; InputError for a combination it cannot run."""
     shots, signs = config.device.shots, config.signs.kind
     own = replace(config.device, shots=shots and shots // (2 if signs is Sign.two_settings else 1))
     folder = Path(config.results).expanduser().resolve() / "qpu"
     module = import_module(f"qrun.quantum.devices.{config.device.kind}")
-    reference = signs is Sign.reference
-    device: Device = module.open(Setting(own, config.noise, folder, accelerator(config.model.device), reference))
+    place, reference = accelerator(config.model.device), signs is Sign.reference
+    device: Device = module.open(Setting(own, config.noise, folder, place, reference, ansatz))
     if device.remark:
         say(device.remark)
     return device
@@ -49,9 +53,15 @@ def accelerator(wanted: str) -> str | None:
 def open_executor(config: OnDevice, adapter: AdapterConfig) -> CircuitExecutor:
     """An executor of that adapter on that device; InputError at once if its blocks are no circuits."""
     qubits(adapter.dim)
-    device = open_device(config)
+    device = open_device(config, own_ansatz(adapter))
     constrained, allocation = adapter.sign_constrained, config.device.allocation
     return CircuitExecutor(device, config.signs.kind, config.seed, constrained, config.estimate, allocation)
+
+
+def own_ansatz(adapter: AdapterConfig) -> Ansatz | None:
+    """The order of gates of an adapter whose blocks are circuits already."""
+    method = spec(adapter.method)
+    return method.form(adapter, "").shape(adapter.dim) if isinstance(method, BlockMethod) else None
 
 
 def circuit_line(summary: dict[str, float], config: OnDevice) -> str:
@@ -60,4 +70,5 @@ def circuit_line(summary: dict[str, float], config: OnDevice) -> str:
     circuits, seconds = summary["circuits"], summary["circuit_seconds"]
     speed = f"{circuits:,.0f} of {shots} in {seconds:.1f} s ({circuits / max(seconds, 1e-9):,.0f}/s)"
     found = f"sign flips {summary['sign_flips']:.2%}, relative error {summary['relative_error']:.2%}"
+    found += f" ({summary['counting_error']:.2%} by counting)"
     return f"circuits {speed}; {found}, mean rotation {summary['rotation_degrees']:.2f} degrees"

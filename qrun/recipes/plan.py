@@ -21,6 +21,7 @@ from qrun.quantum.plan import JOBS_PER_MINUTE, OPEN_PLAN_S, QUICK_S, best_share,
 from qrun.quantum.plan import plan as cost
 from qrun.quantum.services import named_backend
 from qrun.quantum.wiring import Wiring
+from qrun.recipes.device import own_ansatz
 from qrun.report.screen import say, table
 
 
@@ -39,7 +40,8 @@ def plan(config: PlanConfig) -> None:
     keep = 1.0 if nominal else config.device.keep  # where all places are alike none is better
     reference = config.signs.kind is Sign.reference
     wiring = Wiring(
-        chip.typical, config.device.circuit, config.device.coupling, keep, chip, reference=reference
+        chip.typical, config.device.circuit, config.device.coupling, keep, chip, reference=reference,
+        ansatz=own_ansatz(config.adapter),
     )  # fmt: skip
     n = wiring.qubits(dim)
     block = block_cost(wiring, n)

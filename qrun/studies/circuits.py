@@ -3,7 +3,8 @@
 Beside them: Cayley blocks of other b, for as many parameters; trained Cayley blocks replaced by the nearest circuit of
 k CZ without training; and circuits on large blocks with few brick-wall layers, whose parameters grow with log b as
 those of Quantum-PEFT (arXiv:2503.05431). A palindrome has each layer twice, so two layers are the fewest.
-Kept = (nats frozen - nats of the circuits) / (nats frozen - nats of Cayley blocks of the same b and seed).
+Kept = (nats frozen - nats of the circuits) / (nats frozen - nats of Cayley blocks of the same b and seed), exact, and
+on a noisy device, where fewer CZ also mean less noise: `device`, `estimate` and `signs`, at each of `study.noises`.
 
 Margin: circuits of CZS CZ keep SHARE or more of the Cayley blocks' gain at b = 8, all sites, with the whole intervals
 over seeds and over documents.
@@ -11,13 +12,17 @@ over seeds and over documents.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from qrun.cells.cell import Cell
-from qrun.config.schema import AdapterConfig, require
+from qrun.config.compose import option
+from qrun.config.schema import AdapterConfig, DeviceConfig, EstimateConfig, SignsConfig, require
+from qrun.config.verbs import check_readout
 from qrun.evaluation.results import Results
+from qrun.quantum.noise import Noise
 from qrun.quantum.synthesis import CZS as GENERIC
 from qrun.recipes.tasks import CUT, Measure
 from qrun.report.grade import Verdict, together, within
@@ -37,6 +42,7 @@ from qrun.studies.statistics import gain_kept, gains, interval_of, limits, text
 
 DIM, CZS, SHARE = 8, 6, 0.6  # of the claim
 KINDS = ["sites", "b", "what", "k"]
+ON_DEVICE = {"perplexity": "perplexity", "error": "circuit/relative_error", "survival": "circuit/survival"}
 
 
 @dataclass
@@ -44,11 +50,12 @@ class Axes(StudyAxes):
     """Axes of `qrun sweep circuits`."""
 
     dims: list[int] = field(default_factory=lambda: [DIM])
-    czs: list[int] = field(default_factory=lambda: [2, 4, 6, 8, 10, 14])  # k of trained circuits at study.dims
+    czs: list[int] = field(default_factory=lambda: [2, 6, 10, 14])  # k of trained circuits at study.dims
     cuts: list[int] = field(default_factory=lambda: [2, 4, 6, 8, 10, 14])  # k that Cayley blocks are cut to
     others: list[int] = field(default_factory=lambda: [2, 4])  # b of Cayley blocks of like parameters
     wide: list[int] = field(default_factory=lambda: [64])  # b of circuits of few layers
     wide_czs: list[int] = field(default_factory=lambda: [10, 20])  # their k, n - 1 a layer
+    noises: list[str] = field(default_factory=list)  # options of group noise that blocks of study.dims run at
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -72,12 +79,37 @@ class Axes(StudyAxes):
 class Config(StudyRun):
     """`qrun sweep circuits`."""
 
+    device: DeviceConfig = field(default_factory=DeviceConfig)
+    estimate: EstimateConfig = field(default_factory=EstimateConfig)
+    signs: SignsConfig = field(default_factory=SignsConfig)
     study: Axes = field(default_factory=Axes)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        noisy = not self.study.noises or self.device.kind == "noisy"
+        require(noisy, "device", self.device.kind, "study.noises are for device=noisy")
+        check_readout(self.device, self.estimate, self.signs)
 
 
 def cells(config: Config, say: Say) -> Iterator[Cell]:
     """Site set x b x seed: Cayley blocks, trained and measured, whole and cut; circuits of every k."""
     study, base = config.study, base_cell(config, {})
+    presets = {name: option("noise", name, Noise) for name in study.noises}
+
+    def measured(trained: Cell, czs: int | None = None) -> Iterator[Cell]:
+        """Exact, and at every noise; with `czs` the blocks cut to so many CZ."""
+        values = "trained" if czs is None else f"{CUT}{czs}"
+        point = trained.axes if czs is None else {**trained.axes, "czs": czs, "null": "cut"}
+        needs = {"adapter": trained, "base": base}
+        yield exact_cell(config, trained, base) if czs is None else Cell(point, Measure(measurement(config), values),
+                                                                         needs)  # fmt: skip
+        for name, noise in presets.items() if point["b"] in study.dims else ():
+            there = replace(
+                measurement(config), seed=int(str(point["seed"])), device=config.device, noise=noise,
+                estimate=config.estimate, signs=config.signs,
+            )  # fmt: skip
+            yield Cell({**point, "noise": name}, Measure(there, values), needs)
+
     yield base
     dims = list(dict.fromkeys([*study.dims, *study.others, *study.wide]))
     for chosen, dim in usable(config, say, dims):
@@ -85,14 +117,13 @@ def cells(config: Config, say: Say) -> Iterator[Cell]:
         for seed in study.seeds:
             trained = train_cell(config, {"sites": chosen.value, "b": dim}, own, seed)
             yield trained
-            yield exact_cell(config, trained, base)
+            yield from measured(trained)
             for czs in study.cuts if dim in study.dims else []:
-                point = {**trained.axes, "czs": czs, "null": "cut"}
-                yield Cell(point, Measure(measurement(config), f"{CUT}{czs}"), {"adapter": trained, "base": base})
+                yield from measured(trained, czs)
             for czs in study.trained(dim):
                 written = train_cell(config, {"sites": chosen.value, "b": dim, "czs": czs}, of_czs(own, czs), seed)
                 yield written
-                yield exact_cell(config, written, base)
+                yield from measured(written)
 
 
 def of_czs(adapter: AdapterConfig, czs: int) -> AdapterConfig:
@@ -107,15 +138,23 @@ def numbers(results: Results) -> Mapping[str, pd.DataFrame]:
     cuts = rows["null"].notna() if "null" in rows else pd.Series(False, rows.index)
     rows["what"] = rows["method"].where(~cuts, "cut")
     rows["k"] = rows["czs"].fillna(0).astype(int)  # 0: Cayley blocks, which are synthesised
+    noisy = rows["noise"].notna() if "noise" in rows else pd.Series(False, rows.index)
+    rows, device = rows[~noisy], rows[noisy]
     found = gains(results, base, rows, KINDS)
     generic = {2: 0, **{2**n: czs for n, czs in GENERIC.items()}}
     found["czs"] = found["k"].where(found["what"] != "cayley", found["b"].map(generic)).astype(float)
-    kept = []
-    for point, group in rows[rows["what"] != "cayley"].groupby(KINDS, sort=False):
-        here = dict(zip(KINDS, point, strict=True))
-        reference = rows[(rows["what"] == "cayley") & (rows["sites"] == here["sites"]) & (rows["b"] == here["b"])]
-        kept.append({**here, "seeds": len(group), **gain_kept(results, base, group, reference)})
-    return {"text": text(results, base), "gains": found, "kept": pd.DataFrame(kept)}
+
+    def shares(of: pd.DataFrame, by: list[str]) -> Iterator[dict[str, Any]]:
+        for point, group in of.groupby(by, sort=False):
+            here = dict(zip(by, point, strict=True))
+            reference = rows[(rows["what"] == "cayley") & (rows["sites"] == here["sites"]) & (rows["b"] == here["b"])]
+            more = {name: group[column].mean() for name, column in ON_DEVICE.items() if "noise" in by}
+            yield {**here, "seeds": len(group), **gain_kept(results, base, group, reference), **more}
+
+    frames = {
+        "text": text(results, base), "gains": found, "kept": pd.DataFrame(shares(rows[rows["what"] != "cayley"], KINDS))
+    }  # fmt: skip
+    return frames | ({"device": pd.DataFrame(shares(device, [*KINDS, "noise"]))} if len(device) else {})
 
 
 def grades(found: Mapping[str, pd.DataFrame]) -> list[Verdict]:

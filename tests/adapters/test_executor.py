@@ -189,3 +189,20 @@ def test_shots_by_effect_are_the_same_on_an_accelerator(sign):
         executor = CircuitExecutor(device, sign, 0, estimate=estimate, allocation=Allocation.effect)
         found.append(executor.site("v")(BLOCKS, SLICES))
     torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("estimator", "sign"), [
+    (Estimator.sqrt, Sign.exact), (Estimator.calibrated, Sign.exact), (Estimator.calibrated, Sign.two_settings),
+    (Estimator.sqrt, Sign.reference),
+])  # fmt: skip
+def test_error_bars_of_counting_are_what_estimates_scatter_by(estimator, sign):
+    near = cayley(0.1 * torch.randn(6, 6, generator=torch.Generator().manual_seed(0)), 4)
+    for allocation in Allocation:
+        noise = Noise(block=0.2) if estimator is Estimator.calibrated else Noise()
+        device = NoisyDevice(Wiring(noise, reference=sign is Sign.reference), 20_000)
+        executor = CircuitExecutor(device, sign, 0, estimate=EstimateConfig(estimator), allocation=allocation)
+        run = executor.site("v")
+        for _ in range(8):
+            run(near, SLICES)
+        seen = executor.statistics.summary()
+        assert seen["relative_error"] == pytest.approx(seen["counting_error"], rel=0.15)

@@ -6,6 +6,7 @@ import torch
 from quantum_support import FULL, rotations, unit_slices
 from scipy.linalg import expm
 
+from qrun.adapters.circuit import palindrome
 from qrun.adapters.executor import CircuitExecutor
 from qrun.config.compose import compose
 from qrun.config.schema import EstimateConfig, Estimator, Sign
@@ -18,6 +19,7 @@ from qrun.quantum.devices.pennylane import PennyLaneDevice
 from qrun.quantum.devices.shots import ShotsDevice
 from qrun.quantum.estimates import beside_reference, from_reference
 from qrun.quantum.noise import Noise
+from qrun.quantum.synthesis import unitary
 from qrun.quantum.wiring import Wiring
 
 
@@ -124,3 +126,20 @@ def test_what_a_way_cannot_write_is_one_line():
         NoisyDevice(Wiring(Noise(), "merged"), 10).prepare(rotations(2, 1))
     with pytest.raises(InputError, match=r"adapter.dim=16: signs=reference has circuits for b = 2, 4 and 8"):
         NoisyDevice(Wiring(Noise(), reference=True), 10).prepare(rotations(4, 1))
+
+
+@pytest.mark.parametrize(("n", "czs"), [(1, 0), (2, 2), (3, 6), (4, 10)])
+@pytest.mark.parametrize("reference", [False, True])
+def test_blocks_that_are_circuits_run_as_they_are(n, czs, reference):
+    if n > 2 and reference:
+        pytest.skip("beside a reference bits do not lie in the order of these circuits")
+    shape, prepared = palindrome(n, czs), {1: 0, 2: 1, 3: 3, 4: 14}[n + reference]
+    angles = np.random.default_rng(n).uniform(-3, 3, (5, shape.angles))
+    blocks, units = unitary(angles, shape), unit_slices(n + reference, 4, 5)
+    wiring = Wiring(Noise(), reference=reference, ansatz=shape)
+    device = NoisyDevice(wiring, None, np.float64)
+    made = device.prepare(blocks, written=(angles, shape))
+    assert made.circuits.counts()["cz"] == 5 * (prepared + czs) == 5 * wiring.counts(2**n)["cz"]
+    meant = np.einsum("jab,njb->nja", with_reference(blocks) if reference else blocks, units) ** 2
+    found = device.run(made, units, np.ones((4, 5), bool), 0, np.arange(4))
+    np.testing.assert_allclose(found, meant, atol=1e-9)

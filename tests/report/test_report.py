@@ -139,7 +139,7 @@ def test_a_study_of_the_standard_gets_its_folder_and_the_two_pages(tmp_path, wri
     assert "**reproduced** Perplexity improves monotonically" in page
     readme = found["README.md"].decode()
     assert "[nano, dim](dim/nano/page.md) | **reproduced** |" in readme
-    assert readme.count("not testable here") == 15  # one row a claim for the paper's own scale
+    assert readme.count("not testable here") == 16  # one row a claim for the paper's own scale
     assert "No such" not in readme and "# Negative results" in found["LOG.md"].decode()
 
 

@@ -44,8 +44,8 @@ def default():
         # per b and seed: LoRA and the adapter exact; 3 ways at 2 noises and 4 rates, and 4 beside them at a noise;
         # of one seed 2 nulls of every way
         ("wall", {"train": 2 * 3 * 2, "measure": 1 + 2 * 3 * (2 + 3 * (2 + 4) + 4) + 2 * 2 * (3 + 4)}),
-        # per seed: Cayley blocks of four b, circuits of 6 and 2 k, and 6 cuts
-        ("circuits", {"train": 3 * (4 + 6 + 2), "measure": 1 + 3 * (4 + 6 + 2 + 6)}),
+        # per seed: Cayley blocks of four b, circuits of 4 and 2 k, and 6 cuts; at b = 8 all on a device too
+        ("circuits", {"train": 3 * (4 + 4 + 2), "measure": 1 + 3 * (4 + 4 + 2 + 6) + 3 * (1 + 4 + 6)}),
         # shifted: 2 b of the original, 7 arms at each ratio; home: 1 and 3
         ("recover", {"compress": 2, "train": 3 * (2 + 2 * 7 + 1 + 2 * 3), "measure": 6 + 3 * (2 + 2 * 7 + 1 + 2 * 3)}),
         ("questions", {"ask": 1}),
@@ -337,7 +337,7 @@ def test_totals_of_shots_are_moved_for_the_ways_and_what_has_no_circuits_is_left
     cells, said = grid("wall", *words)
     device = [c for c in cells if c.axes.get("way")]
     moved = [c for c in device if "shots" in c.axes]
-    assert len(moved) == 2 * 3 * 4 and all(c.task.config.device.shots == c.axes["shots"] for c in moved)
+    assert len(moved) == 2 * 3 * 2 and all(c.task.config.device.shots == c.axes["shots"] for c in moved)
     assert [c.axes["b"] for c in device if c.axes["way"] == "merged/calibrated/input"] == [8]
     assert said == ["left out, merged/calibrated/input at b=16: merged circuits are for b = 8"]
 
@@ -470,7 +470,7 @@ def test_circuits_and_cuts_stand_beside_the_dim_studys_cayley_blocks(default):
     theirs = [c.task.config for c in trained(default["dim"][0], sites="all", method="cayley")]
     assert all(c.task.config in theirs for c in trained(cells, method="cayley"))
     written = {(c.axes["b"], c.axes["czs"]) for c in trained(cells, method="circuit")}
-    assert written == {(8, k) for k in (2, 4, 6, 8, 10, 14)} | {(64, 10), (64, 20)}
+    assert written == {(8, k) for k in (2, 6, 10, 14)} | {(64, 10), (64, 20)}
     for cell in trained(cells, method="circuit"):
         c = cell.task.config.adapter
         assert (c.dim, c.options, c.projections) == (
@@ -480,6 +480,11 @@ def test_circuits_and_cuts_stand_beside_the_dim_studys_cayley_blocks(default):
     assert {c.task.values for c in cuts} == {f"cut{k}" for k in (2, 4, 6, 8, 10, 14)}
     assert all(c.task.czs == c.axes["czs"] and c.needs["adapter"].axes["method"] == "cayley" for c in cuts)
     assert all("adapters.cut" in c.task.modules for c in cuts)
+    device = [c for c in cells if c.axes.get("noise")]
+    settings = {(c.axes["noise"], c.task.config.noise.name, c.task.config.device.circuit,
+                 c.task.config.estimate.kind.value, c.task.config.signs.kind.value) for c in device}  # fmt: skip
+    assert settings == {("heron_r2", "heron_r2", "line", "calibrated", "two_settings")}
+    assert {c.axes["b"] for c in device} == {8} and all(c.task.circuits for c in device)
     assert all("adapters.cut" not in c.task.modules for c in default["dim"][0] if c.task.kind == "measure")
 
 
@@ -500,8 +505,10 @@ def test_the_rate_of_circuits_falls_with_the_directions_they_turn_a_block_in(def
         (["study.dims=[6]"], r"study\.dims=6: give powers of two"),
         (["study.wide=[48]"], r"study\.wide=48: give powers of two"),
         (["study.controls=[lora]"], "qrun sweep controls"),
+        (["device=shots"], "study.noises are for device=noisy"),
+        (["study.noises=[nothing]"], "noise=nothing: no such option"),
     ],
 )
 def test_circuits_that_make_no_sense_are_refused(words, message):
     with pytest.raises(InputError, match=message):
-        configure("circuits", words)
+        list(module("circuits").cells(configure("circuits", words), print))

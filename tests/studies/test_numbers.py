@@ -517,7 +517,7 @@ def test_without_rates_and_nulls_a_wall_is_a_table_of_ways():
 # --- circuits
 
 
-def circuits_table(shares=(0.7, 0.8, 0.9)):
+def circuits_table(shares=(0.7, 0.8, 0.9), device=False):
     """Cayley blocks from 32 to 30; circuits of 6 CZ keep `shares` of it by seed, cuts to 6 CZ a tenth of that."""
     table = Table()
     table.measure(32.0, method="none")
@@ -528,7 +528,20 @@ def circuits_table(shares=(0.7, 0.8, 0.9)):
         for left, words in ((share, {"method": "circuit"}), (share / 10, {"method": "cayley", "null": "cut"})):
             level = math.exp(math.log(32) - left * math.log(32 / 30))
             table.measure(level, 0.3, **axes, **words, czs=6, gain=32 - level, parameters=2340)
+            if device:
+                there = {"noise": "heron_r2", "circuit/relative_error": 0.02, "circuit/survival": 0.9}
+                table.measure(level, 0.3, **axes, **words, czs=6, gain=32 - level, parameters=2340, **there)
     return table.results
+
+
+def test_what_circuits_keep_on_a_device_is_told_apart():
+    found, plain = circuits.numbers(circuits_table(device=True)), circuits.numbers(circuits_table())
+    assert "device" not in plain
+    for name in ("gains", "kept"):
+        pd.testing.assert_frame_equal(found[name], plain[name])
+    row = only(found["device"], what="circuit")
+    assert (row["noise"], row["k"], row["error"], row["survival"]) == ("heron_r2", 6, 0.02, 0.9)
+    assert row["kept"] == pytest.approx(0.8) and only(found["device"], what="cut")["kept"] == pytest.approx(0.08)
 
 
 def test_circuits_and_cuts_are_shares_of_the_gain_of_cayley_blocks_of_the_same_dimension():

@@ -175,9 +175,13 @@ def test_the_wall_measures_every_way_with_the_dim_studys_adapters(dims, words, c
 
 def test_circuits_are_trained_and_cut_beside_the_dim_studys_cayley_blocks(dims, words, capsys):
     more = ["study.dims=[4]", "study.others=[2]", "study.czs=[2]", "study.cuts=[2,4]", "study.wide=[16]",
-            "study.wide_czs=[6]"]  # fmt: skip
+            "study.wide_czs=[6]", "evaluation.max_tokens=320"]  # fmt: skip
     results = study("circuits", [*words, *more], results=dims[1].folder, name="circuits")
     trained, measured = rows(results, "train"), rows(results, "measure")
+    device, measured = measured[measured["noise"].notna()], measured[measured["noise"].isna()]
+    assert len(device) == 2 * (1 + 2 + 1) and (device["circuit/relative_error"] < 0.3).all()
+    survived = device.fillna({"czs": 0}).groupby(["method", "czs"])["circuit/survival"].mean()
+    assert survived["cayley", 4] < survived["cayley", 2]  # more CZ of a cut, run as they are
     assert set(rows(dims[0], "train")["key"]) < set(trained["key"]) and len(trained) == 2 * (3 + 2)
     size = trained.groupby(["method", "b"])["parameters"].first()
     assert size["circuit", 4] == size["cayley", 4] and size["circuit", 16] == (4 + 2 * 6) * size["cayley", 4] / 6 / 4
@@ -185,7 +189,7 @@ def test_circuits_are_trained_and_cut_beside_the_dim_studys_cayley_blocks(dims, 
     whole = whole.set_index("seed")["perplexity"]
     for _, own in measured[measured["null"].notna()].groupby("czs"):  # two CZ write every block of b = 4
         assert len(own) == 2 and own.set_index("seed")["perplexity"].to_numpy() == pytest.approx(whole, rel=1e-5)
-    assert set(rows(results, "measure", czs=4)["parameters"]) == {size["cayley", 4] * 10 / 6}
+    assert set(measured[measured["czs"] == 4]["parameters"]) == {size["cayley", 4] * 10 / 6}
     assert "Share of the gain of Cayley blocks" in capsys.readouterr().out
 
 

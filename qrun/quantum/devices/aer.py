@@ -18,6 +18,7 @@ from qrun.quantum.encoding import Floats, qubits
 from qrun.quantum.gates import BASIS, CZ, RY, RZ, SX
 from qrun.quantum.noise import Noise
 from qrun.quantum.places import Error, Places, everywhere
+from qrun.quantum.synthesis import Written
 from qrun.quantum.wiring import Wiring
 
 
@@ -43,8 +44,8 @@ class AerDevice(Device):
         if self.backend == "pennylane" and find_spec("pennylane_qiskit") is None:
             raise InputError("device.backend=pennylane: needs pennylane-qiskit: pip install 'qrun-adapters[plugin]'")
 
-    def _prepare(self, blocks: Floats, turned: bool) -> Circuits:
-        return self.circuits(blocks, turned)
+    def _prepare(self, blocks: Floats, turned: bool, written: Written | None) -> Circuits:
+        return self.circuits(blocks, turned, written)
 
     def _probabilities(self, prepared: Circuits, units: Floats, mask: np.ndarray) -> Floats:
         n = qubits(units.shape[-1])

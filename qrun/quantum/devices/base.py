@@ -27,6 +27,7 @@ from qrun.quantum.estimates import rotation
 from qrun.quantum.noise import Noise
 from qrun.quantum.places import Places
 from qrun.quantum.sampling import sample
+from qrun.quantum.synthesis import Ansatz, Written
 from qrun.quantum.wiring import Wiring
 
 MOST_QUBITS = 6
@@ -42,11 +43,12 @@ class Setting:
     folder: Path  # of a processor's jobs
     accelerator: str | None = None  # torch device of the fast simulator; None is the processor
     reference: bool = False  # circuits have a qubit more, for signs=reference
+    ansatz: Ansatz | None = None  # of blocks that are circuits already
 
     @property
     def wiring(self) -> Wiring:
         c = self.config
-        return Wiring(self.noise, c.circuit, c.coupling, c.keep, reference=self.reference)
+        return Wiring(self.noise, c.circuit, c.coupling, c.keep, reference=self.reference, ansatz=self.ansatz)
 
 
 class Device(ABC):
@@ -72,18 +74,19 @@ class Device(ABC):
             self._places[n] = self.wiring.places(n)
         return self._places[n]
 
-    def prepare(self, blocks: Floats, turned: bool = False) -> Any:
-        """Check the blocks and do what is needed once. `turned` ends every circuit with RY(pi/2) on each qubit. Raises
-        InputError for a b that is no circuit or a block that is not orthogonal."""
+    def prepare(self, blocks: Floats, turned: bool = False, written: Written | None = None) -> Any:
+        """Check the blocks and do what is needed once. `turned` ends every circuit with RY(pi/2) on each qubit;
+        `written` are circuits that the blocks have already. Raises InputError for a b that is no circuit or a block
+        that is not orthogonal."""
         n = qubits(blocks.shape[-1]) + self.wiring.reference
         if n > MOST_QUBITS:
             raise InputError(f"device={self.name}: blocks of {n} qubits; devices here run up to {MOST_QUBITS}")
         check_orthogonal(blocks)
-        return self._prepare(np.asarray(blocks), turned)
+        return self._prepare(np.asarray(blocks), turned, written)
 
-    def circuits(self, blocks: Floats, turned: bool) -> Circuits:
+    def circuits(self, blocks: Floats, turned: bool, written: Written | None) -> Circuits:
         """As they are sent."""
-        found = self.wiring.circuits(blocks)
+        found = self.wiring.circuits(blocks, written)
         return found.turned() if turned else found
 
     def run(self, prepared: Any, units: Floats, mask: np.ndarray, key: int, numbers: np.ndarray) -> Floats:
@@ -125,7 +128,7 @@ class Device(ABC):
         """What a run should keep of the device beside its config, known after a measurement; plain values."""
         return {}
 
-    def _prepare(self, blocks: Floats, turned: bool) -> Any:
+    def _prepare(self, blocks: Floats, turned: bool, written: Written | None) -> Any:
         """The matrices themselves, for a device without circuits."""
         if self.wiring.reference:
             return with_reference(blocks)

@@ -10,6 +10,7 @@ from qrun.quantum.circuits import Circuits
 from qrun.quantum.devices.base import Device, Setting
 from qrun.quantum.encoding import Floats
 from qrun.quantum.simulator import Prepared, prepare, probabilities
+from qrun.quantum.synthesis import Written
 from qrun.quantum.wiring import Wiring
 
 
@@ -31,18 +32,18 @@ class NoisyDevice(Device):
         self.cache = cache or BlockCache(None)
         self.accelerator = accelerator  # a torch device such as cuda; None is the compiled kernel on the processor
 
-    def circuits(self, blocks: Floats, turned: bool) -> Circuits:
-        many = blocks.shape[-1] > 4
-        found = self.cache.circuits(blocks, self.wiring) if many else self.wiring.circuits(blocks)
+    def circuits(self, blocks: Floats, turned: bool, written: Written | None) -> Circuits:
+        kept = blocks.shape[-1] > 4 and written is None
+        found = self.cache.circuits(blocks, self.wiring) if kept else self.wiring.circuits(blocks, written)
         return found.turned() if turned else found
 
     def written(self, prepared: Any) -> Circuits:
         circuits: Circuits = prepared.circuits
         return circuits
 
-    def _prepare(self, blocks: Floats, turned: bool) -> Any:
+    def _prepare(self, blocks: Floats, turned: bool, written: Written | None) -> Any:
         n = self.wiring.qubits(blocks.shape[-1])
-        made = prepare(self.wiring.preparations(n), self.circuits(blocks, turned), self.places(n), self.dtype)
+        made = prepare(self.wiring.preparations(n), self.circuits(blocks, turned, written), self.places(n), self.dtype)
         if self.accelerator is None:
             return made
         from qrun.quantum import accelerated

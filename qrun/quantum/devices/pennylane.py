@@ -22,6 +22,7 @@ from qrun.quantum.devices.base import Device, Setting
 from qrun.quantum.encoding import Floats, qubits
 from qrun.quantum.gates import CZ, RY, RZ, SX
 from qrun.quantum.places import Error, Places
+from qrun.quantum.synthesis import Written
 from qrun.quantum.wiring import Wiring
 
 BROADCASTING = ("default.qubit", "default.mixed")  # run many slices as one circuit
@@ -62,9 +63,9 @@ class PennyLaneDevice(Device):
         except Exception as error:  # a plugin raises what it likes: missing packages, accounts, unknown words
             raise InputError(f"device.backend={self.backend}: {_line(error)}") from error
 
-    def _prepare(self, blocks: Floats, turned: bool) -> Circuits:
+    def _prepare(self, blocks: Floats, turned: bool, written: Written | None) -> Circuits:
         self._open(self.wiring.qubits(blocks.shape[-1]))  # what cannot be opened is told before anything runs
-        return self.circuits(blocks, turned)
+        return self.circuits(blocks, turned, written)
 
     def _probabilities(self, prepared: Circuits, units: Floats, mask: np.ndarray) -> Floats:
         n = qubits(units.shape[-1])

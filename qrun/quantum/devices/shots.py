@@ -7,6 +7,7 @@ from numba import njit, prange
 
 from qrun.quantum.devices.base import Device, Setting
 from qrun.quantum.encoding import Floats
+from qrun.quantum.synthesis import Written
 
 
 def open(setting: Setting) -> Device:
@@ -18,8 +19,8 @@ class ShotsDevice(Device):
 
     name = "shots"
 
-    def _prepare(self, blocks: Floats, turned: bool) -> Any:
-        return super()._prepare(blocks, turned).astype(self.dtype)
+    def _prepare(self, blocks: Floats, turned: bool, written: Written | None) -> Any:
+        return super()._prepare(blocks, turned, written).astype(self.dtype)
 
     def _probabilities(self, prepared: Any, units: Floats, mask: np.ndarray) -> Floats:
         out = np.empty(units.shape, self.dtype)
