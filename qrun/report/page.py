@@ -37,6 +37,11 @@ class About:
     git_sha: str
     git_dirty: str
 
+    @property
+    def shown(self) -> str:
+        """The command without words that change no number: who computes the cells."""
+        return " ".join(word for word in self.command.split(" ") if not word.startswith("launcher"))
+
     def to_json(self) -> str:
         """For study.json."""
         return json.dumps(asdict(self), indent=1) + "\n"
@@ -67,7 +72,7 @@ class Page:
     @property
     def markdown(self) -> str:
         """Title, command, tables, verdicts."""
-        lines = [f"# {self.about.study}, {self.about.model}", "", f"`{self.about.command}`", "", self.tables, ""]
+        lines = [f"# {self.about.study}, {self.about.model}", "", f"`{self.about.shown}`", "", self.tables, ""]
         for verdict, sentence in self.verdicts:
             claim = CLAIMS[verdict.claim]
             stated = f"(paper: {claim.paper}; margin: {claim.margin})"

@@ -220,7 +220,7 @@ def claims_page(pages: list[tuple[Path, Entry, Page]]) -> str:
             for verdict, sentence in page.verdicts:
                 if verdict.claim == key:
                     where = f"[{page.about.model}, {page.about.study}]({path}/page.md)"
-                    rows.append([*shown, where, f"**{verdict.outcome.value}**", sentence, f"`{page.about.command}`"])
+                    rows.append([*shown, where, f"**{verdict.outcome.value}**", sentence, f"`{page.about.shown}`"])
                     shown = ["", ""]
         rows.append([*shown, "at the paper's scale", "not testable here", f"needs {claim.needs}", f"`{claim.command}`"])
     head = ["claim", "paper", "model", "verdict", "ours, with 95% intervals", "command"]

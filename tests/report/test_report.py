@@ -355,3 +355,9 @@ def test_a_missing_number_makes_a_dash():
     assert interval({"p_low": 1.0, "p_high": 2.0}, "p") == "[+1.000, +2.000]"
     assert interval({"p_low": np.nan, "p_high": np.nan}, "p") == "no interval"
     assert "a\\|b" in table(pd.DataFrame([{"x": "a|b"}]), {"x": "{x}"})
+
+
+def test_a_claims_command_leaves_out_who_computed_the_cells():
+    words = "qrun sweep noise launcher=ray launcher.workers=2 experiment=routed"
+    about = About("noise", "nano", words, "", "", "", "", "")
+    assert about.shown == "qrun sweep noise experiment=routed" and about.command == words
