@@ -18,6 +18,7 @@ from qrun.errors import InputError
 from qrun.quantum.circuits import to_qiskit
 from qrun.quantum.devices.noisy import NoisyDevice
 from qrun.quantum.encoding import qubits
+from qrun.quantum.synthesis import Written
 from qrun.quantum.wiring import Wiring
 from qrun.report.screen import console, say
 
@@ -26,11 +27,11 @@ def circuit(config: CircuitConfig, qasm: str | None) -> None:
     """Print drawing, counts, depth and what the noise does to it; write OpenQASM 3 if asked."""
     if qasm and not Path(qasm).expanduser().absolute().parent.is_dir():
         raise InputError(f"--qasm {qasm}: its folder does not exist")
-    block, title = _block(config)
+    block, title, written = _block(config)
     n, noise = qubits(len(block)), config.noise
     wiring = Wiring(noise, config.device.circuit, config.device.coupling, config.device.keep)
     unit = np.random.default_rng(config.seed).normal(size=len(block))
-    circuits = wiring.circuits(block[None])
+    circuits = wiring.circuits(block[None], written)
     prepared = circuits.encoded(unit[None, None] / np.linalg.norm(unit))[0, 0]
     whole = to_qiskit(circuits, 0, wiring.preparations(n)[circuits.shape[0]].angles(prepared))
     if n <= 3:
@@ -41,7 +42,7 @@ def circuit(config: CircuitConfig, qasm: str | None) -> None:
     slices = np.random.default_rng(config.seed).normal(size=(256, 1, len(block)))
     slices /= np.linalg.norm(slices, axis=-1, keepdims=True)
     device = NoisyDevice(wiring, None, np.float64)
-    noisy = device.run(device.prepare(block[None]), slices, np.ones((256, 1), bool), 0, np.arange(256))
+    noisy = device.run(device.prepare(block[None], written=written), slices, np.ones((256, 1), bool), 0, np.arange(256))
     ideal = np.einsum("ab,njb->nja", block, slices) ** 2
     fidelity = float((np.sqrt(np.clip(noisy, 0, 1) * ideal).sum(-1) ** 2).mean())
     error = float(np.sqrt(np.square(np.sqrt(np.clip(noisy, 0, 1)) - np.sqrt(ideal)).sum(-1)).mean())
@@ -54,16 +55,19 @@ def circuit(config: CircuitConfig, qasm: str | None) -> None:
         say(f"OpenQASM 3 written to {qasm}")
 
 
-def _block(config: CircuitConfig) -> tuple[Any, str]:
+def _block(config: CircuitConfig) -> tuple[Any, str, Written | None]:
+    """The block, its name, and its circuit if it is one already."""
     if config.adapter.path is None:
-        return special_ortho_group.rvs(config.dim, random_state=config.seed), f"random block, b = {config.dim}"
+        return special_ortho_group.rvs(config.dim, random_state=config.seed), f"random block, b = {config.dim}", None
     saved = read(Path(config.adapter.path).expanduser())
     method, site = spec(saved.config.method), config.site or next(iter(saved.tensors))
     if not isinstance(method, BlockMethod):
         raise InputError(f"adapter.path={config.adapter.path}: method {method.name} has no blocks that are circuits")
     if site not in saved.tensors:
         raise InputError(f"site={site}: not in this adapter; its sites are {', '.join(list(saved.tensors)[:3])}, ...")
-    blocks = method.form(saved.config, site).blocks(saved.tensors[site].double(), saved.config.dim)
+    form, own = method.form(saved.config, site), saved.tensors[site].double()
+    blocks, written = form.blocks(own, saved.config.dim), form.written(own, saved.config.dim)
     if config.block >= len(blocks):
         raise InputError(f"block={config.block}: {site} has blocks 0-{len(blocks) - 1}")
-    return np.asarray(blocks[config.block]), f"{site} block {config.block}, b = {saved.config.dim}"
+    one = None if written is None else (written[0][config.block][None], written[1])
+    return np.asarray(blocks[config.block]), f"{site} block {config.block}, b = {saved.config.dim}", one

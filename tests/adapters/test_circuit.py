@@ -157,9 +157,9 @@ def test_a_saved_circuit_comes_back_with_its_number_of_cz_and_is_no_adapter_of_p
 
 
 def test_a_saved_block_is_looked_at_and_a_method_without_blocks_is_refused(qrun, tiny, tmp_path):
-    save(tmp_path / "a", attached(tiny, "adapter.dim=4", "adapter.options.czs=2")[0], tiny.identity, {})
+    save(tmp_path / "a", attached(tiny, "adapter.dim=4", "adapter.options.czs=4")[0], tiny.identity, {})
     code, out, err = qrun("circuit", f"adapter.path={tmp_path / 'a'}", "block=1")
-    assert code == 0 and "block 1, b = 4: 2 qubits, 3 CZ" in out, err
+    assert code == 0 and "block 1, b = 4: 2 qubits, 5 CZ" in out, err
     config = AdapterConfig(method="diagonal")
     other = spec("diagonal").attach(tiny.model, select(sites(tiny.shape), ["q_proj"], ["all"]), config)
     save(tmp_path / "b", other, tiny.identity, {})
