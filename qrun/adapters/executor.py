@@ -62,7 +62,7 @@ ARRAYS = Steps()
 TENSORS = Steps(resident.normalise, resident.magnitudes, resident.with_signs, resident.from_two_settings)
 
 
-SAMPLED = 256  # rows of a call that the error of counting is worked out for
+SAMPLED = 64  # rows of a call that the error of counting is worked out for
 
 
 @dataclass

@@ -33,6 +33,22 @@ qpu = typer.Typer(help="Jobs on IBM processors, and their calibrations.", no_arg
 app.add_typer(qpu, name="qpu")
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"qrun {version('qrun-adapters')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print and stop.")
+    ] = False,
+) -> None: ...
+
+
 class Shown(StrEnum):
     """What --cfg prints instead of running."""
 

@@ -54,8 +54,8 @@ def _override(word: str) -> str:
     group, _, place = key.partition("@")
     if value == "null" and place:
         return f"{place}=null"
-    if value == "null" and group in options():
-        raise InputError(f"{word}: give one of {', '.join(options()[group])}, or leave the word out")
+    if group in options() and value.strip("'\"") not in options()[group]:
+        raise InputError(f"{word}: no such option; {group} has {', '.join(options()[group])}")
     return "++" + word if word.startswith(OPEN) else word
 
 
@@ -110,6 +110,13 @@ def options() -> dict[str, dict[str, str]]:
     return groups
 
 
+def commands_with(group: str) -> list[str]:
+    """The commands that take a group."""
+    found = [file.stem for file in sorted(TREE.glob("*.yaml")) if f"  - {group}: " in file.read_text(encoding="utf-8")]
+    evaluations = ("perplexity", "questions")
+    return [f"eval {name}" if name in evaluations else name.replace("sweep_", "sweep ") for name in found]
+
+
 def _headline(file: Path) -> str:
     lines = file.read_text(encoding="utf-8").splitlines()
     comments = (line for line in lines if line.startswith("#") and "@package" not in line)
@@ -123,6 +130,8 @@ def _check_word(word: str) -> None:
     key, equals, value = word.partition("=")
     if not equals or not key:
         raise InputError(f"{word}: expected key=value, for example adapter.dim=8 (`qrun config` lists the groups)")
+    if re.search(r"\$\{[^}]*:", value):  # never resolved, so that no token of the environment enters a config
+        raise InputError(f"{key}: only values of this config are filled in, such as ${{seed}}; no resolvers")
     depth, quote = 0, ""
     for char in value:
         if quote:
@@ -137,7 +146,8 @@ def _check_word(word: str) -> None:
             why = f"numbers of different {key} options are not compared in one study"
             raise InputError(f"{word}: {why}; give one, and run the command once for each")
         elif char == "," and depth == 0:
-            raise InputError(f"{word}: one run takes one value per key; for a list write {key}=[{value}]")
+            study = "; several are a study: qrun sweep dim study.dims=[...]" if key == "adapter.dim" else ""
+            raise InputError(f"{word}: one run takes one value per key; for a list write {key}=[{value}]{study}")
     if re.match(r"^(range|interval|choice|glob)\(", value):
         raise InputError(f"{word}: one run takes one value per key, not a grid")
     if depth or quote:
@@ -153,6 +163,8 @@ def _one_line(error: BaseException, verb: str) -> str:
         return f"{group}={given}: no such option; {group} has {', '.join(options().get(group, {}))}"
     if match := re.search(r"Could not override '([^']+)'", text):
         key = match.group(1)
+        if key in options():
+            return f"{key}: this command has no {key}; these have: {', '.join(commands_with(key))}"
         return f"{key}: no such key for this command; {_near(key, verb)}"
     if match := re.search(r"In '[^']+': Could not override '([^'@]+)", text):
         return f"{match.group(1)}: no such group; groups are {', '.join(options())}"
