@@ -61,6 +61,7 @@ class ExportKind(StrEnum):
 
     peft = "peft"
     merged = "merged"
+    circuit = "circuit"
 
 
 def complete(incomplete: str) -> list[str]:
@@ -243,16 +244,21 @@ def noise(
 def export(
     adapter: Annotated[str, typer.Argument(help="Adapter folder written by `qrun train`.")],
     to: Annotated[
-        ExportKind, typer.Option(help="peft: OFT adapter for PEFT; merged: the whole model with the adapter folded in.")
+        ExportKind,
+        typer.Option(
+            help="peft: OFT adapter for PEFT; merged: the whole model with the adapter folded in; circuit: an adapter "
+            "whose blocks are the nearest circuits of --czs CZ."
+        ),
     ],
     out: Annotated[str, typer.Option(help="New folder to write.")],
+    czs: Annotated[int, typer.Option(help="CZ of a block, for --to circuit.")] = 6,
     words: Words = None,
 ) -> None:
-    """Write a saved adapter as a PEFT OFT adapter, or merged into its model (model=... says which)."""
+    """Write a saved adapter as a PEFT OFT adapter, merged into its model (model=... says which), or as circuits."""
     from qrun.config.compose import compose
 
     config = compose("perplexity", [*(words or []), f"adapter.path={_quoted(adapter)}"])
-    _recipe("export.export", config, to.value, out)
+    _recipe("export.export", config, to.value, out, czs)
 
 
 @app.command()

@@ -2,12 +2,19 @@
 
 qrun export results/runs/<run>/adapter --to peft --out oft      loads with PeftModel.from_pretrained
 qrun export results/runs/<run>/adapter --to merged --out model  an ordinary model folder, Q folded into its weights
+qrun export results/runs/<run>/adapter --to circuit --czs 6 --out cut      blocks as the nearest circuits of 6 CZ
 """
 
 from pathlib import Path
 
+import torch
+
+from qrun.adapters.cut import cut
 from qrun.adapters.linear import detach
-from qrun.adapters.saving import read, replace_folder, to_peft
+from qrun.adapters.methods import spec
+from qrun.adapters.methods.base import BlockMethod
+from qrun.adapters.saving import read, replace_folder, save, to_peft
+from qrun.adapters.sites import sites
 from qrun.config.verbs import PerplexityConfig
 from qrun.errors import InputError
 from qrun.language import models
@@ -16,8 +23,8 @@ from qrun.recipes.measuring import attach_saved
 from qrun.report.screen import say
 
 
-def export(config: PerplexityConfig, kind: str, out: str) -> None:
-    """Write `config.adapter.path` as `kind` (peft or merged) into the new folder `out`."""
+def export(config: PerplexityConfig, kind: str, out: str, czs: int = 6) -> None:
+    """Write `config.adapter.path` as `kind` (peft, merged, or circuit with so many CZ) into the new folder `out`."""
     target = Path(out).expanduser()
     if target.exists():
         raise InputError(f"--out {out}: exists already; name a new folder")
@@ -29,6 +36,19 @@ def export(config: PerplexityConfig, kind: str, out: str) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     if kind == "peft":
         to_peft(target, adapter, {**language.identity, "path": str(models.local_folder(config.model) or "") or None})
+    elif kind == "circuit":
+        method = spec(saved.config.method)
+        if not isinstance(method, BlockMethod):
+            raise InputError(f"adapter.path={config.adapter.path}: method {method.name} has no blocks to cut")
+        blocks = {name: module.blocks().detach() for name, module in adapter.modules.items()}
+        adapter = cut(language.model, [s for s in sites(language.shape) if s.name in blocks], adapter, czs)
+        wrong = sum(float((adapter.modules[name].blocks() - q).detach().square().sum()) for name, q in blocks.items())
+        turned = sum(float((q - torch.eye(q.shape[-1])).square().sum()) for q in blocks.values())
+        save(
+            target, adapter, saved.base, {"cut to CZ a block": czs, "from": f"a trained {saved.config.method} adapter"}
+        )
+        share = (wrong / max(turned, 1e-300)) ** 0.5
+        say(f"circuits miss the blocks by {share:.1%} of their rotation, |C - Q| / |Q - 1|")
     else:
         adapter.merge()
         folded = {

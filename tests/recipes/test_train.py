@@ -127,6 +127,19 @@ def test_exports_give_the_adapted_perplexity(qrun, words, trained, tmp_path, kin
     assert code == 2 and "exists already" in err
 
 
+def test_an_adapter_cut_to_circuits_is_saved_measured_and_close(qrun, words, trained, tmp_path):
+    folder, store = trained
+    model = [w for w in words[0] if w.startswith("model")]
+    code, out, err = qrun("export", folder, "--to", "circuit", "--czs", 2, "--out", tmp_path / "cut", *model)
+    assert code == 0 and "circuits miss the blocks by 0.0%" in out, err  # two CZ write every block of b = 4
+    measured = [*perplexity_words(words[0]), f"adapter.path={tmp_path / 'cut'}"]
+    assert qrun("eval", "perplexity", *measured, "name=cut")[0] == 0
+    adapted = store.find("done").data.metrics["adapted/perplexity"]
+    assert store.find("cut").data.metrics["adapted/perplexity"] == pytest.approx(adapted, rel=1e-5)
+    code, _, err = qrun("export", folder, "--to", "circuit", "--czs", 3, "--out", tmp_path / "odd", *model)
+    assert code == 2 and "give an even number" in err
+
+
 LONG = ["training.steps=60", "training.lr=0.02"]
 
 
