@@ -25,12 +25,13 @@ from qrun.cells.table import collect
 from qrun.config.compose import config_hash, to_yaml
 from qrun.config.schema import LauncherConfig, ModelConfig
 from qrun.errors import InputError
-from qrun.evaluation.results import Results
+from qrun.evaluation.results import IDENTITY, Results
+from qrun.report.curves import AXES, curves
 from qrun.report.grade import Verdict
-from qrun.report.page import About, show
+from qrun.report.page import About, Page, make_page, show
 from qrun.report.screen import say
 from qrun.tracking.provenance import environment, git_state
-from qrun.tracking.store import Recorded, Store
+from qrun.tracking.store import Recorded, Run, Store
 from qrun.training.interrupt import Interrupt
 
 EXPERIMENT = "study"
@@ -88,18 +89,21 @@ def run_study(name: str, study: Study, config: StudyConfig, dry_run: bool) -> Re
         say(f"{count} cells: {count - missing} finished before, {missing} to compute")
         parent = store.tagged(EXPERIMENT, "study_key").get(study_key)
         if todo.missing or parent is None or parent.status != "FINISHED":
-            results, run_id = _compute(store, keys, grid, todo, finished, about, config, parent)
+            results, page, run_id = _compute(store, keys, grid, todo, finished, about, config, parent, study)
         else:  # a finished study stays finished, whatever happens to this look at it
             results, run_id = collect(grid, keys, finished), parent.run_id
-    show(about, results, study)
-    say(f"run  {store.url(EXPERIMENT, run_id=run_id)}  (after `qrun ui`)")
+            page = make_page(about, results, study)
+    show(page)
+    say(f"run     {store.url(EXPERIMENT, run_id=run_id)}  (after `qrun ui`)")
+    if name in AXES:
+        say(f"charts  {store.charts(name)}")
     return results
 
 
 def _compute(
     store: Store, keys: Keys, grid: Sequence[Cell], todo: Plan, finished: Mapping[str, Recorded], about: About,
-    config: StudyConfig, parent: Recorded | None,
-) -> tuple[Results, str]:  # fmt: skip
+    config: StudyConfig, parent: Recorded | None, study: Study,
+) -> tuple[Results, Page, str]:  # fmt: skip
     """The missing cells, below the study's parent run."""
     for killed in store.tagged(EXPERIMENT, "cell_key", "RUNNING").values():  # nobody else is here
         store.client.set_terminated(killed.run_id, "KILLED")
@@ -122,7 +126,30 @@ def _compute(
         results.write(folder)
         (folder / ABOUT).write_text(about.to_json())
         run.folder(folder, "results")
-    return results, run.run_id
+        store.label([finished[key] for key in {keys.of(cell) for cell in grid}], f"in_{about.study}", about.study_key)
+        page = make_page(about, results, study)
+        _tell(store, run, page, results)
+    return results, page, run.run_id
+
+
+def _tell(store: Store, run: Run, page: Page, results: Results) -> None:
+    """What the UI shows of a study without a click: verdicts and page on the parent's, its table and figures, and in an
+    experiment of the study's own a run per curve."""
+    from qrun.report.figures import draw  # matplotlib
+
+    study, key = page.about.study, page.about.study_key
+    run.note("\n\n".join(f"**{verdict.outcome.value}** {sentence}" for verdict, sentence in page.verdicts)[:4000])
+    shown = results.table.drop(columns=[name for name in IDENTITY if name in results.table])
+    run.table({str(name): shown[name].tolist() for name in shown}, "cells.json")
+    run.texts({"page.md": page.markdown})
+    for name, figure in draw(study, page.about.model, page.numbers).items():
+        run.figure(figure, f"figures/{name}.png")
+    if study in AXES:
+        store.remove(study, "study_key", key)
+        for curve in curves(study, page.numbers):
+            words = {"study_key": key, "mlflow.runColor": curve.colour, "model_name": page.about.model}
+            with store.run(study, curve.name, dict(curve.params), words) as drawn:
+                drawn.series([(step, dict(metrics)) for step, metrics in curve.rows])
 
 
 @contextmanager

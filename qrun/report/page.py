@@ -89,13 +89,12 @@ def make_page(about: About, results: Results, study: Graded) -> Page:
     return Page(about, numbers, verdicts, str(module.tables()).strip(), negatives)  # type: ignore[attr-defined]
 
 
-def show(about: About, results: Results, study: Graded) -> None:
+def show(page: Page) -> None:
     """The page on the screen: formatted in a terminal, Markdown elsewhere."""
-    text = make_page(about, results, study).markdown
     if console.is_terminal:
-        console.print(Markdown(text))
+        console.print(Markdown(page.markdown))
     else:
-        say(text)
+        say(page.markdown)
 
 
 @cache

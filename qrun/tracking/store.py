@@ -8,6 +8,7 @@ Runs are written through MlflowClient by run id, so nothing depends on a process
 """
 
 import fcntl
+import getpass
 import json
 import logging
 import math
@@ -16,7 +17,7 @@ import shutil
 import sqlite3
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,14 @@ VERSION = (
 
 def _uri(database: Path) -> str:
     return f"sqlite:///{database}?timeout=60"  # seconds a process waits while another writes
+
+
+def _user() -> str | None:
+    """Who runs this, as MLflow's own fluent runs say; nobody where the system has no name."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return None
 
 
 def _hush() -> None:
@@ -114,6 +123,10 @@ class Run:
 
     def figure(self, figure: Any, name: str) -> None:
         self.client.log_figure(self.run_id, figure, name)
+
+    def table(self, columns: Mapping[str, list[Any]], name: str) -> None:
+        """A table that the UI shows on the run's page."""
+        self.client.log_table(self.run_id, dict(columns), name)
 
     def end(self, status: str) -> None:
         self.client.set_terminated(self.run_id, status)
@@ -258,7 +271,7 @@ class Store:
         try:
             if resume_id is None:
                 run.params(params)
-            run.tags(tags)
+            run.tags({**tags, "mlflow.user": _user()})
             yield run
             run.end("FINISHED")
         except BaseException as error:
@@ -331,6 +344,26 @@ class Store:
         """Content of a text artifact. Raises RunFailed if the run has none of that name."""
         return self.recorded(run_id).text(name)
 
+    def remove(self, verb: str, tag: str, value: str) -> None:
+        """Delete the runs of a verb that have a tag of this value."""
+        for run in self.client.search_runs([self.experiment(verb)], f"tags.`{tag}` = '{value}'", max_results=1000):
+            self.client.delete_run(run.info.run_id)
+
+    def label(self, runs: Sequence["Recorded"], tag: str, value: str) -> None:
+        """Give runs a tag that they do not have yet."""
+        for run in runs:
+            if run.tags.get(tag) != value:
+                self.client.set_tag(run.run_id, tag, value)
+
     def url(self, verb: str, run_id: str) -> str:
         """Address of a run in `qrun ui`."""
-        return f"http://127.0.0.1:5000/#/experiments/{self.experiment(verb)}/runs/{run_id}"
+        return address(5000, self.experiment(verb), f"/{run_id}")
+
+    def charts(self, verb: str) -> str:
+        """Address of the charts of a verb's runs in `qrun ui`."""
+        return address(5000, self.experiment(verb), mode="&compareRunsMode=CHART")
+
+
+def address(port: int, experiment: str, run: str = "", mode: str = "") -> str:
+    """Of runs in `qrun ui`. Without the type of workflow MLflow opens its pages for agents, which show no metrics."""
+    return f"http://127.0.0.1:{port}/#/experiments/{experiment}/runs{run}?workflowType=machine_learning{mode}"

@@ -10,7 +10,7 @@ import urllib.request
 from pathlib import Path
 
 from qrun.errors import InputError, RunFailed
-from qrun.tracking.store import PREFIX, Store
+from qrun.tracking.store import PREFIX, Store, address
 
 START = 90  # seconds that the server may take to answer
 
@@ -40,8 +40,7 @@ def serve(results: str | Path, port: int) -> None:
     try:
         _wait(server, port, log)
         for experiment in experiments:
-            address = f"http://127.0.0.1:{port}/#/experiments/{experiment.experiment_id}/runs"
-            print(f"{experiment.name:28} {address}", flush=True)
+            print(f"{experiment.name:28} {address(port, experiment.experiment_id)}", flush=True)
         print("Ctrl-C stops the server.", flush=True)
         server.wait()
     except KeyboardInterrupt:

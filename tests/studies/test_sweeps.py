@@ -1,6 +1,7 @@
 """Studies on a tiny model: cells are shared and never computed twice, failures are named, a killed study goes on."""
 
 import fcntl
+import json
 import shutil
 import signal
 
@@ -57,6 +58,25 @@ def test_the_dim_study_is_a_parent_with_cells_and_leaves_its_table(dims):
         assert (kept / name).read_bytes() == (store.folder / "studies" / "dims" / name).read_bytes()
     two, four = (rows(results, "train", b=b)["parameters"] for b in (2, 4))
     assert set(four) == {3 * two.iloc[0]}
+
+
+def test_a_study_is_read_in_mlflow_without_a_click(dims):
+    """Table, page, figure and verdicts on the parent; a run per curve in an experiment of the study's own; every cell
+    says which studies it is in."""
+    results, store = dims
+    parent = store.recorded(store.find("dims").info.run_id)
+    shown = json.loads(parent.text("cells.json"))
+    assert len(shown["data"]) == len(results.table) and {"perplexity", "gain", "run_id"} < set(shown["columns"])
+    assert "# dim, " in parent.text("page.md") and (parent.artifacts / "figures").is_dir()
+    assert parent.tags["mlflow.note.content"].startswith("**")
+    assert all(
+        run.tags["in_dim"] == parent.tags["study_key"] for run in store.tagged("study", "cell_key", "FINISHED").values()
+    )
+    (curve,) = store.tagged("dim", "study_key").values()
+    history = store.client.get_metric_history(curve.run_id, "gain")
+    gain = rows(results, "measure").groupby("b")["gain"].mean()
+    assert {point.step: point.value for point in history} == pytest.approx(gain[[2, 4]].to_dict())
+    assert curve.tags["mlflow.runColor"].startswith("#") and curve.status == "FINISHED"
 
 
 def test_hex_digits_that_look_like_numbers_stay_words(tmp_path):

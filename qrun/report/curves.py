@@ -1,0 +1,85 @@
+"""A study's curves for MLflow's charts: a run per curve, its metrics over a numeric axis.
+
+    curves("noise", numbers) -> [Curve("sites=all b=4 gates", {"sites": "all", ...}, [(3000, {"gain": 0.2}), ...])]
+
+MLflow's axis is the step, a whole number: b, CZ, parameters and thousandths of a ratio as they are; rates in
+milli-decades above 1e-6, so that 1e-3 is 3,000 and 2e-2 is 4,301.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import cycle
+
+import pandas as pd
+
+# Okabe and Ito's, told apart by colour-blind readers
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Steps in rising order."""
+
+    name: str
+    params: Mapping[str, object]
+    rows: Sequence[tuple[int, Mapping[str, float]]]
+    colour: str
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Which frame, which columns tell curves apart, which column is the axis, and metrics by their columns."""
+
+    frame: str
+    series: Sequence[str]
+    column: str
+    step: Callable[[float], float]
+    metrics: Mapping[str, str]
+
+
+def milli_decades(rate: float) -> float:
+    return 1000 * (math.log10(rate) + 6)
+
+
+GAIN = {"gain": "gain", "perplexity": "perplexity", "gain_low": "document_low", "gain_high": "document_high"}
+AXES = {
+    "noise": Axis("relative", ["sites", "sign", "shots", "b", "axis"], "rate", milli_decades,
+                  {"relative_perplexity": "relative", "gain": "gain", "penalty": "penalty", "share_of_gain": "share"}),
+    "wall": Axis("kept", ["sites", "b", "way"], "rate", milli_decades,
+                 {"gain_kept": "kept", "gain": "gain", "perplexity": "perplexity", "slice_error": "error"}),
+    "dim": Axis("gains", ["sites", "method"], "b", float, GAIN),
+    "controls": Axis("gains", ["sites", "b", "null"], "parameters", float, GAIN),
+    "circuits": Axis("gains", ["sites", "what", "b"], "k", float, GAIN),
+    "recover": Axis("recovery", ["text", "what", "b"], "ratio", lambda ratio: 1000 * ratio,
+                    {"recovery": "recovery", "recovery_low": "recovery_document_low",
+                     "recovery_high": "recovery_document_high"}),
+}  # fmt: skip
+
+
+def curves(study: str, numbers: Mapping[str, pd.DataFrame]) -> Iterator[Curve]:
+    """All of a study; none for a study without an axis."""
+    axis = AXES.get(study)
+    if axis is None or axis.frame not in numbers:
+        return
+    rows = numbers[axis.frame]
+    if axis.frame == "relative":  # the share of the exact gain that is left
+        exact = numbers["exact"].set_index(["sites", "b"])["gain"]
+        rows = rows.assign(share=rows["gain"] / pd.MultiIndex.from_frame(rows[["sites", "b"]]).map(exact))
+    series = [name for name in axis.series if name in rows and rows[name].nunique(dropna=False) > 1]
+    rows, colours = rows[rows[axis.column].notna()], cycle(COLOURS)
+    groups = rows.groupby(series, sort=False, dropna=False) if series else [((), rows)]
+    for point, own in groups:
+        params = dict(zip(series, point, strict=True))
+        steps = [
+            (round(axis.step(float(row[axis.column]))), _present(axis.metrics, row))
+            for row in own.sort_values(axis.column).to_dict("records")
+        ]
+        shown = " ".join(f"{name}={value:g}" if isinstance(value, float | int) else str(value)
+                         for name, value in params.items())  # fmt: skip
+        yield Curve(shown or study, params, steps, next(colours))
+
+
+def _present(metrics: Mapping[str, str], row: Mapping[str, object]) -> dict[str, float]:
+    found = {name: row.get(column) for name, column in metrics.items()}
+    return {name: float(value) for name, value in found.items() if isinstance(value, float | int) and value == value}
