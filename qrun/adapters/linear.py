@@ -55,6 +55,7 @@ class AdaptedLinear(nn.Module):
         self.trained = nn.Parameter(form.start(width // dim, dim).to(base.weight.device))
         self.executor: Executor | None = None
         self.enabled = True
+        self.kept = 1.0  # noise-aware: the share of counts that gates are expected to leave
         self._cache: tuple[int, Tensor] | None = None
         self._original: Tensor | None = None  # the frozen weight, while merged
 
@@ -84,7 +85,7 @@ class AdaptedLinear(nn.Module):
         q = self.blocks()
         if self.side is Side.output:
             return self._apply_blocks(self.base(x), q)
-        plain = self.executor is None and not self.sign_constrained
+        plain = self.executor is None and not self.sign_constrained and self.kept == 1
         if plain and x.numel() // x.shape[-1] >= self.base.out_features:
             return FoldedLinear.apply(x, q, self.base.weight, self.base.bias)
         return self.base(self._apply_blocks(x, q))
@@ -94,6 +95,10 @@ class AdaptedLinear(nn.Module):
             slices = x.reshape(-1, q.shape[0], q.shape[1])
             return self.executor(q, slices).to(x.dtype).reshape(x.shape)
         z = rotate(x, q.to(x.dtype))
+        if self.kept < 1:
+            uniform = x.unflatten(-1, q.shape[:2]).square().mean(-1, keepdim=True).expand(*x.shape[:-1], *q.shape[:2])
+            size = (self.kept * z.square() + (1 - self.kept) * uniform.reshape(x.shape) + 1e-20).sqrt()
+            return torch.where(x < 0, -size, size)
         return torch.where(x < 0, -z.abs(), z.abs()) if self.sign_constrained else z
 
     @torch.no_grad()
@@ -159,6 +164,20 @@ class Adapter:
     def bases(self) -> dict[str, nn.Module]:
         """The frozen linear layers."""
         return {name: module.base for name, module in self.modules.items()}
+
+    @contextmanager
+    def expecting(self, kept: float) -> Iterator[None]:
+        """The forward pass gives what the paper's readout is expected to give, sign(x) |x| sqrt(kept p + (1 - kept) /
+        b) with p = |Q x|^2 / |x|^2, where gates leave that share of the counts and nothing else is wrong. At 1 nothing
+        changes."""
+        modules = [module for module in self.modules.values() if isinstance(module, AdaptedLinear)]
+        for module in modules:
+            module.kept = kept
+        try:
+            yield
+        finally:
+            for module in modules:
+                module.kept = 1.0
 
     @contextmanager
     def disabled(self) -> Iterator[None]:

@@ -205,6 +205,7 @@ class TrainingConfig:
     clip: float = 1.0  # norm of the gradient; 0 switches clipping off
     distill_weight: float = 0.0  # share of the distillation loss; 0 is plain cross-entropy
     temperature: float = 2.0
+    kept: float = 1.0  # noise-aware: share of counts that gates leave, in the forward pass of training; 1 is without
     eval_every: int = 20
     eval_tokens: int = 16384  # validation tokens per evaluation while training
     checkpoint_every: int = 20
@@ -218,6 +219,7 @@ class TrainingConfig:
         for key in ("lr", "temperature", "divergence"):
             need(self, f"training.{key}", getattr(self, key) > 0, "give a number above 0")
         at_least(self, 0, *(f"training.{key}" for key in ("warmup", "weight_decay", "clip", "threads")))
+        need(self, "training.kept", 0 < self.kept <= 1, "give a share above 0 and up to 1")
         for key in ("distill_weight", "final_lr"):
             need(self, f"training.{key}", 0 <= getattr(self, key) <= 1, "give a number from 0 to 1")
 

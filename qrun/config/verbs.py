@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 
 from omegaconf import MISSING
 
+from qrun.adapters.methods import spec
 from qrun.config.schema import (
     AdapterConfig,
     CompressionConfig,
@@ -53,6 +54,12 @@ class TrainConfig(RunConfig):
     adapter: AdapterConfig = MISSING
     training: TrainingConfig = MISSING
     teacher: ModelConfig | None = None  # of distillation; null is the frozen model itself, without its adapter
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.adapter != MISSING and self.training != MISSING:
+            circuits = spec(self.adapter.method).circuits or self.training.kept == 1
+            require(circuits, "training.kept", self.training.kept, f"method {self.adapter.method} runs on no device")
 
 
 @dataclass

@@ -108,7 +108,8 @@ def fit_adapter(job: Job, run: Run, state: Path, progress: Progress, interrupt: 
         result = measure(model, job.validation, job.config.evaluation.batch)
         return sum(result.nats) / sum(result.tokens)
 
-    with bar("training", training.steps - progress.step, "steps") as advance:
+    expecting = job.adapter.expecting(training.kept)
+    with bar("training", training.steps - progress.step, "steps") as advance, expecting:
         logged = run.last_step("train/loss") if progress.step else 0  # a killed run's log ends before its checkpoint
         on_step = _curve(run, logged, interrupt, advance)
         best, progress = fit(

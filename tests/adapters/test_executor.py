@@ -6,7 +6,9 @@ import torch
 
 from qrun.adapters.cayley import cayley
 from qrun.adapters.executor import CircuitExecutor, exact
-from qrun.config.schema import Allocation, EstimateConfig, Estimator, Sign
+from qrun.adapters.linear import attach, detach
+from qrun.adapters.sites import sites
+from qrun.config.schema import AdapterConfig, Allocation, EstimateConfig, Estimator, Sign
 from qrun.errors import InputError
 from qrun.quantum.devices.noisy import NoisyDevice
 from qrun.quantum.devices.shots import ShotsDevice
@@ -206,3 +208,22 @@ def test_error_bars_of_counting_are_what_estimates_scatter_by(estimator, sign):
             run(near, SLICES)
         seen = executor.statistics.summary()
         assert seen["relative_error"] == pytest.approx(seen["counting_error"], rel=0.15)
+
+
+@pytest.mark.parametrize("kept", [0.9, 0.5])
+def test_noise_aware_training_sees_what_the_papers_readout_gives_on_average(kept, tiny):
+    selected = [site for site in sites(tiny.shape) if site.name.endswith("v_proj")][:1]
+    config = AdapterConfig(dim=4)
+    adapter = attach(tiny.model, selected, config)
+    (module,) = adapter.modules.values()
+    with torch.no_grad():
+        module.trained.normal_(0, 0.5, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(20, module.base.in_features, generator=torch.Generator().manual_seed(1))
+    plain = module(x)
+    with adapter.expecting(kept):
+        expected = module(x)
+        expected.sum().backward()
+    assert module.trained.grad.abs().sum() > 0 and torch.equal(module(x), plain) and not torch.equal(expected, plain)
+    adapter.set_executor(CircuitExecutor(NoisyDevice(Wiring(Noise(block=1 - kept)), None), Sign.input, 0))
+    torch.testing.assert_close(module(x), expected.detach(), atol=1e-5, rtol=0)
+    detach(tiny.model, adapter)
