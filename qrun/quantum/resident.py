@@ -45,7 +45,7 @@ def sample(probabilities: Tensor, shots: int | Tensor, key: int, numbers: NDArra
     _, blocks, outcomes = probabilities.shape
     device = probabilities.device
     rows = torch.as_tensor(numbers, device=device)[:, None] * blocks + torch.arange(blocks, device=device)
-    state = _mixed(_signed(key) ^ (rows.flatten() * _signed(START)) + 0)
+    state = _mixed(_signed(key) ^ (rows.flatten() * _signed(START)))
     state = (state ^ _right(state, 32)) * _signed(SPREAD)
     state = state ^ _right(state, 32)
     p = probabilities.reshape(-1, outcomes).double().clamp(min=0)
