@@ -13,8 +13,7 @@ from itertools import cycle
 
 import pandas as pd
 
-# Okabe and Ito's, told apart by colour-blind readers
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito's
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-BLUE, ORANGE, GREY = "#1f5fa8", "#d1691b", "#8a8a8a"
-COLOURS = (BLUE, ORANGE, "#2f8f4e", "#8b3fa0", "#a8271f", "#555555")
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#8a8a8a"
+COLOURS = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", "#000000")  # Okabe and Ito's, for colour-blind readers too
 MARKERS = "osD^vP"
 Frames = Mapping[str, pd.DataFrame]
 
@@ -15,7 +16,7 @@ Frames = Mapping[str, pd.DataFrame]
 def draw(study: str, model: str, numbers: Frames) -> dict[str, Figure]:
     """Figures of a study by name; none for a study without."""
     makers = {"dim": dimension_curves, "controls": gains_by_method, "noise": phase_diagrams, "recover": recovery_bars,
-              "wall": kept_by_way, "circuits": gain_by_czs}  # fmt: skip
+              "wall": walls, "circuits": gain_by_czs}  # fmt: skip
     return makers[study](model, numbers) if study in makers else {}
 
 
@@ -126,6 +127,36 @@ def phase_diagrams(model: str, numbers: Frames) -> dict[str, Figure]:
             axes.legend(frameon=False, fontsize=8)
             _plain(axes, f"{model}, sites={sites}, signs of {sign}, {int(shots) or 'no'} shots")
         figures[f"noise-{sites}-{sign}-{int(shots)}"] = figure
+    return figures
+
+
+def walls(model: str, numbers: Frames) -> dict[str, Figure]:
+    """Curves, and the phase diagram of each way beside that of the paper's."""
+    return {**kept_by_way(model, numbers), **kept_maps(model, numbers)}
+
+
+def kept_maps(model: str, numbers: Frames) -> dict[str, Figure]:
+    """Share of the gain left as colour, b over the two-qubit error rate, a panel per way; red is worse than frozen."""
+    figures = {}
+    moved = numbers["kept"][numbers["kept"]["rate"].notna()]
+    for sites, rows in moved.groupby("sites", sort=False):
+        ways = list(dict.fromkeys(rows["way"]))
+        height = 1.5 + 0.55 * rows["b"].nunique()
+        figure = Figure(figsize=(4.4 * len(ways) + 0.8, height), layout="constrained")
+        panels = figure.subplots(1, len(ways), sharey=True, squeeze=False)[0]
+        for axes, way in zip(panels, ways, strict=True):
+            grid = rows[rows["way"] == way].pivot(index="b", columns="rate", values="kept").sort_index()
+            image = axes.imshow(grid.clip(-1, 1), cmap="RdBu", vmin=-1, vmax=1, aspect="auto", origin="lower")
+            for (y, x), share in np.ndenumerate(grid.to_numpy()):
+                shown = f"{share:.0%}" if share > -10 else "below -1,000%"
+                axes.text(x, y, shown, ha="center", va="center", fontsize=8, color="w" if abs(share) > 0.6 else "k")
+            axes.set_xticks(range(len(grid.columns)), [f"{rate:g}" for rate in grid.columns])
+            axes.set_yticks(range(len(grid.index)), [f"b = {b:g}" for b in grid.index])
+            axes.set_title(way, fontsize=9)
+        figure.supxlabel("two-qubit error rate, all rates in proportion", fontsize=9)
+        figure.suptitle(f"{model}, sites={sites}: share of the exact gain left", fontsize=10, x=0.01, ha="left")
+        figure.colorbar(image, ax=panels, ticks=[-1, 0, 1])
+        figures[f"wall-map-{sites}"] = figure
     return figures
 
 

@@ -498,6 +498,16 @@ def test_the_critical_rate_of_a_way_is_where_its_gain_ends():
     assert end["way"] == wall.OURS and 1e-3 < end["low"] < end["rate"] < end["high"] < 1e-2
 
 
+def test_a_wall_is_drawn_as_curves_and_as_a_map_of_what_is_left():
+    from qrun.report.figures import draw
+
+    found = draw("wall", "nano", wall.numbers(wall_table()))
+    assert set(found) == {"wall-all", "wall-map-all"}
+    (panel,) = [axes for axes in found["wall-map-all"].axes if axes.get_title()]
+    assert panel.get_title() == wall.OURS
+    assert [text.get_text() for text in panel.texts] == ["60%", "-60%"]
+
+
 def test_shots_are_priced_beside_the_usual_ones():
     found = wall.numbers(wall_table(shots=16384))
     assert len(found["kept"][found["kept"]["rate"].isna()]) == 1  # the usual shots alone
