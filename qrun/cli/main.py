@@ -64,15 +64,14 @@ class ExportKind(StrEnum):
     circuit = "circuit"
 
 
-def complete(incomplete: str) -> list[str]:
-    """Groups and keys before `=`, options of a group after it."""
-    from qrun.config.compose import options
-    from qrun.config.verbs import leaf_keys
+def complete(ctx: typer.Context, incomplete: str) -> list[str]:
+    """The command's groups and keys before `=`, options of a group after it."""
+    from qrun.config.compose import options, words_of
 
-    groups, typed = options(), _bash_word() or incomplete
+    typed = _bash_word() or incomplete
     key, equals, _ = typed.partition("=")
-    options_of = [f"{key}={option}" for option in groups.get(key, {})]
-    words = options_of if equals else [f"{k}=" for k in [*groups, *leaf_keys()]]
+    options_of = [f"{key}={option}" for option in options().get(key.partition("@")[0], {})]
+    words = options_of if equals else [f"{k}=" for k in words_of(str(ctx.info_name))]
     cut = len(key) + 1 if equals and typed != incomplete else 0  # bash replaces only what follows the `=`
     return sorted({w[cut:] for w in words if w.startswith(typed)})
 

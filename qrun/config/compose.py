@@ -20,7 +20,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from qrun.config.verbs import VERBS, RunConfig, leaf_keys
+from qrun.config.schema import LauncherConfig
+from qrun.config.verbs import VERBS, PerplexityConfig, RunConfig, TrainConfig, leaf_keys
 from qrun.errors import InputError
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -108,6 +109,19 @@ def options() -> dict[str, dict[str, str]]:
         if not file.parent.name.startswith(("_", ".")):
             groups.setdefault(file.parent.name, {})[file.stem] = _headline(file)
     return groups
+
+
+def words_of(command: str) -> list[str]:
+    """Groups and keys that a command takes; a study's own from its YAML, since its module is heavy."""
+    file = next((f for f in (TREE / f"sweep_{command}.yaml", TREE / f"{command}.yaml") if f.is_file()), None)
+    if file is None:
+        return [*options(), *leaf_keys()]
+    own = from_yaml(file.read_text(encoding="utf-8"))
+    groups = {group: name for entry in own.pop("defaults") if isinstance(entry, dict) for group, name in entry.items()}
+    if command in VERBS:
+        return sorted({*groups, *leaf_keys(VERBS[command])})
+    known = [*leaf_keys(PerplexityConfig), *leaf_keys(TrainConfig), *leaf_keys(LauncherConfig, "launcher.")]
+    return sorted({*groups, *flatten(own), *(key for key in known if key.partition(".")[0] in groups)})
 
 
 def commands_with(group: str) -> list[str]:

@@ -2,6 +2,7 @@ import os
 import resource
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -44,13 +45,22 @@ def test_config_lists_groups_options_and_files(qrun):
 
 
 @pytest.mark.parametrize(
-    ("typed", "offered"),
-    [("mod", "model="), ("model=sm", "model=smollm2"), ("adapter.d", "adapter.dim="), ("protocol.", "protocol.ctx=")],
-)
-def test_completion_offers_groups_options_and_keys(typed, offered):
+    ("command", "typed", "offered", "other"),
+    [
+        ("train", "mod", "model=", "noise="), ("train", "model=sm", "model=smollm2", "model=nano"),
+        ("train", "adapter.d", "adapter.dim=", "study.dims="), ("train", "protocol.", "protocol.ctx=", "noise.cz="),
+        ("noise", "study.", "study.rates=", "adapter.dim="), ("noise", "launcher.", "launcher.workers=", "noise.cz="),
+        ("perplexity", "noise.", "noise.cz=", "launcher.kind="),
+        ("recover", "data@home=py", "data@home=pydoc", "data="),
+    ],
+)  # fmt: skip
+def test_completion_offers_the_commands_groups_options_and_keys(command, typed, offered, other):
     from qrun.cli.main import complete
 
-    assert offered in complete(typed)
+    found = complete(SimpleNamespace(info_name=command), typed)
+    assert offered in found and other not in found
+    if command == "train":
+        assert not {"noise=", "study.dims=", "device="} & set(complete(SimpleNamespace(info_name=command), ""))
 
 
 @pytest.mark.parametrize(
