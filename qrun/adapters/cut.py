@@ -6,6 +6,7 @@ is the identity, and from RANDOM starts beside it; so no block ends farther from
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,9 +16,15 @@ from qrun.adapters.circuit import CircuitForm
 from qrun.adapters.linear import Adapter, detach
 from qrun.adapters.methods.circuit import METHOD
 from qrun.adapters.sites import Site
-from qrun.quantum.synthesis import nearest_angles
+from qrun.files import cache_folder
+from qrun.quantum.cache import Arrays, BlockCache, digest
+from qrun.quantum.synthesis import Floats, nearest_angles
 
-RANDOM = 3
+RANDOM = 2
+
+
+def _nearest(blocks: Floats, starts: Floats, form: CircuitForm) -> Arrays:
+    return {"angles": nearest_angles(blocks, starts, form.shape(blocks.shape[-1]))}
 
 
 def cut(model: nn.Module, selected: Sequence[Site], adapter: Adapter, czs: int) -> Adapter:
@@ -25,7 +32,7 @@ def cut(model: nn.Module, selected: Sequence[Site], adapter: Adapter, czs: int) 
     a block dimension or a number of CZ that is no such circuit."""
     config = replace(adapter.config, method=METHOD.name, options={"czs": czs})
     METHOD.check(config, selected)
-    angles = {}
+    angles, kept = {}, BlockCache(cache_folder() / "blocks")
     for name, module in adapter.modules.items():
         with torch.no_grad():
             blocks = module.form.blocks(module.trained.double(), config.dim).cpu().numpy()
@@ -33,7 +40,8 @@ def cut(model: nn.Module, selected: Sequence[Site], adapter: Adapter, czs: int) 
         palindrome = form.start(len(blocks), config.dim).double().numpy()
         drawn = np.random.default_rng(0).uniform(-np.pi, np.pi, (RANDOM, 1, palindrome.shape[1]))
         starts = np.concatenate([palindrome[None], np.repeat(drawn, len(blocks), 1)])
-        angles[name] = torch.from_numpy(nearest_angles(blocks, starts, form.shape(config.dim)))
+        key = f"{digest(blocks)}-{METHOD.czs(config)}-{digest(starts)}"
+        angles[name] = torch.from_numpy(kept.arrays("cut", key, partial(_nearest, blocks, starts, form))["angles"])
     detach(model, adapter)
     found = METHOD.attach(model, selected, config)
     found.load(angles)

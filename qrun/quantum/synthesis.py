@@ -25,6 +25,7 @@ Edges = tuple[Edge, ...]
 CZS = {2: 2, 3: 14, 4: 60}  # of a block on so many qubits
 EXACT = 1e-9  # largest entry of |circuit - Q| that counts as exact
 TRIES = 12
+NEAR = 1e-4  # share of the loss that a step towards the nearest circuit has to gain
 ITERATIONS = 300
 
 
@@ -198,7 +199,7 @@ def nearest_angles(blocks: Floats, starts: Floats, shape: Ansatz) -> Floats:
     first qubit, which is the sign."""
     best, least = starts[0].copy(), np.full(len(blocks), np.inf)
     for start in starts:
-        found = _descend(blocks, start.copy(), shape)
+        found = _descend(blocks, start.copy(), shape, NEAR)
         negative = np.einsum("bij,bij->b", unitary(found, shape), blocks) < 0
         found[:, 0] += 2 * np.pi * negative
         distance = np.square(unitary(found, shape) - blocks).sum((1, 2))
@@ -207,8 +208,8 @@ def nearest_angles(blocks: Floats, starts: Floats, shape: Ansatz) -> Floats:
     return best
 
 
-def _descend(blocks: Floats, angles: Floats, shape: Ansatz) -> Floats:
-    """One descent of every block, each with its own damping."""
+def _descend(blocks: Floats, angles: Floats, shape: Ansatz, least: float = 1e-9) -> Floats:
+    """One descent of every block, each with its own damping, until a step gains less than that share of the loss."""
     matrix, slopes = _jacobian(angles, shape)
     target = np.where(np.einsum("bij,bij->b", matrix, blocks) < 0, -1.0, 1.0)[:, None, None] * blocks
     loss, damping = np.square(matrix - target).sum((1, 2)), np.full(len(blocks), 1e-2)
@@ -223,7 +224,7 @@ def _descend(blocks: Floats, angles: Floats, shape: Ansatz) -> Floats:
         found, steeper = _jacobian(trial, shape)
         now = np.square(found - target[active]).sum((1, 2))
         better = now < loss[active]
-        stalled = better & (now > 1e-12) & (loss[active] - now < 1e-9 * loss[active])
+        stalled = better & (now > 1e-12) & (loss[active] - now < least * loss[active])
         kept = active[better]
         angles[kept], matrix[kept], slopes[kept], loss[kept] = (
             trial[better],

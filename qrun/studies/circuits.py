@@ -50,11 +50,11 @@ class Axes(StudyAxes):
     """Axes of `qrun sweep circuits`."""
 
     dims: list[int] = field(default_factory=lambda: [DIM])
-    czs: list[int] = field(default_factory=lambda: [2, 6, 10, 14])  # k of trained circuits at study.dims
-    cuts: list[int] = field(default_factory=lambda: [2, 4, 6, 8, 10, 14])  # k that Cayley blocks are cut to
-    others: list[int] = field(default_factory=lambda: [2, 4])  # b of Cayley blocks of like parameters
+    czs: list[int] = field(default_factory=lambda: [2, 6, 14])  # k of trained circuits at study.dims
+    cuts: list[int] = field(default_factory=lambda: [2, 4, 6, 10])  # k that Cayley blocks are cut to
+    others: list[int] = field(default_factory=lambda: [4])  # b of Cayley blocks of like parameters
     wide: list[int] = field(default_factory=lambda: [64])  # b of circuits of few layers
-    wide_czs: list[int] = field(default_factory=lambda: [10, 20])  # their k, n - 1 a layer
+    wide_czs: list[int] = field(default_factory=lambda: [10])  # their k, n - 1 a layer
     noises: list[str] = field(default_factory=list)  # options of group noise that blocks of study.dims run at
 
     def __post_init__(self) -> None:

@@ -46,7 +46,7 @@ GRIDS = {  # cells by kind, and trained parameters of some points
     ),
     "smollm2_noise": ({"train": 24}, {("all", 8, "cayley"): 524_160}),
     "smollm2_circuits": (
-        {"train": 30, "measure": 82},
+        {"train": 21, "measure": 58},
         {("all", 8, "cayley"): 524_160, ("all", 64, "cayley"): 4_717_440},
     ),
     "smollm2_recover": ({"compress": 2}, {(None, 4, "cayley"): 224_640}),
