@@ -4,6 +4,7 @@ An executor takes blocks Q [B, b, b] and slices x [N, B, b] and returns estimate
 In training and on the exact device that is a batched matrix product; any other device gets the same call.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ from qrun.quantum.estimates import (
     with_signs,
 )
 from qrun.quantum.estimates import Rates as Known
+from qrun.quantum.plan import QUICK_S
 from qrun.quantum.sampling import stream_key
 from qrun.quantum.synthesis import Written
 from qrun.rows import current
@@ -117,6 +119,12 @@ class CircuitExecutor:
     def settings(self) -> int:
         """Circuits of a slice."""
         return 2 if self.sign is Sign.two_settings else 1
+
+    def cost(self, dim: int, blocks: Sequence[int]) -> dict[str, float]:
+        """Shots of a slice in all its settings, and estimated QPU seconds of a token with so many blocks a site: IBM's
+        quick form, blocks packed on the noise's chip or the 156-qubit lattice, jobs and calibration aside."""
+        shots, packed = (self.device.shots or 0) * self.settings, self.device.wiring.packed(dim)
+        return {"shots": shots, "qpu_seconds": shots * QUICK_S * sum(math.ceil(count / packed) for count in blocks)}
 
     def site(
         self, name: str, effect: Tensor | None = None, written: Callable[[], Written | None] | None = None
@@ -214,7 +222,8 @@ class SiteExecutor:
             leaning = self._leaning(ready, _array(sizes[0]), _array(units))
             return torch.as_tensor(leaning).to(units) if isinstance(units, Tensor) else leaning
         if parent.sign is Sign.two_settings:
-            shots = parent.device.shots if parent.allocation is Allocation.equal else shares
+            own = parent.allocation is not Allocation.equal and parent.device.shots is not None
+            shots = shares if own else parent.device.shots
             return steps.from_two_settings(sizes[0], sizes[1], units, rates[0], shots)
         if parent.sign is Sign.reference:
             return from_reference(sizes[0])

@@ -36,6 +36,7 @@ from qrun.training.interrupt import Interrupt
 
 EXPERIMENT = "study"
 ABOUT = "study.json"
+TOLD = "told"  # tag of a parent whose page, table, figures and curves are whole
 PLACES = ("results", "name")  # where things are, which is nobody else's business
 # FLOP a second of one process on two shared cores, nano: what a dry run assumes where the store has no finished cell
 RATES = {"train": 5e10, "measure": 3e10, "compress": 5e10, "ask": 3e10}
@@ -89,11 +90,12 @@ def run_study(name: str, study: Study, config: StudyConfig, dry_run: bool) -> Re
         say(f"{count} cells: {count - missing} finished before, {missing} to compute")
         parent = store.tagged(EXPERIMENT, "study_key").get(study_key)
         if todo.missing or parent is None or parent.status != "FINISHED":
-            results, page, run_id = _compute(store, keys, grid, todo, finished, about, config, parent, study)
+            results, run_id = _compute(store, keys, grid, todo, finished, about, config, parent)
         else:  # a finished study stays finished, whatever happens to this look at it
             results, run_id = collect(grid, keys, finished), parent.run_id
-            page = make_page(about, results, study)
-    show(page)
+        show(page := make_page(about, results, study))
+        if store.recorded(run_id).tags.get(TOLD) != about.study_key:
+            _tell(store, Run(store.client, run_id, name), page, results)
     say(f"run     {store.url(EXPERIMENT, run_id=run_id)}  (after `qrun ui`)")
     if name in AXES:
         say(f"charts  {store.charts(name)}")
@@ -102,8 +104,8 @@ def run_study(name: str, study: Study, config: StudyConfig, dry_run: bool) -> Re
 
 def _compute(
     store: Store, keys: Keys, grid: Sequence[Cell], todo: Plan, finished: Mapping[str, Recorded], about: About,
-    config: StudyConfig, parent: Recorded | None, study: Study,
-) -> tuple[Results, Page, str]:  # fmt: skip
+    config: StudyConfig, parent: Recorded | None,
+) -> tuple[Results, str]:  # fmt: skip
     """The missing cells, below the study's parent run."""
     for killed in store.tagged(EXPERIMENT, "cell_key", "RUNNING").values():  # nobody else is here
         store.client.set_terminated(killed.run_id, "KILLED")
@@ -127,9 +129,7 @@ def _compute(
         (folder / ABOUT).write_text(about.to_json())
         run.folder(folder, "results")
         store.label([finished[key] for key in {keys.of(cell) for cell in grid}], f"in_{about.study}", about.study_key)
-        page = make_page(about, results, study)
-        _tell(store, run, page, results)
-    return results, page, run.run_id
+    return results, run.run_id
 
 
 def _tell(store: Store, run: Run, page: Page, results: Results) -> None:
@@ -150,6 +150,7 @@ def _tell(store: Store, run: Run, page: Page, results: Results) -> None:
             words = {"study_key": key, "mlflow.runColor": curve.colour, "model_name": page.about.model}
             with store.run(study, curve.name, dict(curve.params), words) as drawn:
                 drawn.series([(step, dict(metrics)) for step, metrics in curve.rows])
+    run.tags({TOLD: key})
 
 
 @contextmanager

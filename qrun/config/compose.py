@@ -144,7 +144,7 @@ def _check_word(word: str) -> None:
     key, equals, value = word.partition("=")
     if not equals or not key:
         raise InputError(f"{word}: expected key=value, for example adapter.dim=8 (`qrun config` lists the groups)")
-    if re.search(r"\$\{[^}]*:", value):  # never resolved, so that no token of the environment enters a config
+    if re.search(r"\$\{[^}]*(:|\$\{)", value):  # never resolved, so that no token of the environment enters a config
         raise InputError(f"{key}: only values of this config are filled in, such as ${{seed}}; no resolvers")
     depth, quote = 0, ""
     for char in value:

@@ -422,7 +422,8 @@ class DeviceConfig:
         need(self, "device.coupling", self.coupling in ("line", "full"), "use line or full")
         chips = self.kind not in PROCESSORS or self.coupling == "line"
         need(self, "device.coupling", chips, f"{self.kind} has neighbours only; use line")
-        free = self.kind in ("shots", "noisy", "aer") or self.allocation is Allocation.equal
+        own = self.kind in ("shots", "noisy") or (self.kind == "aer" and self.backend != "pennylane")
+        free = own or self.allocation is Allocation.equal
         need(self, "device.allocation", free, f"{self.kind} counts all alike; use equal")
         need(self, "device.keep", 0 < self.keep <= 1, "give a share of the places, above 0 and up to 1")
         need(self, "device.budget_s", budget, "give seconds above 0, or null for no limit")

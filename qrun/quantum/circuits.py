@@ -177,7 +177,7 @@ def block_circuits(
     nearest = np.empty_like(exact)
     nearest[:, place[:, None], place] = exact
     shape = ansatz(n - reference, own.edges)
-    if written is not None and synthesis == "line" and _suits(written[1], own):
+    if written is not None and synthesis == "line" and suits(written[1], own):
         gates = [(own.wires[a], own.wires[b] if b >= 0 else -1) for a, b in written[1].gates()]
         table, rows = _joined(prepared, gates, own)
         parts = [table.copy() for _ in blocks]
@@ -210,7 +210,7 @@ def block_circuits(
     return _collected(n, parts, wires)
 
 
-def _suits(shape: Ansatz, own: Frame) -> bool:
+def suits(shape: Ansatz, own: Frame) -> bool:
     """Whether an order of gates on bits runs on the qubits that have them."""
     coupled = {*own.edges, *((b, a) for a, b in own.edges)}
     return {(own.wires[a], own.wires[b]) for a, b in shape.pairs} <= coupled

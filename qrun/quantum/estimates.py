@@ -39,8 +39,9 @@ import numpy as np
 from numba import njit, prange
 from numpy.typing import NDArray
 
+from qrun.quantum.sampling import Shots
+
 Floats = NDArray[np.floating]
-Shots = int | NDArray[np.int64]
 LEAST_KEPT = 0.02  # 1 - l below which a circuit tells nothing
 LANES = 64  # rows that a kernel holds side by side
 SMALL = 8  # block dimension up to which every pattern of signs is tried

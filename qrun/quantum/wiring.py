@@ -15,10 +15,12 @@ from qrun.quantum.calibration import Calibration, calibration
 from qrun.quantum.circuits import (
     Circuits,
     block_circuits,
+    frame,
     generic,
     generic_block,
     generic_written,
     joined,
+    suits,
     with_reference,
 )
 from qrun.quantum.encoding import Floats as Blocks
@@ -105,6 +107,12 @@ class Wiring:
     def generic_block(self, dim: int) -> Floats:
         """What that circuit computes [b, b]."""
         return generic_written(self.ansatz)[0][0] if self.ansatz else generic_block(dim)
+
+    def runs_as_written(self, dim: int) -> bool:
+        """Whether blocks that are circuits of the ansatz run as they are; else they are written anew."""
+        n = self.qubits(dim)
+        own = frame(preparation(n, self.edges(n)), self.edges(n), self.reference)
+        return self.ansatz is not None and self.synthesis == "line" and suits(self.ansatz, own)
 
     def counts(self, dim: int) -> dict[str, int]:
         """Gates and qubits of the circuit of a generic block [b, b]."""

@@ -1,7 +1,6 @@
 """The heavy half of tasks: each opens its model, computes, and leaves one run in the store's `study` experiment."""
 
 import json
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -10,7 +9,6 @@ from pathlib import Path
 import torch
 
 from qrun.adapters.cut import cut
-from qrun.adapters.executor import CircuitExecutor
 from qrun.adapters.linear import Adapter, detach
 from qrun.adapters.saving import read, save
 from qrun.adapters.sites import sites
@@ -21,7 +19,6 @@ from qrun.config.verbs import CompressConfig, QuestionsRunConfig, TrainConfig
 from qrun.evaluation.measurement import Difference, Measurement, difference
 from qrun.evaluation.questions import answer
 from qrun.language import questions
-from qrun.quantum.plan import QUICK_S
 from qrun.recipes.compress import compress_into
 from qrun.recipes.device import open_executor
 from qrun.recipes.fitting import fit_adapter, fit_metrics, prepared, resume
@@ -104,7 +101,9 @@ def measure_cell(task: Measure, workspace: Workspace, place: Place) -> str:
                 metrics["circuit/total_error"] = config.noise.total_error(
                     executor.device.wiring.counts(adapter.config.dim)
                 )
-                metrics |= _qpu_cost(executor, adapter)
+                blocks = [module.blocks().shape[0] for module in adapter.modules.values()]
+                cost = executor.cost(adapter.config.dim, blocks)
+                metrics |= {f"circuit/{name}": value for name, value in cost.items()}
             run.metrics(metrics)
             run.texts({
                 "config.yaml": to_yaml(config), "env.json": _environment(), MEASUREMENT: result.to_json(),
@@ -190,13 +189,3 @@ def ask_cell(config: QuestionsRunConfig, circuits: bool, workspace: Workspace, p
 @cache
 def _environment() -> str:
     return json.dumps(environment(), indent=1)
-
-
-def _qpu_cost(executor: CircuitExecutor, adapter: Adapter) -> dict[str, float]:
-    """Shots of a slice in all its settings, and estimated QPU seconds of a token: IBM's quick form, blocks packed on
-    the noise's chip or the 156-qubit lattice, jobs and calibration aside."""
-    device, dim = executor.device, adapter.config.dim
-    shots = (device.shots or 0) * executor.settings
-    widths = [module.blocks().shape[0] for module in adapter.modules.values()]
-    seconds = shots * QUICK_S * sum(math.ceil(blocks / device.wiring.packed(dim)) for blocks in widths)
-    return {"circuit/shots": shots, "circuit/qpu_seconds": seconds}

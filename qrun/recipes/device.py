@@ -53,7 +53,10 @@ def accelerator(wanted: str) -> str | None:
 def open_executor(config: OnDevice, adapter: AdapterConfig) -> CircuitExecutor:
     """An executor of that adapter on that device; InputError at once if its blocks are no circuits."""
     qubits(adapter.dim)
-    device = open_device(config, own_ansatz(adapter))
+    ansatz = own_ansatz(adapter)
+    device = open_device(config, ansatz)
+    if ansatz is not None and config.device.kind != "shots" and not device.wiring.runs_as_written(adapter.dim):
+        say(f"blocks of {len(ansatz.pairs)} CZ are written anew: they run as they are with circuit=line, b up to 16")
     constrained, allocation = adapter.sign_constrained, config.device.allocation
     return CircuitExecutor(device, config.signs.kind, config.seed, constrained, config.estimate, allocation)
 

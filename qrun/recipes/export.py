@@ -42,11 +42,11 @@ def export(config: PerplexityConfig, kind: str, out: str, czs: int = 6) -> None:
             raise InputError(f"adapter.path={config.adapter.path}: method {method.name} has no blocks to cut")
         blocks = {name: module.blocks().detach() for name, module in adapter.modules.items()}
         adapter = cut(language.model, [s for s in sites(language.shape) if s.name in blocks], adapter, czs)
+        facts = {"cut to CZ a block": czs, "from": f"a trained {saved.config.method} adapter"}
+        save(target, adapter, saved.base, facts)
+        one = torch.eye(saved.config.dim, device=next(iter(blocks.values())).device)
         wrong = sum(float((adapter.modules[name].blocks() - q).detach().square().sum()) for name, q in blocks.items())
-        turned = sum(float((q - torch.eye(q.shape[-1])).square().sum()) for q in blocks.values())
-        save(
-            target, adapter, saved.base, {"cut to CZ a block": czs, "from": f"a trained {saved.config.method} adapter"}
-        )
+        turned = sum(float((q - one).square().sum()) for q in blocks.values())
         share = (wrong / max(turned, 1e-300)) ** 0.5
         say(f"circuits miss the blocks by {share:.1%} of their rotation, |C - Q| / |Q - 1|")
     else:

@@ -8,7 +8,8 @@ qrun plan estimate=calibrated signs=two_settings      twice the circuits of half
 
 from dataclasses import replace
 
-from qrun.adapters.sites import check_divides, parameters, select, sites
+from qrun.adapters.methods import spec
+from qrun.adapters.sites import check_divides, select, sites
 from qrun.config.schema import Estimator, Rates, Sign
 from qrun.config.verbs import PlanConfig
 from qrun.errors import InputError
@@ -34,6 +35,8 @@ def plan(config: PlanConfig) -> None:
     qubits(dim)
     selected = select(sites(shape), config.adapter.projections, config.adapter.layers)
     check_divides(selected, dim, side)
+    method = spec(config.adapter.method)
+    method.check(config.adapter, selected)
 
     nominal = config.device.kind == "ibm" and config.device.backend is None
     chip = heavy_hex() if nominal else read_calibration(named_backend(config.device.kind, config.device.backend))
@@ -49,7 +52,7 @@ def plan(config: PlanConfig) -> None:
     shots = (config.device.shots or 0) // settings
     per_site = [site.width(side) // dim for site in selected]
     found = cost(block.places, per_site, config.tokens * settings, shots, block.seconds)
-    size = f"{len(selected):,}, {sum(per_site):,}, {parameters(selected, dim, side):,}"
+    size = f"{len(selected):,}, {sum(per_site):,}, {method.count(config.adapter, selected) or 0:,}"
     packed, counts = found.blocks_per_circuit, block.counts
     gates = f"{counts['cz']} CZ, {counts['sx'] + counts['x']} SX, depth {block.depth}"
     spread = zip(("best", "mean", "worst"), block.errors, strict=True)

@@ -13,7 +13,14 @@ from itertools import cycle
 
 import pandas as pd
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito's
+COLOURS = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#000000",
+)  # Okabe and Ito's
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,7 @@ AXES = {
     "wall": Axis("kept", ["sites", "b", "way"], "rate", milli_decades,
                  {"gain_kept": "kept", "gain": "gain", "perplexity": "perplexity", "slice_error": "error"}),
     "dim": Axis("gains", ["sites", "method"], "b", float, GAIN),
-    "controls": Axis("gains", ["sites", "b", "null"], "parameters", float, GAIN),
+    "controls": Axis("gains", ["sites", "b", "method", "null"], "parameters", float, GAIN),
     "circuits": Axis("gains", ["sites", "what", "b"], "k", float, GAIN),
     "recover": Axis("recovery", ["text", "what", "b"], "ratio", lambda ratio: 1000 * ratio,
                     {"recovery": "recovery", "recovery_low": "recovery_document_low",

@@ -7,8 +7,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from qrun.report.curves import COLOURS
+
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#8a8a8a"
-COLOURS = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", "#000000")  # Okabe and Ito's, for colour-blind readers too
 MARKERS = "osD^vP"
 Frames = Mapping[str, pd.DataFrame]
 
@@ -33,13 +34,13 @@ def _error(value: pd.Series, low: pd.Series, high: pd.Series) -> list[list[float
 def loss_curve(
     history: Sequence[Mapping[str, float]], evaluations: Sequence[Mapping[str, float]], title: str
 ) -> Figure:
-    """Training cross-entropy per step and validation, in nats per token; step 0 of validation is the base model."""
+    """Training cross-entropy per step and validation, in nats per token; step 0 of validation is before training."""
     figure = Figure(figsize=(6.4, 3.8), layout="constrained")
     axes = figure.add_subplot()
     loss, nats = [row["cross_entropy"] for row in history], [row["validation_nats"] for row in evaluations]
     axes.plot([row["step"] for row in history], loss, color=GREY, linewidth=0.9, label="training batch")
     axes.plot([row["step"] for row in evaluations], nats, color=BLUE, marker="o", markersize=4, label="validation")
-    axes.axhline(nats[0], color=ORANGE, linestyle="--", linewidth=1, label="frozen model, validation")
+    axes.axhline(nats[0], color=ORANGE, linestyle="--", linewidth=1, label="before training, validation")
     axes.set_xlabel("optimiser step")
     axes.set_ylabel("nats per token")
     axes.legend(frameon=False, fontsize=8)
@@ -141,14 +142,19 @@ def kept_maps(model: str, numbers: Frames) -> dict[str, Figure]:
     moved = numbers["kept"][numbers["kept"]["rate"].notna()]
     for sites, rows in moved.groupby("sites", sort=False):
         ways = list(dict.fromkeys(rows["way"]))
-        height = 1.5 + 0.55 * rows["b"].nunique()
+        dims, rates = sorted(rows["b"].unique()), sorted(rows["rate"].unique())
+        height = 1.5 + 0.55 * len(dims)
         figure = Figure(figsize=(4.4 * len(ways) + 0.8, height), layout="constrained")
         panels = figure.subplots(1, len(ways), sharey=True, squeeze=False)[0]
         for axes, way in zip(panels, ways, strict=True):
-            grid = rows[rows["way"] == way].pivot(index="b", columns="rate", values="kept").sort_index()
+            grid = (
+                rows[rows["way"] == way]
+                .pivot(index="b", columns="rate", values="kept")
+                .reindex(index=dims, columns=rates)
+            )
             image = axes.imshow(grid.clip(-1, 1), cmap="RdBu", vmin=-1, vmax=1, aspect="auto", origin="lower")
             for (y, x), share in np.ndenumerate(grid.to_numpy()):
-                shown = f"{share:.0%}" if share > -10 else "below -1,000%"
+                shown = "-" if np.isnan(share) else f"{share:.0%}" if share > -10 else "below -1,000%"
                 axes.text(x, y, shown, ha="center", va="center", fontsize=8, color="w" if abs(share) > 0.6 else "k")
             axes.set_xticks(range(len(grid.columns)), [f"{rate:g}" for rate in grid.columns])
             axes.set_yticks(range(len(grid.index)), [f"b = {b:g}" for b in grid.index])

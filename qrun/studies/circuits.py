@@ -20,7 +20,6 @@ import pandas as pd
 from qrun.cells.cell import Cell
 from qrun.config.compose import option
 from qrun.config.schema import AdapterConfig, DeviceConfig, EstimateConfig, SignsConfig, require
-from qrun.config.verbs import check_readout
 from qrun.evaluation.results import Results
 from qrun.quantum.noise import Noise
 from qrun.quantum.synthesis import CZS as GENERIC
@@ -35,6 +34,7 @@ from qrun.studies.grid import (
     different,
     exact_cell,
     measurement,
+    require_cayley,
     train_cell,
     usable,
 )  # fmt: skip
@@ -63,7 +63,8 @@ class Axes(StudyAxes):
             for czs in getattr(self, key):
                 even = czs >= 2 and czs % 2 == 0
                 require(even, f"study.{key}", czs, "circuits start as palindromes; give even numbers from 2")
-        different("study.czs", self.czs)
+        for key in ("czs", "cuts", "noises"):
+            different(f"study.{key}", getattr(self, key), empty=True)
         for key in ("dims", "wide"):
             for dim in getattr(self, key):
                 require(dim >= 4 and dim & (dim - 1) == 0, f"study.{key}", dim, "give powers of two from 4")
@@ -88,7 +89,10 @@ class Config(StudyRun):
         super().__post_init__()
         noisy = not self.study.noises or self.device.kind == "noisy"
         require(noisy, "device", self.device.kind, "study.noises are for device=noisy")
-        check_readout(self.device, self.estimate, self.signs)
+        ways = (self.device.circuit, self.estimate.kind.value, self.signs.kind.value)
+        stated = not self.study.noises or ways == ("line", "calibrated", "two_settings")
+        require(stated, "study.noises", self.study.noises, "they stand on line, calibrated and two_settings")
+        require_cayley(self.adapter)
 
 
 def cells(config: Config, say: Say) -> Iterator[Cell]:
@@ -154,7 +158,11 @@ def numbers(results: Results) -> Mapping[str, pd.DataFrame]:
     frames = {
         "text": text(results, base), "gains": found, "kept": pd.DataFrame(shares(rows[rows["what"] != "cayley"], KINDS))
     }  # fmt: skip
-    return frames | ({"device": pd.DataFrame(shares(device, [*KINDS, "noise"]))} if len(device) else {})
+    if not len(device):
+        return frames
+    noisy_rows = pd.DataFrame(shares(device, [*KINDS, "noise"]))
+    own = noisy_rows["what"] != "cayley"
+    return frames | {"device": noisy_rows.assign(czs=noisy_rows["k"].where(own, noisy_rows["b"].map(generic)))}
 
 
 def grades(found: Mapping[str, pd.DataFrame]) -> list[Verdict]:

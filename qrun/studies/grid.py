@@ -8,7 +8,15 @@ from enum import Enum
 from qrun.adapters.methods import names, spec
 from qrun.adapters.sites import check_divides, select, sites
 from qrun.cells.cell import Cell, Scalar
-from qrun.config.schema import AdapterConfig, DataConfig, LauncherConfig, ModelConfig, TrainingConfig, require
+from qrun.config.schema import (
+    AdapterConfig,
+    DataConfig,
+    LauncherConfig,
+    ModelConfig,
+    Sign,
+    TrainingConfig,
+    require,
+)
 from qrun.config.verbs import TrainConfig
 from qrun.errors import InputError
 from qrun.language.models import model_shape
@@ -58,9 +66,16 @@ class StudyAxes:
             require(name in names() and lr > 0, f"study.control_lr.{name}", lr, "give a method's learning rate above 0")
 
 
-def different(key: str, values: Sequence[object]) -> None:
-    """A list of an axis: not empty, no value twice."""
-    require(bool(values) and len(set(values)) == len(values), key, values, "give a list of different values")
+def different(key: str, values: Sequence[object], empty: bool = False) -> None:
+    """A list of an axis: no value twice, and some unless it may be empty."""
+    require((empty or bool(values)) and len(set(values)) == len(values), key, values, "give a list of different values")
+
+
+def require_cayley(adapter: AdapterConfig) -> None:
+    """Studies whose numbers compare with Cayley blocks train those."""
+    require(
+        adapter.method == "cayley", "adapter", adapter.method, "this study's adapter is cayley; others stand beside"
+    )
 
 
 @dataclass
@@ -108,6 +123,15 @@ def usable(config: StudyRun, say: Say, dims: Sequence[int] | None = None) -> Ite
             raise InputError(f"study.dims={list(dims)}: none divides every site of study.sites={chosen.value}")
 
 
+def fits(circuit: str, sign: Sign, dim: int, say: Say) -> bool:
+    """Whether blocks of dimension b have such circuits; says why not."""
+    reference, merged = sign is Sign.reference and dim > 8, circuit == "merged" and dim != 8
+    if reference or merged:
+        why = "a reference has circuits up to b = 8" if reference else "merged circuits are for b = 8"
+        say(f"left out, circuit={circuit} signs={sign.value} at b={dim}: {why}")
+    return not (reference or merged)
+
+
 def matched(config: StudyRun, adapter: AdapterConfig, method: str) -> AdapterConfig:
     """A control at the adapter's sites with about its parameters."""
     shape = model_shape(config.model)
@@ -122,8 +146,9 @@ def training(config: StudyRun, adapter: AdapterConfig) -> TrainingConfig:
     """The study's training with the rate and clipping of a method, scaled to b or to LoRA's rank."""
     method, own = spec(adapter.method), config.training
     scanned = config.study.control_lr.get(adapter.method, method.lr)
+    kept = own.kept if method.circuits else 1.0  # a control runs on no device
     lr, clip = method.steps(own.lr if scanned is None else scanned, own.clip, adapter, config.study.lr_exponent)
-    return dataclasses.replace(own, lr=lr, clip=clip)
+    return dataclasses.replace(own, lr=lr, clip=clip, kept=kept)
 
 
 def base_cell(config: StudyRun, axes: Axes, data: DataConfig | None = None, model: Cell | None = None) -> Cell:

@@ -16,7 +16,8 @@ import numpy as np
 import pandas as pd
 
 from qrun.cells.cell import Cell
-from qrun.config.schema import DeviceConfig, Sign, SignsConfig, require
+from qrun.config.schema import DeviceConfig, EstimateConfig, Sign, SignsConfig, require
+from qrun.config.verbs import check_readout
 from qrun.errors import InputError
 from qrun.evaluation.intervals import Interval, over_documents, perplexity_ratio
 from qrun.evaluation.results import Results
@@ -32,6 +33,7 @@ from qrun.studies.grid import (
     base_cell,
     different,
     exact_cell,
+    fits,
     measurement,
     train_cell,
     usable,
@@ -79,6 +81,8 @@ class Config(StudyRun):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.device.kind == "noisy", "device", self.device.kind, "the noise sweep runs on device=noisy")
+        for sign in self.study.signs:
+            check_readout(self.device, EstimateConfig(), SignsConfig(sign))
         require(self.noise.cz > 0, "noise", self.noise.name, "rates stand in a preset's proportions; its cz is 0")
 
 
@@ -95,6 +99,8 @@ def cells(config: Config, say: Say) -> Iterator[Cell]:
             exact = exact_cell(config, trained, base, {"axis": "exact"})
             yield exact
             for sign in study.signs:
+                if not fits(config.device.circuit, sign, dim, say):
+                    continue
                 for shots in study.shots:
                     device = replace(config.device, shots=shots)
                     here = replace(measurement(config), seed=seed, device=device, signs=SignsConfig(sign))

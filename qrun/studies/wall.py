@@ -36,8 +36,10 @@ from qrun.studies.grid import (
     base_cell,
     different,
     exact_cell,
+    fits,
     matched,
     measurement,
+    require_cayley,
     train_cell,
     usable,
 )  # fmt: skip
@@ -101,6 +103,7 @@ class Config(StudyRun):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.device.kind == "noisy", "device", self.device.kind, "the wall stands on device=noisy")
+        require_cayley(self.adapter)
         for words in (*self.study.ways, *self.study.beside):
             found = way(words)
             device = replace(self.device, circuit=found.circuit)
@@ -114,7 +117,9 @@ def cells(config: Config, say: Say) -> Iterator[Cell]:
     moved = [(rate, config.noise.along("proportional", rate)) for rate in study.rates]
     yield base
     for chosen, dim in usable(config, say):
-        mains, beside = ([w for w in ways if fits(way(w), dim, say)] for ways in (study.ways, study.beside))
+        mains, beside = (
+            [w for w in ways if fits(way(w).circuit, way(w).sign, dim, say)] for ways in (study.ways, study.beside)
+        )
         adapter = replace(at_sites(config.adapter, chosen), dim=dim)
         for seed in study.seeds:
             for method in study.controls:
@@ -147,15 +152,6 @@ def cells(config: Config, say: Say) -> Iterator[Cell]:
                 for rate, noise in moved:
                     yield Cell({**point, "noise": config.noise.name, "rate": rate},
                                Measure(replace(here, noise=noise)), needs)  # fmt: skip
-
-
-def fits(found: Way, dim: int, say: Say) -> bool:
-    """Whether blocks of dimension b have circuits of that way; says why not."""
-    reference, merged = found.sign is Sign.reference and dim > 8, found.circuit == "merged" and dim != 8
-    if reference or merged:
-        why = "a reference has circuits up to b = 8" if reference else "merged circuits are for b = 8"
-        say(f"left out, {found.circuit}/{found.estimate.value}/{found.sign.value} at b={dim}: {why}")
-    return not (reference or merged)
 
 
 def numbers(results: Results) -> Mapping[str, pd.DataFrame]:

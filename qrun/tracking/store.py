@@ -126,7 +126,9 @@ class Run:
 
     def table(self, columns: Mapping[str, list[Any]], name: str) -> None:
         """A table that the UI shows on the run's page."""
-        self.client.log_table(self.run_id, dict(columns), name)
+        rows = [list(row) for row in zip(*columns.values(), strict=True)]
+        self.text(json.dumps({"columns": list(columns), "data": rows}), name)  # MLflow's own log_table appends
+        self.tags({"mlflow.loggedArtifacts": json.dumps([{"path": name, "type": "table"}])})
 
     def end(self, status: str) -> None:
         self.client.set_terminated(self.run_id, status)

@@ -1,4 +1,4 @@
-"""The training loop: AdamW on the skew-symmetric parameters of an adapter, everything else frozen.
+"""The training loop: AdamW on the parameters of an adapter, everything else frozen.
 
     fit(model, adapter, windows, validate, config, ...) -> best parameters and the record of the run
 

@@ -182,6 +182,16 @@ def test_shots_by_effect_are_as_many_in_all_and_make_the_error_behind_the_projec
     assert torch.equal(parts, shares)  # of a token alone, whatever the batch
 
 
+def test_without_shots_there_is_nothing_to_share_out():
+    errors = []
+    for allocation in Allocation:
+        device, estimate = NoisyDevice(Wiring(Noise(cz=2e-2)), None), EstimateConfig(Estimator.calibrated)
+        executor = CircuitExecutor(device, Sign.two_settings, 0, estimate=estimate, allocation=allocation)
+        executor.site("v", torch.arange(1.0, 7))(BLOCKS, SLICES)
+        errors.append(executor.statistics.summary()["relative_error"])
+    assert errors[0] == errors[1]
+
+
 @pytest.mark.parametrize("sign", [Sign.input, Sign.two_settings])
 def test_shots_by_effect_are_the_same_on_an_accelerator(sign):
     found = []

@@ -75,6 +75,7 @@ def test_plain_values_flatten_to_dotted_keys_with_enums_as_text():
         ("experiment=null", "experiment=null: no such option; experiment has"),
         ("noise=paper", "noise: this command has no noise; these have: circuit, generate, eval perplexity"),
         ("name=${oc.env:HOME}", "name: only values of this config are filled in"),
+        ("data.path=${${name}:HOME}", "data.path: only values of this config are filled in"),
         ("name='${oc.env:HOME}'", "name: only values of this config are filled in"),
         ("model=nope", "model has llama, llama_instruct, local, nano"),
         ("modell=nano", "did you mean model"),

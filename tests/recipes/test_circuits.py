@@ -183,6 +183,9 @@ def test_an_adapter_that_is_no_circuit_names_the_nearest_dimension(qrun, adapter
 
 def test_a_plan_prices_settings_and_calibration(qrun):
     """Twice the circuits of half the shots; 16 known slices a block and setting, 16 of all |0> and as many of |1>."""
+    code, out, err = qrun("plan", "adapter=circuit", "adapter.dim=8")
+    assert code == 0 and "1,248, 18,720" in out and "9 CZ" in out, err
+    assert qrun("plan", "adapter=circuit", "adapter.dim=8", "adapter.options.czs=5")[0] == 2
     code, out, err = qrun("plan", "model=llama", "estimate=calibrated", "signs=two_settings")
     assert code == 0, err
     for words in ("circuits per token 32", "circuits for 83 tokens 2,656", "executions at 4,096 shots 10,878,976",

@@ -308,7 +308,19 @@ def test_noise_axes_that_make_no_sense_are_refused(words, message):
         configure("noise", words)
 
 
+def test_signs_that_some_blocks_have_no_circuits_for_are_left_out():
+    cells, said = grid("noise", "study.signs=[reference]", "study.dims=[8,16]", "study.seeds=[0]", "study.sites=[one]")
+    assert {c.axes["b"] for c in cells if c.axes.get("sign")} == {8}
+    assert "left out, circuit=line signs=reference at b=16: a reference has circuits up to b = 8" in said
+
+
 # --- wall
+
+
+def test_noise_aware_training_is_for_what_runs_on_a_device():
+    cells, _ = grid("wall", "training.kept=0.9", "study.dims=[4]", "study.seeds=[0]")
+    kept = {c.axes["method"]: c.task.config.training.kept for c in cells if c.task.kind == "train"}
+    assert kept == {"lora": 1.0, "cayley": 0.9}
 
 
 def test_a_way_is_its_circuit_estimate_and_signs_at_each_noise_and_rate(default):
@@ -339,7 +351,7 @@ def test_totals_of_shots_are_moved_for_the_ways_and_what_has_no_circuits_is_left
     moved = [c for c in device if "shots" in c.axes]
     assert len(moved) == 2 * 3 * 2 and all(c.task.config.device.shots == c.axes["shots"] for c in moved)
     assert [c.axes["b"] for c in device if c.axes["way"] == "merged/calibrated/input"] == [8]
-    assert said == ["left out, merged/calibrated/input at b=16: merged circuits are for b = 8"]
+    assert said == ["left out, circuit=merged signs=input at b=16: merged circuits are for b = 8"]
 
 
 @pytest.mark.parametrize(
@@ -351,6 +363,7 @@ def test_totals_of_shots_are_moved_for_the_ways_and_what_has_no_circuits_is_left
         (["study.ways=[paper/sqrt/input]"], "use line, qiskit, merged, direct"),
         (["study.ways=[line/posterior/two_settings]"], "takes signs from x"),
         (["study.beside=[line/calibrated/input]"], "different values"),
+        (["adapter=circuit"], "this study's adapter is cayley"),
         (["study.shots=[4096,512]"], "rising order"),
         (["study.rates=[1e-2,1e-3]"], "rising order"),
         (["study.nulls=[nothing]"], "use zero, shuffled"),
@@ -505,6 +518,9 @@ def test_the_rate_of_circuits_falls_with_the_directions_they_turn_a_block_in(def
         (["study.dims=[6]"], r"study\.dims=6: give powers of two"),
         (["study.wide=[48]"], r"study\.wide=48: give powers of two"),
         (["study.controls=[lora]"], "qrun sweep controls"),
+        (["study.cuts=[2,2]"], "different values"),
+        (["adapter=circuit"], "adapter=circuit: this study's adapter is cayley"),
+        (["circuit=qiskit"], "they stand on line, calibrated and two_settings"),
         (["device=shots"], "study.noises are for device=noisy"),
         (["study.noises=[nothing]"], "noise=nothing: no such option"),
     ],

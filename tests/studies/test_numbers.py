@@ -506,6 +506,11 @@ def test_a_wall_is_drawn_as_curves_and_as_a_map_of_what_is_left():
     (panel,) = [axes for axes in found["wall-map-all"].axes if axes.get_title()]
     assert panel.get_title() == wall.OURS
     assert [text.get_text() for text in panel.texts] == ["60%", "-60%"]
+    kept = wall.numbers(wall_table())["kept"]
+    more = kept.assign(way="merged/calibrated/input", b=4)[kept["rate"] == 1e-3]
+    figure = draw("wall", "nano", {"kept": pd.concat([kept, more])})["wall-map-all"]
+    shown = {axes.get_title(): [text.get_text() for text in axes.texts] for axes in figure.axes if axes.get_title()}
+    assert shown == {wall.OURS: ["-", "-", "60%", "-60%"], "merged/calibrated/input": ["60%", "-", "-", "-"]}
 
 
 def test_shots_are_priced_beside_the_usual_ones():
