@@ -10,6 +10,7 @@ from omegaconf import MISSING
 from qrun.adapters.methods import spec
 from qrun.config.schema import (
     AdapterConfig,
+    Allocation,
     CompressionConfig,
     DataConfig,
     DeviceConfig,
@@ -188,6 +189,8 @@ def check_readout(device: DeviceConfig, estimate: EstimateConfig, signs: SignsCo
     leaning = f"estimate={estimate.kind.value} takes signs from x; use signs=input"
     counted = two or signs.kind is Sign.reference
     require(not (counted and estimate.leans), "signs", signs.kind.value, leaning)
+    shared = device.allocation is Allocation.effect and estimate.leans
+    require(not shared, "device.allocation", "effect", f"estimate={estimate.kind.value} counts all alike; use equal")
     merged = device.circuit == "merged" and signs.kind is Sign.reference
     require(not merged, "signs", "reference", "has no circuit=merged; use line")
     few = "two settings share the shots; give 2 or more"

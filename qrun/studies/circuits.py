@@ -105,8 +105,10 @@ def cells(config: Config, say: Say) -> Iterator[Cell]:
         values = "trained" if czs is None else f"{CUT}{czs}"
         point = trained.axes if czs is None else {**trained.axes, "czs": czs, "null": "cut"}
         needs = {"adapter": trained, "base": base}
-        yield exact_cell(config, trained, base) if czs is None else Cell(point, Measure(measurement(config), values),
-                                                                         needs)  # fmt: skip
+        if czs is None:
+            yield exact_cell(config, trained, base)
+        else:
+            yield Cell(point, Measure(measurement(config), values), needs)
         for name, noise in presets.items() if point["b"] in study.dims else ():
             there = replace(
                 measurement(config), seed=int(str(point["seed"])), device=config.device, noise=noise,

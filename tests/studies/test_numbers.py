@@ -573,6 +573,15 @@ def test_circuits_and_cuts_are_shares_of_the_gain_of_cayley_blocks_of_the_same_d
     assert only(gains, what="cayley", b=8)["gain"] == 2.0
 
 
+def test_a_study_without_the_claims_circuits_says_so():
+    from qrun.report.page import About, make_page
+
+    results = circuits_table()
+    few = Results(results.table.assign(czs=results.table["czs"].replace(6, 4)), results.units)
+    ((verdict, sentence),) = make_page(About("circuits", "nano", "", "", "", "", "", ""), few, circuits).verdicts
+    assert verdict.outcome.value == "not testable here" and sentence.startswith("No circuits of 6 CZ")
+
+
 def test_without_cuts_a_study_of_circuits_is_a_table_of_what_was_trained():
     results = circuits_table()
     table = results.table[results.table["null"].isna()].drop(columns="null")
