@@ -25,6 +25,9 @@ check: .venv/dev ## lint and the tests that take a minute, on all cores
 lint: .venv/dev ## ruff and mypy
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
+fuzz: .venv/dev ## 5,000 wrong words, broken files and odd names from a seed: each runs or is refused in one line
+	$(BIN)/python scripts/fuzz.py
+
 bench: .venv/dev ## the adapter layer beside PEFT's OFT, the circuit simulator beside Aer and default.mixed, each in one run
 	$(BIN)/python scripts/bench_adapter.py
 	$(BIN)/python scripts/bench_circuits.py
@@ -36,4 +39,4 @@ ui: .venv/core ## the MLflow UI on results/
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 8
 
-.PHONY: run test check lint bench ui help
+.PHONY: run test check lint fuzz bench ui help
