@@ -34,8 +34,8 @@ TINY = ["training.steps=1", "training.context=32", "training.eval_tokens=64", "a
         "adapter.layers=last", "evaluation.max_tokens=64", "evaluation.resamples=99"]  # fmt: skip
 VALUES = [
     "null", "nan", "inf", "-inf", "-1", "0", "1e400", "1.5", "9223372036854775807", "99999999999999999999", "true",
-    "''", "[]", "[1]", "[null]", "[[]]", "{}", "x", "../..", "/", "~", "${seed}", "${nope}", "${oc.env:HOME}", "1,2", "'",
-    "[", "range(3)", "\\", "é☃", "=", "#", "@", "%20", "?x=1", "{a: 1}", "a b", "' '", "a" * 5000, "\n",
+    "''", "[]", "[1]", "[null]", "[[]]", "{}", "x", "../..", "/", "~", "${seed}", "${nope}", "${oc.env:HOME}", "1,2",
+    "'", "[", "range(3)", "\\", "é☃", "=", "#", "@", "%20", "?x=1", "{a: 1}", "a b", "' '", "a" * 5000, "\n",
 ]  # fmt: skip
 ODD: list[Any] = [
     None, True, -1, 0, 1, 7, 1.5, 1e308, float("nan"), 2**70, "", "x", "a" * 5000, "\ud800", [], [1], [None], ["x"], {},
