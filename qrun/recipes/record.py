@@ -7,7 +7,7 @@ from typing import Protocol
 
 from qrun.cells.workspace import Opened
 from qrun.config.compose import config_hash, flatten, plain, to_yaml
-from qrun.config.schema import DeviceConfig
+from qrun.config.devices import DeviceConfig
 from qrun.config.verbs import RunConfig
 from qrun.evaluation.measurement import Difference, Measurement
 from qrun.quantum.devices.base import Device

@@ -16,7 +16,8 @@ from qrun.adapters.methods import spec
 from qrun.adapters.sites import select, sites
 from qrun.cells.cell import Place, Scalar
 from qrun.cells.keys import Sources
-from qrun.config.schema import DeviceConfig, EstimateConfig, ModelConfig, SignsConfig
+from qrun.config.devices import DeviceConfig, EstimateConfig, SignsConfig
+from qrun.config.schema import ModelConfig
 from qrun.config.verbs import CompressConfig, QuestionsRunConfig, RunConfig, TrainConfig
 from qrun.language import questions
 from qrun.language.models import model_shape

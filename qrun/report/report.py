@@ -20,7 +20,7 @@ from typing import Protocol
 from matplotlib import rc_context
 
 from qrun.config.compose import TREE, from_yaml, plain
-from qrun.config.schema import require_name
+from qrun.config.ranges import require_name
 from qrun.errors import InputError
 from qrun.evaluation.results import Results, read
 from qrun.report.claims import CLAIMS

@@ -19,7 +19,9 @@ import pandas as pd
 
 from qrun.cells.cell import Cell
 from qrun.config.compose import option
-from qrun.config.schema import AdapterConfig, DeviceConfig, EstimateConfig, SignsConfig, require
+from qrun.config.devices import DeviceConfig, EstimateConfig, SignsConfig
+from qrun.config.ranges import require
+from qrun.config.schema import AdapterConfig
 from qrun.evaluation.results import Results
 from qrun.quantum.noise import Noise
 from qrun.quantum.synthesis import CZS as GENERIC
