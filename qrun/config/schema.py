@@ -8,6 +8,7 @@ YAML files in configs/ hold the defaults of each option and explain the trade-of
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from os.path import expanduser
 from typing import Any
 
 from omegaconf import MISSING
@@ -109,6 +110,7 @@ class DataConfig:
         at_least(self, 2, "data.documents", null=", or null for all")
         known = self.source in ("pydoc", "libdocs", "wikitext2", "text")
         need(self, "data.source", known, "use pydoc, libdocs, wikitext2 or text")
+        self.path = self.path and expanduser(self.path)
         need(self, "data.path", self.source != "text" or bool(self.path), "data=text needs data.path=<file or folder>")
         need(self, "data.validation", 0 < self.validation < 1, "give a share between 0 and 1")
         need(self, "data.test", 0 < self.test < 1 - self.validation, "give a share between 0 and 1 - data.validation")
