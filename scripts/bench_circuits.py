@@ -115,7 +115,8 @@ def evaluation() -> None:
     from qrun.adapters.executor import CircuitExecutor
     from qrun.adapters.linear import attach, detach
     from qrun.adapters.sites import select, sites
-    from qrun.config.schema import AdapterConfig, Sign
+    from qrun.config.devices import Sign
+    from qrun.config.schema import AdapterConfig
     from qrun.language.models import read_shape
 
     config = LlamaConfig(

@@ -51,8 +51,8 @@ from numpy.typing import NDArray
 
 from qrun.adapters.cayley import cayley
 from qrun.adapters.executor import CircuitExecutor, Ready, SiteExecutor
-from qrun.config.compose import option
-from qrun.config.schema import EstimateConfig, Estimator, Sign
+from qrun.config.devices import EstimateConfig, Estimator, Sign
+from qrun.config.tree import option
 from qrun.quantum.circuits import Circuits, from_circuit, to_qiskit
 from qrun.quantum.devices.aer import AerDevice, noise_model
 from qrun.quantum.devices.noisy import NoisyDevice

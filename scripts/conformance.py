@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import special_ortho_group
 
-from qrun.config.schema import DeviceConfig
+from qrun.config.devices import DeviceConfig
 from qrun.quantum.devices.base import Setting
 from qrun.quantum.devices.noisy import NoisyDevice
 from qrun.quantum.hardware import SIMULATED_QUBITS, open_processor

@@ -114,7 +114,9 @@ def qrun(monkeypatch, capsys):
 
     def run(*words):
         from qrun.cli.main import main
+        from qrun.config import tree
 
+        tree.use(None)  # another command's --config-dir
         monkeypatch.setattr(sys, "argv", ["qrun", *map(str, words)])
         capsys.readouterr()
         try:

@@ -24,6 +24,7 @@ from qrun.cells.schedule import Plan, plan, run_missing
 from qrun.cells.table import collect
 from qrun.config.compose import config_hash, to_yaml
 from qrun.config.schema import LauncherConfig, ModelConfig
+from qrun.config.tree import used
 from qrun.errors import InputError
 from qrun.evaluation.results import IDENTITY, Results
 from qrun.report.curves import AXES, curves
@@ -110,7 +111,7 @@ def _compute(
     for killed in store.tagged(EXPERIMENT, "cell_key", "RUNNING").values():  # nobody else is here
         store.client.set_terminated(killed.run_id, "KILLED")
     name = config.name or f"{about.model}-{about.study}-{about.study_key[:8]}"
-    words = {"study": about.study, "study_key": about.study_key, "model_name": about.model, **git_state()}
+    words = {"study": about.study, "study_key": about.study_key, "model_name": about.model, **git_state(), **used()}
     params = {"study": about.study, "model.name": about.model, "cells": len(todo.cells)}
     with store.run(EXPERIMENT, name, params, words, parent.run_id if parent else None) as run:
         run.texts({"config.yaml": about.config, "env.json": json.dumps(environment(), indent=1)})

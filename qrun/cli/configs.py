@@ -1,21 +1,34 @@
 """`qrun config`: the groups, or the commented files of one group."""
 
-from qrun.config.compose import TREE, options
+from pathlib import Path
+
+from qrun.config.tree import TREE, files, folders, headline
 from qrun.errors import InputError
 from qrun.report.screen import listing, say
 
 
 def show(group: str | None) -> None:
-    """Print all groups and options, or the files of `group`."""
-    groups = options()
+    """Print all groups and options, or the files of `group`; own files are named."""
+    groups = files()
     if group is None:
-        numbered = ((name, *pair) for name, found in groups.items() for pair in enumerate(found.items()))
-        rows = [["" if line else name, *option] for name, line, option in numbered]
+        rows = []
+        for name, found in groups.items():
+            for line, (option, own) in enumerate(found.items()):
+                rows.append(["" if line else name, option, headline(own[0]) + _where(own)])
         listing(["group", "option", "what it is"], rows)
         say("\nPick with group=option, change one value with group.key=value; "
             "`qrun config GROUP` prints the files, `--cfg job` the result.")  # fmt: skip
+        own_folders = ", ".join(map(str, folders())) or "none; --config-dir DIR, QRUN_CONFIG_DIR or ./configs"
+        say(f"Own folders: {own_folders}")
         return
     if group not in groups:
         raise InputError(f"config {group}: no such group; groups are {', '.join(groups)}")
-    for option in groups[group]:
-        say(f"--- {group}={option}\n{(TREE / group / f'{option}.yaml').read_text(encoding='utf-8').rstrip()}\n")
+    for option, own in groups[group].items():
+        for file in own:
+            say(f"--- {group}={option}{_where([file])}\n{file.read_text(encoding='utf-8').rstrip()}\n")
+
+
+def _where(own: list[Path]) -> str:
+    """Beside an option that is not the package's, its file; two files of one name are an error when it is used."""
+    others = [str(file) for file in own if not file.is_relative_to(TREE)]
+    return f" ({', '.join(others)})" if others else ""

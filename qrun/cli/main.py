@@ -10,13 +10,16 @@ import signal
 import sys
 from enum import StrEnum
 from importlib import import_module
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from qrun import studies
 from qrun.errors import InputError, Interrupted, RunFailed
 from qrun.studies import STUDIES, configure
+
+if TYPE_CHECKING:
+    from qrun.cells.study import StudyConfig
 
 app = typer.Typer(
     name="qrun",
@@ -66,14 +69,23 @@ class ExportKind(StrEnum):
 
 def complete(ctx: typer.Context, incomplete: str) -> list[str]:
     """The command's groups and keys before `=`, options of a group after it."""
-    from qrun.config.compose import options, words_of
+    from qrun.config.tree import options, use, words_of
 
+    use(ctx.params.get("config_dir"))
     typed = _bash_word() or incomplete
     key, equals, _ = typed.partition("=")
     options_of = [f"{key}={option}" for option in options().get(key.partition("@")[0], {})]
-    words = options_of if equals else [f"{k}=" for k in words_of(str(ctx.info_name))]
+    commands = [str(ctx.info_name), *(["multirun"] if ctx.params.get("multirun") else [])]
+    words = options_of if equals else [f"{k}=" for command in commands for k in words_of(command)]
     cut = len(key) + 1 if equals and typed != incomplete else 0  # bash replaces only what follows the `=`
     return sorted({w[cut:] for w in words if w.startswith(typed)})
+
+
+def complete_group(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Config groups."""
+    from qrun.config.tree import files
+
+    return [group for group in files() if group.startswith(incomplete)]
 
 
 def _bash_word() -> str | None:
@@ -87,6 +99,8 @@ def _bash_word() -> str | None:
     return f"{words[at - 2]}={words[at] if at < len(words) else ''}" if at > 1 and words[at - 1] == "=" else None
 
 
+OWN = "Folder of own config files, DIR/noise/lab.yaml for noise=lab; also QRUN_CONFIG_DIR, and ./configs."
+GRID = "Run a grid, adapter.dim=2,4 seed=range(0,3), as cells of a study; what is finished is not computed again."
 Words = Annotated[
     list[str] | None,
     typer.Argument(
@@ -96,16 +110,30 @@ Words = Annotated[
     ),
 ]
 Cfg = Annotated[Shown | None, typer.Option("--cfg", help="Print the resolved config (job) or its hash, and stop.")]
+ConfigDir = Annotated[str | None, typer.Option("--config-dir", metavar="DIR", help=OWN)]
 DRY = "List the cells with their parameters, and stop; needs no weights."
 RESUME = "Continue the unfinished run of this very config, if there is one."
 Results = Annotated[str, typer.Option(help="Folder of the store.")]
 
 
-def _composed(verb: str, words: list[str] | None, cfg: Shown | None):  # type: ignore[no-untyped-def]  # the verb's class
-    """The checked config of a verb or study, or None after printing it."""
-    from qrun.config.compose import compose, config_hash, to_yaml
+def _no_grid(asked: bool) -> None:
+    if asked:
+        advice = "studies have lists as axes (study.dims=[2,4]); run other commands once for each"
+        raise InputError(f"-m: only `qrun train` and `qrun eval perplexity` run a grid; {advice}")
 
-    config = (configure if verb in STUDIES else compose)(verb, list(words or []))
+
+Grid = Annotated[bool, typer.Option("-m", "--multirun", help=GRID)]
+NoGrid = Annotated[bool, typer.Option("-m", "--multirun", hidden=True, callback=_no_grid)]
+
+
+def _composed(verb: str, words: list[str] | None, cfg: Shown | None, own: str | None, grid: bool = False):  # type: ignore[no-untyped-def]  # the verb's class
+    """The checked config of a verb, a study or a grid, or None after printing it."""
+    from qrun.config.compose import compose, config_hash, to_yaml
+    from qrun.config.tree import use
+
+    use(own)
+    make = studies.module("multirun").configure if grid else configure if verb in STUDIES else compose
+    config = make(verb, list(words or []))
     if cfg is None:
         return config
     typer.echo(config_hash(config) if cfg is Shown.hash else to_yaml(config), nl=cfg is Shown.hash)
@@ -118,12 +146,23 @@ def _recipe(name: str, *arguments: object) -> None:
     getattr(import_module(f"qrun.recipes.{module}"), function)(*arguments)
 
 
+def _study(name: str, config: "StudyConfig", dry_run: bool = False) -> None:
+    """Compute the cells of a study that are missing, and show its page."""
+    from qrun.cells.study import run_study
+
+    run_study(name, studies.module(name), config, dry_run)
+
+
 @app.command(epilog="Example: qrun train model=smollm2 adapter.dim=8")
 def train(
-    words: Words = None, cfg: Cfg = None, resume: Annotated[bool, typer.Option("--resume", help=RESUME)] = False
-) -> None:
+    words: Words = None, cfg: Cfg = None, resume: Annotated[bool, typer.Option("--resume", help=RESUME)] = False,
+    config_dir: ConfigDir = None, multirun: Grid = False,
+) -> None:  # fmt: skip
     """Train a Cayley adapter in a frozen model; perplexity before and after, with an interval."""
-    if (config := _composed("train", words, cfg)) is not None:
+    if multirun:
+        if (config := _composed("train", words, cfg, config_dir, grid=True)) is not None:
+            _study("multirun", config)
+    elif (config := _composed("train", words, cfg, config_dir)) is not None:
         _recipe("checks.check_sites", config.model, config.adapter)
         _recipe("train.train", config, resume)
 
@@ -131,9 +170,12 @@ def train(
 @measure.command(
     epilog="Example: qrun eval perplexity adapter.path=results/runs/nano-b4-s0-1a2b3c4d/adapter protocol=hf_strided"
 )
-def perplexity(words: Words = None, cfg: Cfg = None) -> None:
+def perplexity(words: Words = None, cfg: Cfg = None, config_dir: ConfigDir = None, multirun: Grid = False) -> None:
     """Perplexity and bits per byte under a stated protocol, alone and with a saved adapter."""
-    if (config := _composed("perplexity", words, cfg)) is not None:
+    if multirun:
+        if (config := _composed("perplexity", words, cfg, config_dir, grid=True)) is not None:
+            _study("multirun", config)
+    elif (config := _composed("perplexity", words, cfg, config_dir)) is not None:
         _recipe("checks.check_device", config.model, config.device, config.adapter.path)
         _recipe("perplexity.measure", config)
 
@@ -155,12 +197,11 @@ def _study_command(name: str) -> None:
 
     @group.command(name=name, help=says, epilog=f"Example: {example}")
     def command(
-        words: Words = None, cfg: Cfg = None, dry_run: Annotated[bool, typer.Option("--dry-run", help=DRY)] = False
-    ) -> None:
-        if (config := _composed(name, words, cfg)) is not None:
-            from qrun.cells.study import run_study
-
-            run_study(name, studies.module(name), config, dry_run)
+        words: Words = None, cfg: Cfg = None, dry_run: Annotated[bool, typer.Option("--dry-run", help=DRY)] = False,
+        config_dir: ConfigDir = None, multirun: NoGrid = False,
+    ) -> None:  # fmt: skip
+        if (config := _composed(name, words, cfg, config_dir)) is not None:
+            _study(name, config, dry_run)
 
 
 for _name in STUDIES:
@@ -169,10 +210,11 @@ for _name in STUDIES:
 
 @app.command(epilog="Example: qrun compress compression=mpo compression.ratio=0.6 --out small")
 def compress(
-    out: Annotated[str, typer.Option(help="New folder to write.")], words: Words = None, cfg: Cfg = None
-) -> None:
+    out: Annotated[str, typer.Option(help="New folder to write.")], words: Words = None, cfg: Cfg = None,
+    config_dir: ConfigDir = None, multirun: NoGrid = False,
+) -> None:  # fmt: skip
     """Write a model whose projections are truncated SVDs or matrix-product operators."""
-    if (config := _composed("compress", words, cfg)) is not None:
+    if (config := _composed("compress", words, cfg, config_dir)) is not None:
         _recipe("compress.compress", config, out)
 
 
@@ -191,18 +233,19 @@ def report(
 
 
 @app.command(epilog="Example: qrun plan model=llama")
-def plan(words: Words = None, cfg: Cfg = None) -> None:
+def plan(words: Words = None, cfg: Cfg = None, config_dir: ConfigDir = None, multirun: NoGrid = False) -> None:
     """What a run would cost on a QPU: packing, circuits, shots, jobs, seconds, errors. Sends nothing."""
-    if (config := _composed("plan", words, cfg)) is not None:
+    if (config := _composed("plan", words, cfg, config_dir)) is not None:
         _recipe("plan.plan", config)
 
 
 @app.command(epilog='Example: qrun generate "Return the sum of" adapter.path=<folder> device=noisy noise=heron_r2')
 def generate(
-    prompt: Annotated[str, typer.Argument(help="Text to continue.")], words: Words = None, cfg: Cfg = None
-) -> None:
+    prompt: Annotated[str, typer.Argument(help="Text to continue.")], words: Words = None, cfg: Cfg = None,
+    config_dir: ConfigDir = None, multirun: NoGrid = False,
+) -> None:  # fmt: skip
     """Continue a text with the adapter on any device; prints tokens as they come."""
-    if (config := _composed("generate", words, cfg)) is not None:
+    if (config := _composed("generate", words, cfg, config_dir)) is not None:
         _recipe("generate.generate", config, prompt)
 
 
@@ -211,9 +254,11 @@ def circuit(
     words: Words = None,
     cfg: Cfg = None,
     qasm: Annotated[str | None, typer.Option(help="Write OpenQASM 3 to this file.")] = None,
+    config_dir: ConfigDir = None,
+    multirun: NoGrid = False,
 ) -> None:
     """Draw one block circuit with its gate counts, depth and estimated fidelity."""
-    if (config := _composed("circuit", words, cfg)) is not None:
+    if (config := _composed("circuit", words, cfg, config_dir)) is not None:
         _recipe("circuit.circuit", config, qasm)
 
 
@@ -231,9 +276,15 @@ def noise(
     backend: Annotated[
         str, typer.Argument(help="FakeTorino, FakeMarrakesh, FakeFez, or a backend of your IBM account.")
     ],
-    out: Annotated[str, typer.Option(help="YAML file to write, for example configs/noise/heron_r2.yaml.")],
+    out: Annotated[
+        str,
+        typer.Option(
+            help="configs/noise/NAME.yaml makes noise=NAME, medians and date, in this folder; DIR/noise/NAME.yaml with "
+            "--config-dir DIR; a .json file has every qubit, for noise.calibration=FILE."
+        ),
+    ],
 ) -> None:
-    """Write a noise preset, medians and date, from a backend's calibration."""
+    """Write a noise preset or a whole calibration from a backend: what to write, and how runs take it, says --out."""
     from qrun.cli.qpu import refresh as run
 
     run(backend, out)
@@ -252,11 +303,10 @@ def export(
     out: Annotated[str, typer.Option(help="New folder to write.")],
     czs: Annotated[int, typer.Option(help="CZ of a block, for --to circuit.")] = 6,
     words: Words = None,
+    config_dir: ConfigDir = None,
 ) -> None:
     """Write a saved adapter as a PEFT OFT adapter, merged into its model (model=... says which), or as circuits."""
-    from qrun.config.compose import compose
-
-    config = compose("perplexity", [*(words or []), f"adapter.path={_quoted(adapter)}"])
+    config = _composed("perplexity", [*(words or []), f"adapter.path={adapter}"], None, config_dir)
     _recipe("export.export", config, to.value, out, czs)
 
 
@@ -269,10 +319,17 @@ def doctor(results: Results = "results") -> None:
 
 
 @app.command(name="config")
-def config_command(group: Annotated[str | None, typer.Argument(help="Show the files of one group.")] = None) -> None:
-    """List config groups and their options; every option is a commented YAML file."""
+def config_command(
+    group: Annotated[
+        str | None, typer.Argument(help="Show the files of one group.", autocompletion=complete_group)
+    ] = None,
+    config_dir: ConfigDir = None,
+) -> None:
+    """List config groups and their options; every option is a commented YAML file, and own ones stand beside them."""
     from qrun.cli.configs import show
+    from qrun.config.tree import use
 
+    use(config_dir)
     show(group)
 
 
@@ -282,12 +339,6 @@ def ui(results: Results = "results", port: Annotated[int, typer.Option(help="Por
     from qrun.tracking.ui import serve
 
     serve(results, port)
-
-
-def _quoted(value: str) -> str:
-    """A path as a config value, whatever characters it has."""
-    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
 
 
 def main() -> None:

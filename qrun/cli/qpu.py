@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from qrun.config.tree import TREE, folders
 from qrun.errors import InputError, RunFailed
 from qrun.quantum.calibration import read_calibration
 from qrun.quantum.dispatch import Dispatcher
@@ -61,10 +62,11 @@ def refresh(backend: str, out: str) -> None:
     """Write the preset of a recorded backend or of one in the account: medians (.yaml), or its calibration qubit by
     qubit (.json), for noise.calibration."""
     target = Path(out).expanduser()
-    if target.suffix not in (".yaml", ".json") or not target.absolute().parent.is_dir():
-        raise InputError(f"--out {out}: give a .yaml file (medians) or .json file (every qubit) in an existing folder")
+    if target.suffix not in (".yaml", ".json"):
+        raise InputError(f"--out {out}: give a .yaml file (medians) or .json file (every qubit)")
     chip = read_calibration(named_backend("fake" if backend in FAKES else "ibm", backend))
     noise = chip.typical
+    target.parent.mkdir(parents=True, exist_ok=True)
     if target.suffix == ".json":
         target.write_text(chip.to_json())
     else:
@@ -73,4 +75,15 @@ def refresh(backend: str, out: str) -> None:
         again = f"# refresh: qrun qpu noise {backend} --out {out}\n"
         target.write_text(head + again + "".join(f"{key}: {value}\n" for key, value in values.items()))
     rates = f"medians CZ {noise.cz:.3g}, SX {noise.sx:.3g}, T1 {noise.t1_us:.0f} us, T2 {noise.t2_us:.0f} us"
-    say(f"{target}: {rates}; {chip.words}")
+    say(f"{target}: {rates}; {chip.words}\n{_taken(target)}")
+
+
+def _taken(target: Path) -> str:
+    """How a run takes what was written."""
+    if target.suffix == ".json":
+        return f"runs take it with noise.calibration={target}"
+    groups = target.absolute().parent.parent
+    if target.absolute().parent.name != "noise":
+        return f"runs take it as noise={target.stem} from a folder noise/ in ./configs or in --config-dir DIR"
+    own = "" if groups in (TREE, *folders()) else f" --config-dir {groups}"
+    return f"runs take it with noise={target.stem}{own}"

@@ -8,25 +8,18 @@ from dataclasses import dataclass, field, fields
 from omegaconf import MISSING
 
 from qrun.adapters.methods import spec
+from qrun.config.devices import Allocation, DeviceConfig, EstimateConfig, Sign, SignsConfig
+from qrun.config.ranges import at_least, need, require, require_name
 from qrun.config.schema import (
     AdapterConfig,
-    Allocation,
     CompressionConfig,
     DataConfig,
-    DeviceConfig,
-    EstimateConfig,
     EvaluationConfig,
     ModelConfig,
     ProtocolConfig,
     QuestionsConfig,
     SavedAdapterConfig,
-    Sign,
-    SignsConfig,
     TrainingConfig,
-    at_least,
-    need,
-    require,
-    require_name,
 )
 from qrun.quantum.noise import Noise
 

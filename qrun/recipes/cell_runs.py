@@ -126,10 +126,13 @@ def _gaps(result: Measurement, others: Mapping[str, Measurement], resamples: int
 
 
 def _needed_adapter(task: Measure, opened: Opened, store: Store, place: Place) -> Adapter | None:
-    """The trained adapter in the model, its values replaced for a null or its blocks cut to circuits."""
-    if "adapter" not in place.needs:
+    """The trained or saved adapter in the model, its values replaced for a null or its blocks cut to circuits."""
+    if "adapter" in place.needs:
+        folder = store.folder / "runs" / store.recorded(place.needs["adapter"]).name / "adapter"
+    elif task.config.adapter.path is not None:
+        folder = Path(task.config.adapter.path).expanduser()
+    else:
         return None
-    folder = store.folder / "runs" / store.recorded(place.needs["adapter"]).name / "adapter"
     adapter = attach_saved(opened.language, read(folder), folder)
     if task.czs:
         selected = [site for site in sites(opened.language.shape) if site.name in adapter.modules]

@@ -2,7 +2,8 @@
 
 from qrun.adapters.methods import spec
 from qrun.adapters.sites import select, sites
-from qrun.config.schema import AdapterConfig, DeviceConfig, ModelConfig
+from qrun.config.devices import DeviceConfig
+from qrun.config.schema import AdapterConfig, ModelConfig
 from qrun.errors import InputError
 from qrun.language.models import model_shape
 

@@ -10,7 +10,8 @@ import torch
 from qrun.adapters.executor import CircuitExecutor
 from qrun.adapters.methods import spec
 from qrun.adapters.methods.base import BlockMethod
-from qrun.config.schema import AdapterConfig, DeviceConfig, EstimateConfig, ModelConfig, Sign, SignsConfig
+from qrun.config.devices import DeviceConfig, EstimateConfig, Sign, SignsConfig
+from qrun.config.schema import AdapterConfig, ModelConfig
 from qrun.quantum.devices.base import Device, Setting
 from qrun.quantum.encoding import qubits
 from qrun.quantum.noise import Noise

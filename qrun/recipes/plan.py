@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from qrun.adapters.methods import spec
 from qrun.adapters.sites import check_divides, select, sites
-from qrun.config.schema import Estimator, Rates, Sign
+from qrun.config.devices import Estimator, Rates, Sign
 from qrun.config.verbs import PlanConfig
 from qrun.errors import InputError
 from qrun.language.models import model_shape

@@ -16,7 +16,8 @@ from qrun.adapters.methods import spec
 from qrun.adapters.sites import select, sites
 from qrun.cells.cell import Place, Scalar
 from qrun.cells.keys import Sources
-from qrun.config.schema import DeviceConfig, EstimateConfig, ModelConfig, SignsConfig
+from qrun.config.devices import DeviceConfig, EstimateConfig, SignsConfig
+from qrun.config.schema import ModelConfig, SavedAdapterConfig
 from qrun.config.verbs import CompressConfig, QuestionsRunConfig, RunConfig, TrainConfig
 from qrun.language import questions
 from qrun.language.models import model_shape
@@ -41,8 +42,12 @@ def model_of(config: ModelConfig, place: Place) -> ModelConfig:
     return dataclasses.replace(config, **changes)  # type: ignore[arg-type]
 
 
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else "missing"
+def saved(adapter: SavedAdapterConfig) -> list[str] | None:
+    """Digests of a saved adapter's files."""
+    if adapter.path is None:
+        return None
+    files = [Path(adapter.path).expanduser() / name for name in FILES]
+    return [hashlib.sha256(file.read_bytes()).hexdigest()[:16] if file.is_file() else "missing" for file in files]
 
 
 def weights(config: ModelConfig) -> int:
@@ -108,6 +113,7 @@ class Train:
 class MeasureConfig(RunConfig):
     """Model, text and protocol, and the device that computes Q x."""
 
+    adapter: SavedAdapterConfig = field(default_factory=SavedAdapterConfig)  # a saved one, where no cell trains it
     device: DeviceConfig = field(default_factory=DeviceConfig)
     noise: Noise = field(default_factory=Noise)
     estimate: EstimateConfig = field(default_factory=EstimateConfig)
@@ -154,8 +160,10 @@ class Measure:
         """Model, text, protocol, and what of the device makes counts."""
         c = self.config
         circuits = {**on_circuits(c), "seed": c.seed} if self.circuits else None
+        own = {"adapter": saved(c.adapter)} if c.adapter.path else {}
         return {
-            **sources.model(c.model, needs.get("model")), "text": sources.digest(c.data, c.evaluation.split.value),
+            **own, **sources.model(c.model, needs.get("model")),
+            "text": sources.digest(c.data, c.evaluation.split.value),
             "protocol": c.protocol, "evaluation": c.evaluation, "values": self.values,
             "circuits": circuits, "shuffle": c.seed if self.values == "shuffled" else None,
         }  # fmt: skip
@@ -244,10 +252,9 @@ class Ask:
     def identity(self, sources: Sources, needs: Mapping[str, str]) -> Mapping[str, object]:
         """Model, adapter, questions, sampling, circuits."""
         c = self.config
-        adapter = [_digest(Path(c.adapter.path).expanduser() / name) for name in FILES] if c.adapter.path else None
         return {
             **sources.model(c.model, None), "questions": questions.load(c.questions, c.seed).digest,
-            "adapter": adapter, "batch": c.batch,
+            "adapter": saved(c.adapter), "batch": c.batch,
             "temperatures": c.temperatures, "trials": c.trials, "seed": c.seed,
             "circuits": on_circuits(c) if self.circuits else None,
         }  # fmt: skip

@@ -19,8 +19,9 @@ from typing import Protocol
 
 from matplotlib import rc_context
 
-from qrun.config.compose import TREE, from_yaml, plain
-from qrun.config.schema import require_name
+from qrun.config.compose import plain
+from qrun.config.ranges import require_name
+from qrun.config.tree import TREE, from_yaml
 from qrun.errors import InputError
 from qrun.evaluation.results import Results, read
 from qrun.report.claims import CLAIMS
@@ -104,7 +105,7 @@ def _entries(results: str, source: str | None, studies: Catalogue) -> Iterator[E
     for folder in folders:
         entry = open_entry(folder, studies)
         if entry is None:
-            say(f"{folder}: left out, no study of this version")
+            say(f"{folder}: left out, a grid of -m or no study of this version")
         else:
             yield entry
 

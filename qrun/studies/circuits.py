@@ -18,8 +18,10 @@ import numpy as np
 import pandas as pd
 
 from qrun.cells.cell import Cell
-from qrun.config.compose import option
-from qrun.config.schema import AdapterConfig, DeviceConfig, EstimateConfig, SignsConfig, require
+from qrun.config.devices import DeviceConfig, EstimateConfig, SignsConfig
+from qrun.config.ranges import require
+from qrun.config.schema import AdapterConfig
+from qrun.config.tree import option
 from qrun.evaluation.results import Results
 from qrun.quantum.noise import Noise
 from qrun.quantum.synthesis import CZS as GENERIC

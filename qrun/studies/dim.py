@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 import pandas as pd
 
 from qrun.cells.cell import Cell
-from qrun.config.schema import require
+from qrun.config.ranges import require
 from qrun.evaluation.intervals import Interval
 from qrun.evaluation.results import Results
 from qrun.evaluation.trends import mean_interval, monotone_trend

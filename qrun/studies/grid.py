@@ -8,15 +8,9 @@ from enum import Enum
 from qrun.adapters.methods import names, spec
 from qrun.adapters.sites import check_divides, select, sites
 from qrun.cells.cell import Cell, Scalar
-from qrun.config.schema import (
-    AdapterConfig,
-    DataConfig,
-    LauncherConfig,
-    ModelConfig,
-    Sign,
-    TrainingConfig,
-    require,
-)
+from qrun.config.devices import Sign
+from qrun.config.ranges import require
+from qrun.config.schema import AdapterConfig, DataConfig, LauncherConfig, ModelConfig, TrainingConfig
 from qrun.config.verbs import TrainConfig
 from qrun.errors import InputError
 from qrun.language.models import model_shape

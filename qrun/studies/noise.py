@@ -16,7 +16,8 @@ import numpy as np
 import pandas as pd
 
 from qrun.cells.cell import Cell
-from qrun.config.schema import DeviceConfig, EstimateConfig, Sign, SignsConfig, require
+from qrun.config.devices import DeviceConfig, EstimateConfig, Sign, SignsConfig
+from qrun.config.ranges import require
 from qrun.config.verbs import check_readout
 from qrun.errors import InputError
 from qrun.evaluation.intervals import Interval, over_documents, perplexity_ratio

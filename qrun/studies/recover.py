@@ -18,7 +18,8 @@ import pandas as pd
 
 from qrun.cells.cell import Cell, Scalar
 from qrun.compression.forms import check
-from qrun.config.schema import AdapterConfig, CompressionConfig, DataConfig, require
+from qrun.config.ranges import require
+from qrun.config.schema import AdapterConfig, CompressionConfig, DataConfig
 from qrun.config.verbs import CompressConfig
 from qrun.evaluation.intervals import Interval, over_documents, recovery
 from qrun.evaluation.results import Results

@@ -20,8 +20,9 @@ import numpy as np
 import pandas as pd
 
 from qrun.cells.cell import Cell
-from qrun.config.compose import option
-from qrun.config.schema import DeviceConfig, EstimateConfig, Estimator, Sign, SignsConfig, require
+from qrun.config.devices import DeviceConfig, EstimateConfig, Estimator, Sign, SignsConfig
+from qrun.config.ranges import require
+from qrun.config.tree import option
 from qrun.config.verbs import check_readout
 from qrun.evaluation.results import Results
 from qrun.evaluation.trends import zero_crossing

@@ -16,7 +16,8 @@ from qrun.adapters.methods import spec
 from qrun.adapters.saving import read, save, to_peft
 from qrun.adapters.sites import select, sites
 from qrun.config.compose import compose
-from qrun.config.schema import AdapterConfig, EstimateConfig, Side, Sign
+from qrun.config.devices import EstimateConfig, Sign
+from qrun.config.schema import AdapterConfig, Side
 from qrun.errors import InputError
 from qrun.quantum.devices.noisy import NoisyDevice
 from qrun.quantum.noise import Noise

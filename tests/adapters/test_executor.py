@@ -8,7 +8,8 @@ from qrun.adapters.cayley import cayley
 from qrun.adapters.executor import CircuitExecutor, exact
 from qrun.adapters.linear import attach, detach
 from qrun.adapters.sites import sites
-from qrun.config.schema import AdapterConfig, Allocation, EstimateConfig, Estimator, Sign
+from qrun.config.devices import Allocation, EstimateConfig, Estimator, Sign
+from qrun.config.schema import AdapterConfig
 from qrun.errors import InputError
 from qrun.quantum.devices.noisy import NoisyDevice
 from qrun.quantum.devices.shots import ShotsDevice

@@ -57,10 +57,12 @@ def test_config_lists_groups_options_and_files(qrun):
 def test_completion_offers_the_commands_groups_options_and_keys(command, typed, offered, other):
     from qrun.cli.main import complete
 
-    found = complete(SimpleNamespace(info_name=command), typed)
+    found = complete(SimpleNamespace(info_name=command, params={}), typed)
     assert offered in found and other not in found
     if command == "train":
-        assert not {"noise=", "study.dims=", "device="} & set(complete(SimpleNamespace(info_name=command), ""))
+        assert not {"noise=", "study.dims=", "device="} & set(
+            complete(SimpleNamespace(info_name=command, params={}), "")
+        )
 
 
 @pytest.mark.parametrize(
@@ -92,6 +94,51 @@ def test_completion_answers_a_shell():
         check=False,
     ).stdout
     assert "model=llama_instruct" in out
+
+
+def test_own_files_are_listed_completed_and_shown(qrun, tmp_path):
+    from qrun.cli.main import complete
+
+    (tmp_path / "noise").mkdir()
+    (tmp_path / "noise" / "lab.yaml").write_text("# The lab's chip\nname: lab\ncz: 4e-3\n")
+    context = SimpleNamespace(info_name="perplexity", params={"config_dir": str(tmp_path)})
+    assert complete(context, "noise=la") == ["noise=lab"]
+    code, out, _ = qrun("config", "--config-dir", tmp_path)
+    assert code == 0 and "The lab's chip" in out and f"Own folders: {tmp_path}" in out
+    code, out, _ = qrun("config", "noise", "--config-dir", tmp_path)
+    assert code == 0 and f"--- noise=lab ({tmp_path}/noise/lab.yaml)\n# The lab's chip" in out
+    code, out, _ = qrun("eval", "perplexity", "device=noisy", "noise=lab", "--cfg", "job", "--config-dir", tmp_path)
+    assert code == 0 and "cz: 0.004" in out
+    code, out, err = qrun("eval", "perplexity", "device=noisy", "noise=lab", "--cfg", "job")
+    assert code == 2 and "no such option" in err, out
+    code, _, err = qrun("train", "--config-dir", tmp_path / "nowhere")
+    assert code == 2 and f"--config-dir {tmp_path}/nowhere: no such folder" in err and err.count("\n") == 1
+
+
+def test_a_preset_from_a_calibration_is_an_option_at_once(qrun, tmp_path, monkeypatch):
+    pytest.importorskip("qiskit_ibm_runtime", reason="the optional extra ibm is not installed")
+    monkeypatch.chdir(tmp_path)
+    code, out, err = qrun("qpu", "noise", "FakeFez", "--out", "configs/noise/mine.yaml")
+    assert code == 0 and "runs take it with noise=mine\n" in out, err
+    code, out, err = qrun("eval", "perplexity", "device=noisy", "noise=mine", "--cfg", "job")
+    assert code == 0 and "source: medians of fake_fez" in out, err
+    code, out, _ = qrun("qpu", "noise", "FakeFez", "--out", "chips/noise/other.yaml")
+    assert code == 0 and f"runs take it with noise=other --config-dir {tmp_path}/chips\n" in out
+
+
+@pytest.mark.parametrize("command", [["plan"], ["sweep", "dim"], ["recover"], ["compress", "--out", "x"]])
+def test_a_grid_of_another_command_is_one_line_of_advice(qrun, command):
+    code, _, err = qrun(*command, "-m", "adapter.dim=2,4")
+    assert (
+        code == 2 and err.startswith("qrun: -m: only `qrun train` and `qrun eval perplexity`") and err.count("\n") == 1
+    )
+
+
+def test_completion_of_a_grid_offers_its_launcher():
+    from qrun.cli.main import complete
+
+    assert "launcher.workers=" in complete(SimpleNamespace(info_name="train", params={"multirun": True}), "launcher.")
+    assert complete(SimpleNamespace(info_name="train", params={}), "launcher.") == []
 
 
 def test_an_unknown_command_and_option_end_with_code_2(qrun):

@@ -1,11 +1,16 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from qrun.config.compose import compose, config_hash, flatten, options, plain, to_yaml
+from qrun.config import tree
+from qrun.config.compose import compose, config_hash, plain, to_yaml
 from qrun.config.schema import DataConfig, ModelConfig, QuestionsConfig
+from qrun.config.tree import flatten, options
+from qrun.config.words import points
 from qrun.errors import InputError
+from qrun.quantum.noise import Noise
 from qrun.studies import STUDIES, configure
 
 OPTIONS = [(group, option) for group, found in options().items() for option in found if group != "experiment"]
@@ -66,7 +71,7 @@ def test_plain_values_flatten_to_dotted_keys_with_enums_as_text():
         ("adapter.dim=0", "dimension 2 or more"),
         ("adapter.dim=-4", "dimension 2 or more"),
         ("adapter.dim=2,4", "one value per key"),
-        ("adapter.dim=range(2,8)", "one value per key"),
+        ("adapter.dim=range(2,8)", "-m runs each"),
         ("adapter.dim=2,4", "several are a study: qrun sweep dim study.dims=[...]"),
         ("model=null", "model=null: no such option; model has llama"),
         ("model=nan", "model=nan: no such option; model has llama"),
@@ -74,6 +79,15 @@ def test_plain_values_flatten_to_dotted_keys_with_enums_as_text():
         ("model=[nano]", "no such option; model has llama"),
         ("experiment=null", "experiment=null: no such option; experiment has"),
         ("noise=paper", "noise: this command has no noise; these have: circuit, generate, eval perplexity"),
+        ("model@foo=nano", "model@foo: this command has no model@foo"),
+        ("experiment=llama_noise", "experiment=llama_noise: is for `qrun sweep noise`, not for `qrun train`"),
+        ("hydra.run.dir=x", "hydra.run.dir: Hydra's own settings are not taken"),
+        ("hydra/sweeper=basic", "hydra/sweeper: Hydra's own settings are not taken"),
+        ("hydra.searchpath=[/tmp]", "--config-dir DIR adds own files"),
+        ("model.shape.foo=1", "model.shape.foo"),
+        ("adapter.dim=interval(2,8)", "one value per key"),
+        ("model=glob(n*)", "one run takes one model"),
+        ("seed=1 2)", "not a value of Hydra's grammar"),
         ("name=${oc.env:HOME}", "name: only values of this config are filled in"),
         ("data.path=${${name}:HOME}", "data.path: only values of this config are filled in"),
         ("name='${oc.env:HOME}'", "name: only values of this config are filled in"),
@@ -84,7 +98,7 @@ def test_plain_values_flatten_to_dotted_keys_with_enums_as_text():
         ("~adapter", "cannot be added or removed"),
         ("adapter.dim", "expected key=value"),
         ("=3", "expected key=value"),
-        ("adapter.projections=[", "unbalanced"),
+        ("adapter.projections=[", "close brackets and quotes"),
         ("adapter.projections=[x_proj]", "q_proj"),
         ("adapter.projections=[]", "at least one"),
         ("adapter.layers=3-1", "a range such as 2-5"),
@@ -185,3 +199,111 @@ def test_code_and_configs_come_from_one_tree(tmp_path):
     code = f"from qrun.config.compose import compose; print({ask})"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "0.0042"
+
+
+PATHS = [
+    "/tmp/a b(1)#é.txt", "~x/it's", "a=b", "a,b", "[x]", "{a: 1}", "C:\\data\\", 'say "so"', "range(3)", "1e3", "true",
+    "it's \\'so",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_path_is_taken_as_the_shell_hands_it_over(path):
+    config = compose("train", ["data=text", f"data.path={path}", f"results={path}", f"model.path={path}"])
+    assert (config.data.path, config.results, config.model.path) == (path, path, path)
+
+
+def test_a_path_may_be_quoted_for_hydra_or_null_and_a_text_below_home_is_found():
+    config = compose("perplexity", ["results='a b'", "adapter.path=null", "data=text", "data.path=~/texts"])
+    assert config.results == "a b" and config.adapter.path is None
+    assert config.data.path == str(Path.home() / "texts")
+
+
+def test_an_experiment_is_not_blamed_for_another_wrong_word():
+    with pytest.raises(InputError, match=r"^adapter.dim: .*converted to Integer"):
+        compose("train", ["experiment=nano_v_proj", "adapter.dim=abc"])
+    with pytest.raises(InputError, match=r"^study.dim: no such key .*study.dims"):
+        configure("dim", ["experiment=smollm2_dim", "study.dim=[4]"])
+
+
+def test_a_grid_is_every_combination_of_its_values_by_hydras_grammar():
+    words = ["seed=range(0,2)", "model=nano", "data.path=/a,b", "adapter.dim=2,4", "adapter.projections=[q_proj],all"]
+    fixed, each = points([*words, "noise.name=choice(x)"])
+    assert fixed == ["model=nano"]
+    assert len(each) == 2 * 2 * 2 * 2 and len({tuple(point) for point in each}) == 16
+    assert each[0] == ["seed=0", "data.path=/a", "adapter.dim=2", "adapter.projections=[q_proj]", "noise.name=x"]
+    assert each[-1] == ["seed=1", "data.path=b", "adapter.dim=4", "adapter.projections=all", "noise.name=x"]
+    assert points(["results=/tmp/a (1)"]) == (["results='/tmp/a (1)'"], [[]])
+    for word in ("training.lr=interval(0,1)", "model=glob(*)"):
+        with pytest.raises(InputError, match="a grid takes values"):
+            points([word])
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A folder of own files, used from an empty working folder."""
+    files = {
+        "noise/lab.yaml": "# The lab's chip\nname: lab\ncz: 4e-3\n",
+        "model/mine.yaml": "# A model of mine\ndefaults:\n  - nano\n  - _self_\nname: mine\n",
+        "questions/quiz.yaml": "# A quiz\nname: quiz\nsource: mmlu\npath: quiz.csv\n",
+        "experiment/first.yaml": "# @package _global_\n# Lab\n# command   qrun eval perplexity experiment=first\n"
+        "defaults:\n  - override /device: noisy\n  - override /noise: lab\nseed: 5\n",
+        "experiment/broken.yaml": "# @package _global_\nfoo: 3\n",
+        "paths/cluster.yaml": "scratch: /x\n",
+    }
+    for name, text in files.items():
+        file = tmp_path / "own" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    yield tmp_path / "own"
+    tree.use(None)
+
+
+@pytest.mark.parametrize("how", ["option", "environment", "here"])
+def test_own_files_are_options_beside_the_packages(own, how, monkeypatch):
+    if how == "option":
+        tree.use("../own")
+    elif how == "environment":
+        monkeypatch.setenv("QRUN_CONFIG_DIR", str(own))
+    else:
+        own.rename("configs")
+    assert options()["noise"]["lab"] == "The lab's chip" and "paths" not in options()
+    found = compose("perplexity", ["experiment=first", "model=mine"])
+    assert (found.noise.name, found.noise.cz, found.seed, found.model.name) == ("lab", 4e-3, 5, "mine")
+    assert tree.used() == {"config_folders": str(Path("configs").absolute() if how == "here" else own)}
+    assert configure("questions", ["questions=quiz"]).questions.path == "quiz.csv"
+    assert tree.option("noise", "lab", Noise).cz == 4e-3
+
+
+def test_a_config_without_own_files_names_no_folder(own):
+    tree.use(str(own))
+    compose("train", [])
+    assert tree.used() == {}
+
+
+def test_an_own_experiment_says_its_command_and_what_is_wrong_in_it(own):
+    tree.use(str(own))
+    with pytest.raises(InputError, match=r"experiment=first: is for `qrun eval perplexity`, not for `qrun train`"):
+        compose("train", ["experiment=first"])
+    with pytest.raises(InputError, match=r"experiment=broken: .*Key 'foo' not in"):
+        compose("train", ["experiment=broken"])
+
+
+def test_an_own_file_with_the_name_of_another_is_refused_when_it_is_used(own):
+    (own / "noise" / "paper.yaml").write_text("name: paper\ncz: 0.5\n")
+    tree.use(str(own))
+    assert compose("perplexity", ["noise=lab", "device=noisy"]).noise.cz == 4e-3
+    with pytest.raises(InputError, match=r"noise=paper: .*own/noise/paper.yaml has the name of .*; give it another"):
+        compose("perplexity", ["noise=paper", "device=noisy"])
+
+
+def test_a_missing_folder_of_own_files_is_one_line(own, monkeypatch):
+    tree.use("nowhere")
+    with pytest.raises(InputError, match=r"^--config-dir nowhere: no such folder"):
+        compose("train", [])
+    tree.use(None)
+    monkeypatch.setenv("QRUN_CONFIG_DIR", "nowhere")
+    with pytest.raises(InputError, match=r"^QRUN_CONFIG_DIR nowhere: no such folder"):
+        compose("train", [])

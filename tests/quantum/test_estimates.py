@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from quantum_support import FULL, rotations, unit_slices
 
 from qrun.adapters.executor import CircuitExecutor
-from qrun.config.schema import EstimateConfig, Estimator, Rates, Sign
+from qrun.config.devices import EstimateConfig, Estimator, Rates, Sign
 from qrun.errors import InputError
 from qrun.quantum.devices.aer import AerDevice
 from qrun.quantum.devices.noisy import NoisyDevice

@@ -16,7 +16,7 @@ from quantum_support import chip, rotations, unit_slices
 
 from qrun.adapters.executor import CircuitExecutor
 from qrun.config.compose import compose
-from qrun.config.schema import DeviceConfig, EstimateConfig, Estimator, Mode, Sign
+from qrun.config.devices import DeviceConfig, EstimateConfig, Estimator, Mode, Sign
 from qrun.errors import InputError, RunFailed
 from qrun.quantum import dispatch, hardware, services
 from qrun.quantum.calibration import Calibration, calibration, read_calibration

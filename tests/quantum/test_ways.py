@@ -9,7 +9,7 @@ from scipy.linalg import expm
 from qrun.adapters.circuit import palindrome
 from qrun.adapters.executor import CircuitExecutor
 from qrun.config.compose import compose
-from qrun.config.schema import EstimateConfig, Estimator, Sign
+from qrun.config.devices import EstimateConfig, Estimator, Sign
 from qrun.errors import InputError
 from qrun.quantum.cache import BlockCache
 from qrun.quantum.circuits import with_reference

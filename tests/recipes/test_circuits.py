@@ -249,7 +249,7 @@ def test_a_block_circuit_is_drawn_counted_and_exported(qrun, adapter, tmp_path):
 def test_a_preset_is_refreshed_from_a_calibration(qrun, tmp_path):
     import yaml
 
-    from qrun.config.compose import TREE
+    from qrun.config.tree import TREE
     from qrun.quantum.calibration import calibration
 
     code, _, err = qrun("qpu", "noise", "FakeTorino", "--out", tmp_path / "heron_r1.yaml")

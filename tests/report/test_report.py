@@ -9,7 +9,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from qrun import studies
-from qrun.config.compose import from_yaml, to_yaml
+from qrun.config.compose import to_yaml
+from qrun.config.tree import from_yaml
 from qrun.errors import InputError
 from qrun.evaluation.results import Results
 from qrun.report import report as report_module

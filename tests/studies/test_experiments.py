@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from qrun.cells.cell import with_needs
-from qrun.config.compose import TREE, options
+from qrun.config.tree import TREE, options
 from qrun.studies import STUDIES, configure, module
 
 FILES = sorted(options()["experiment"])

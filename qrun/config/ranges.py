@@ -1,0 +1,36 @@
+"""How a value outside its range is told: InputError with the key, what was given and what is possible."""
+
+import re
+from enum import Enum
+
+from omegaconf import MISSING
+
+from qrun.errors import InputError
+
+
+def require(condition: bool, key: str, given: object, possible: str) -> None:
+    """Raise InputError with the key, what was given and what is possible."""
+    if not condition:
+        raise InputError(f"{key}={given}: {possible}")
+
+
+def need(config: object, key: str, holds: bool, possible: str) -> None:
+    """`require` for a field of a group's dataclass, `key` being `group.field`."""
+    given = getattr(config, key.rpartition(".")[2])
+    given = given.value if isinstance(given, Enum) else "true" if given is True else given
+    require(holds, key, given, possible)
+
+
+def at_least(config: object, least: int, *keys: str, null: str = "") -> None:
+    """`need` for numbers of `least` or more; `null` says what null means where it is allowed."""
+    for key in keys:
+        value = getattr(config, key.rpartition(".")[2])
+        need(config, key, bool(null) if value is None else value >= least, f"give {least} or more{null}")
+
+
+def require_name(key: str, given: str | None) -> None:
+    """A name becomes a folder and a part of run names, so it must not lead to another place. Unset ones pass."""
+    if given is not None and given != MISSING:
+        plain = re.fullmatch(r"[A-Za-z0-9._-]{1,120}", given) is not None and given not in (".", "..")
+        shown = given if given.isprintable() else repr(given)
+        require(plain, key, shown, "use 1 to 120 letters a-z and A-Z, digits, '.', '_' or '-', but not '.' or '..'")
