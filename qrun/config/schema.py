@@ -316,7 +316,7 @@ class CompressionConfig:
 class SavedAdapterConfig:
     """An adapter that exists already."""
 
-    path: str | None = None  # folder written by `qrun train`; null measures the model alone
+    path: str | None = None  # folder written by `qrun train` or PEFT (OFT, LoRA); null measures the model alone
 
 
 class Precision(Enum):
