@@ -16,6 +16,7 @@ from pathlib import Path
 from qrun.config.schema import DataConfig
 from qrun.errors import InputError
 from qrun.language.docstrings import libdocs_documents, pydoc_documents
+from qrun.language.hub import hub
 
 SPLITS = ("train", "validation", "test")
 
@@ -93,7 +94,7 @@ def _libdocs(config: DataConfig) -> Corpus:
 
 def _wikitext2(config: DataConfig) -> Corpus:
     if config.path is None:
-        rows = {split: _hub_rows(config, split) for split in SPLITS}
+        rows = _hub_rows(config)
         source = f"{config.hub_id} {config.hub_config} at {config.revision}"
     else:
         folder = Path(config.path)
@@ -102,16 +103,17 @@ def _wikitext2(config: DataConfig) -> Corpus:
     return Corpus("wikitext2", {split: wikitext_pages(lines) for split, lines in rows.items()}, source, wikitext=True)
 
 
-def _hub_rows(config: DataConfig, split: str) -> list[str]:
+def _hub_rows(config: DataConfig) -> dict[str, list[str]]:
     from datasets import load_dataset
 
-    try:
-        table = load_dataset(config.hub_id, config.hub_config, revision=config.revision, split=split)
-    except Exception as error:  # the hub's client raises a different class for each way of being out of reach
-        why = f"{config.hub_id} could not be fetched from the hub ({type(error).__name__})"
-        how = "give data.path=<folder with wiki.train.raw, wiki.valid.raw, wiki.test.raw> or use data=pydoc"
-        raise InputError(f"data={config.name}: {why}; {how}") from error
-    return [row["text"] for row in table]
+    with hub() as away:
+        try:
+            tables = load_dataset(config.hub_id, config.hub_config, revision=config.revision)
+            return {split: list(tables[split]["text"]) for split in SPLITS}
+        except Exception as error:  # the hub's client raises a different class for each way of being out of reach
+            why = f"{config.hub_id} could not be fetched from the hub ({away or type(error).__name__})"
+            how = "give data.path=<folder with wiki.train.raw, wiki.valid.raw, wiki.test.raw> or use data=pydoc"
+            raise InputError(f"data={config.name}: {why}; {how}") from error
 
 
 def _local_rows(folder: Path, split: str) -> list[str]:
