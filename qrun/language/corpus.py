@@ -1,6 +1,6 @@
 """Documents in three splits, with a digest: what a model is trained and measured on.
 
-    load(DataConfig) -> Corpus      pydoc, libdocs, wikitext2 (hub or folder), text (a local file or folder)
+    load(DataConfig) -> Corpus      pydoc, libdocs, wikitext2 (hub or folder), text (a local file or folder), hub (any)
 
 A document is the unit of the bootstrap. How documents become a token stream or scored pages is the protocol's business
 (tokens.py).
@@ -10,8 +10,10 @@ import hashlib
 import json
 import platform
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from qrun.config.schema import DataConfig
 from qrun.errors import InputError
@@ -62,7 +64,7 @@ def split_in_order(documents: list[str], validation: float, test: float) -> dict
 
 def load(config: DataConfig) -> Corpus:
     """Read the corpus of a config. Raises InputError for a missing, empty or non-UTF-8 text, or a hub out of reach."""
-    loaders = {"pydoc": _pydoc, "libdocs": _libdocs, "wikitext2": _wikitext2, "text": _text}
+    loaders = {"pydoc": _pydoc, "libdocs": _libdocs, "wikitext2": _wikitext2, "text": _text, "hub": _hub}
     corpus = loaders[config.source](config)
     if config.documents is not None:
         drawn = {
@@ -157,6 +159,49 @@ def _text(config: DataConfig) -> Corpus:
     documents = _documents(path)
     cut = split_in_order if path.suffix not in (".json", ".jsonl") else split_by_hash
     return Corpus("text", cut(documents, config.validation, config.test), str(path.resolve()))
+
+
+def _hub(config: DataConfig) -> Corpus:
+    """Rows of any dataset of the hub, or of a folder in its layout, as a stream."""
+    from datasets import load_dataset
+
+    local = Path(config.path).expanduser() if config.path else None
+    if local is not None and not local.is_dir():
+        raise InputError(f"data.path={local}: no such folder")
+    where = str(local.resolve() if local else config.hub_id)
+    with nullcontext("") if local else hub() as away:
+        try:
+            found = load_dataset(
+                where, config.hub_config, revision=config.revision, split=config.split, streaming=True
+            )  # fmt: skip
+            missing = [split for split in SPLITS if config.split is None and split not in found]
+            if missing:
+                how = f"give one, data.split={next(iter(found))}, to have it cut in three"
+                has = f"{where} has the splits {', '.join(found)}, not {' nor '.join(missing)}"
+                raise InputError(f"data.split=null: {has}; {how}")
+            if config.split is None:
+                splits = {split: _column(config, where, found[split]) for split in SPLITS}
+            else:
+                splits = split_by_hash(_column(config, where, found), config.validation, config.test)
+        except InputError:
+            raise
+        except Exception as error:  # the hub's client raises a different class for each way of being out of reach
+            why = away or f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            raise InputError(f"data={config.name}: {where} could not be read ({why})") from error
+    at, most = config.revision or "its newest revision", f", first {config.rows} rows" if config.rows else ""
+    return Corpus(config.name, splits, where if local else f"{where} {config.hub_config or ''} at {at}{most}")
+
+
+def _column(config: DataConfig, where: str, table: Any) -> list[str]:
+    """The texts of a datasets.IterableDataset, without empty ones."""
+    column, texts = str(config.column), []
+    for row in table if config.rows is None else table.take(config.rows):
+        if column not in row:
+            raise InputError(f"data.column={column}: not in {where}; its columns are {', '.join(row)}")
+        if not isinstance(row[column], str | None):
+            raise InputError(f"data.column={column}: holds values of type {type(row[column]).__name__}, not text")
+        texts.append(row[column] or "")
+    return [text for text in texts if text.strip()]
 
 
 def _documents(path: Path) -> list[str]:
