@@ -1,8 +1,10 @@
-"""An adapter as a folder: adapter_config.json, adapter_model.safetensors and a model card. No pickle anywhere.
+"""An adapter as a folder: qrun.json, adapter_model.safetensors and a model card. No pickle anywhere.
+
+Where PEFT has the adapter (peft_folder.py) the tensors are PEFT's and an adapter_config.json lies beside them, so that
+PeftModel.from_pretrained loads the folder as it is.
 
 save(folder, adapter, base, facts)       written beside the target and renamed: an old adapter survives a failed save
-read(folder) -> SavedAdapter             everything checked: version, names, shapes, finite values
-to_peft(folder, ...)                     the same rotation as a PEFT OFT adapter
+read(folder) -> SavedAdapter             ours or PEFT's; everything checked: version, names, shapes, finite values
 """
 
 import json
@@ -22,12 +24,14 @@ from torch import Tensor
 
 from qrun.adapters.linear import Adapter
 from qrun.adapters.methods import spec
+from qrun.adapters.peft_folder import PREFIX, from_peft, peft_config, read_peft, to_peft
 from qrun.config.compose import plain
-from qrun.config.schema import AdapterConfig, Side
+from qrun.config.schema import AdapterConfig
 from qrun.errors import InputError, RunFailed
 
-FORMAT, FORMAT_VERSION = "qrun-cayley", 2  # 1 spelled the adapter's fields out, and lost those it did not know
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+# 1 spelled the adapter's fields out, and lost those it did not know; 2 had all of it in PEFT_CONFIG
+FORMAT, FORMAT_VERSION, READS = "qrun-cayley", 3, (2, 3)
+CONFIG, PEFT_CONFIG, WEIGHTS = "qrun.json", "adapter_config.json", "adapter_model.safetensors"
 KEYS = {"base_model": dict, "adapter": dict, "sites": list, "parameters": int, "facts": dict}
 
 
@@ -40,6 +44,8 @@ class SavedAdapter:
     tensors: dict[str, Tensor]
     facts: dict[str, Any]
     sites: list[str]
+    remark: str = ""  # of an adapter that PEFT made: what is not known of it
+    shared: bool = False  # one block [1, P] for all of a site
 
 
 def replace_folder(target: Path, write: Callable[[Path], None]) -> None:
@@ -69,10 +75,15 @@ def save(folder: Path, adapter: Adapter, base: dict[str, Any], facts: dict[str, 
         "format": FORMAT, "format_version": FORMAT_VERSION, "base_model": base, "adapter": plain(adapter.config),
         "sites": list(adapter.modules), "parameters": adapter.count(), "facts": facts,
     }  # fmt: skip
+    theirs, tensors = peft_config(adapter, base), adapter.snapshot()
+    if theirs is not None:
+        tensors = to_peft(adapter.config.method, tensors)
 
     def write(target: Path) -> None:
         (target / CONFIG).write_text(json.dumps(config, indent=1) + "\n")
-        save_file({k: v.contiguous().cpu() for k, v in adapter.snapshot().items()}, target / WEIGHTS)
+        if theirs is not None:
+            (target / PEFT_CONFIG).write_text(json.dumps(theirs, indent=1) + "\n")
+        save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, target / WEIGHTS, metadata={"format": "pt"})
         (target / "README.md").write_text(_card(config, adapter.config))
 
     replace_folder(folder, write)
@@ -80,21 +91,25 @@ def save(folder: Path, adapter: Adapter, base: dict[str, Any], facts: dict[str, 
 
 def read(folder: Path) -> SavedAdapter:
     """Read and check an adapter folder. Raises InputError in one line for anything missing, broken, too old or new."""
-    file = folder / CONFIG
+    file = folder / (CONFIG if (folder / CONFIG).is_file() else PEFT_CONFIG)
     if not file.is_file():
-        raise InputError(f"adapter.path={folder}: no {CONFIG} there; give a folder written by `qrun train`")
+        how = "give a folder written by `qrun train` or by PEFT"
+        raise InputError(f"adapter.path={folder}: no {CONFIG} and no {PEFT_CONFIG} there; {how}")
     try:
         values = json.loads(file.read_text())
     except (ValueError, OSError) as error:
         raise InputError(f"{file}: not readable as JSON ({error})") from error
-    found = values.get("format", values.get("peft_type")) if isinstance(values, dict) else None
+    if isinstance(values, dict) and "peft_type" in values:
+        return _read_peft(folder, values)
+    found = values.get("format") if isinstance(values, dict) else None
     if found != FORMAT:
         raise InputError(f"{file}: not an adapter of qrun (format {found!r}, expected {FORMAT!r})")
     version = values.get("format_version")
-    if version != FORMAT_VERSION:
+    if version not in READS:
         newer = isinstance(version, int) and version > FORMAT_VERSION
         advice = "a newer qrun; update this one" if newer else "an older qrun; train it again"
-        raise InputError(f"{file}: written by {advice} (format {version}, this qrun reads {FORMAT_VERSION})")
+        reads = " and ".join(map(str, READS))
+        raise InputError(f"{file}: written by {advice} (format {version}, this qrun reads {reads})")
     for key, kind in KEYS.items():
         if type(values.get(key)) is not kind:
             raise InputError(f"{file}: {key}={values.get(key)!r} is not a {kind.__name__}")
@@ -105,17 +120,30 @@ def read(folder: Path) -> SavedAdapter:
         raise InputError(f"{file}: sites={values['sites']} are not names")
     config = _adapter_config(values["adapter"], file)
     read = read_tensors(folder / WEIGHTS)
+    if any(name.startswith(PREFIX) for name in read):
+        read = from_peft(config.method, read)
     owned = {site: [n for n in sorted(read) if n == site or n.startswith(f"{site}.")] for site in values["sites"]}
     tensors = {name: read[name] for site in owned for name in owned[site]}
     if not all(owned.values()) or len(tensors) != len(read):
-        raise InputError(f"{folder / WEIGHTS}: its sites are not those of {CONFIG}")
+        raise InputError(f"{folder / WEIGHTS}: its sites are not those of {file.name}")
+    _check_finite(folder, tensors)
+    count = sum(value.numel() for value in tensors.values())
+    if count != values["parameters"]:
+        raise InputError(f"{folder / WEIGHTS}: {count} values, but parameters={values['parameters']} in {file.name}")
+    return SavedAdapter(config, values["base_model"], tensors, values["facts"], values["sites"])
+
+
+def _read_peft(folder: Path, values: dict[str, Any]) -> SavedAdapter:
+    read = read_tensors(folder / WEIGHTS)
+    _check_finite(folder, read)
+    found = read_peft(folder / PEFT_CONFIG, values, read)
+    return SavedAdapter(found.config, {"name": found.base}, found.tensors, {}, found.sites, found.remark, found.shared)
+
+
+def _check_finite(folder: Path, tensors: dict[str, Tensor]) -> None:
     for name, value in tensors.items():
         if not value.is_floating_point() or not torch.isfinite(value).all():
             raise InputError(f"{folder / WEIGHTS}: {name} is not a finite table of numbers")
-    count = sum(value.numel() for value in tensors.values())
-    if count != values["parameters"]:
-        raise InputError(f"{folder / WEIGHTS}: {count} values, but parameters={values['parameters']} in {CONFIG}")
-    return SavedAdapter(config, values["base_model"], tensors, values["facts"], values["sites"])
 
 
 def _adapter_config(values: dict[str, Any], file: Path) -> AdapterConfig:
@@ -145,30 +173,6 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise InputError(f"{path}: not a complete safetensors file ({error})") from error
 
 
-def to_peft(folder: Path, adapter: Adapter, base: dict[str, Any]) -> None:
-    """Write the rotation as a PEFT OFT adapter (exact Cayley). PEFT computes x R with R = (I - S)(I + S)^-1 for skew S
-    on row vectors, so that R = Q^T and S = -K/2 (its `oft_R.weight` is S's upper triangle)."""
-    c = adapter.config
-    if c.side is not Side.input or c.sign_constrained or c.method != "cayley":
-        why = "PEFT's OFT has Cayley blocks on the input, without sign constraint"
-        raise InputError(f"{why}; this adapter cannot be written as one")
-    config = {
-        "peft_type": "OFT", "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base.get("hub_id") or base.get("path") or base["name"],
-        "revision": base.get("revision"), "r": 0, "oft_block_size": c.dim, "use_cayley_neumann": False,
-        "block_share": False, "coft": False, "module_dropout": 0.0, "bias": "none", "fan_in_fan_out": False,
-        "init_weights": True, "inference_mode": True, "target_modules": [f"model.{name}" for name in adapter.modules],
-    }  # fmt: skip
-
-    def write(target: Path) -> None:
-        (target / CONFIG).write_text(json.dumps(config, indent=1) + "\n")
-        halves = {name: (-value / 2).contiguous().cpu() for name, value in adapter.snapshot().items()}
-        tensors = {f"base_model.model.model.{name}.oft_R.weight": half for name, half in halves.items()}
-        save_file(tensors, target / WEIGHTS, metadata={"format": "pt"})
-
-    replace_folder(folder, write)
-
-
 def _card(values: dict[str, Any], config: AdapterConfig) -> str:
     """The model card (Markdown with the hub's header) of what `save` writes."""
     base, method = values["base_model"], spec(config.method)
@@ -179,6 +183,6 @@ def _card(values: dict[str, Any], config: AdapterConfig) -> str:
         f"{method.title}, {method.label(config)}: {config.side.value} side, {len(values['sites'])} sites, "
         f"{values['parameters']:,} parameters, on the frozen model {base['name']} (revision {base.get('revision')}, "
         f"weights {base.get('weights')}).\n\n| fact | value |\n| --- | --- |\n{rows}\n\n"
-        "Load: `qrun eval perplexity adapter.path=<this folder>`; for PEFT: `qrun export <this folder> --to "
-        "peft --out <new folder>`.\n"
+        "Load: `qrun eval perplexity adapter.path=<this folder>`; with PEFT, where there is an adapter_config.json: "
+        "`PeftModel.from_pretrained(model, <this folder>)`.\n"
     )

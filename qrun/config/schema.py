@@ -96,10 +96,13 @@ class DataConfig:
     """Group `data`: which text, from where, how it is split."""
 
     name: str = MISSING
-    source: str = MISSING  # pydoc, libdocs, wikitext2 or text
+    source: str = MISSING  # pydoc, libdocs, wikitext2, text or hub
     hub_id: str | None = None
     hub_config: str | None = None
     revision: str | None = None
+    split: str | None = None  # of source hub: this one cut in three; null takes train, validation and test
+    column: str | None = None  # of source hub: which holds the text
+    rows: int | None = None  # of source hub: the first so many of each split
     path: str | None = None
     validation: float = 0.1  # share of documents, where the source has no splits of its own
     test: float = 0.1
@@ -108,8 +111,14 @@ class DataConfig:
     def __post_init__(self) -> None:
         require_name("data.name", self.name)
         at_least(self, 2, "data.documents", null=", or null for all")
-        known = self.source in ("pydoc", "libdocs", "wikitext2", "text")
-        need(self, "data.source", known, "use pydoc, libdocs, wikitext2 or text")
+        known = self.source in ("pydoc", "libdocs", "wikitext2", "text", "hub")
+        need(self, "data.source", known, "use pydoc, libdocs, wikitext2, text or hub")
+        at_least(self, 1, "data.rows", null=", or null for all")
+        for key in ("split", "column", "rows"):
+            need(self, f"data.{key}", self.source == "hub" or getattr(self, key) is None, "only data=hub has it")
+        named = self.source != "hub" or bool(self.hub_id or self.path)
+        need(self, "data.hub_id", named, "data=hub needs data.hub_id=<owner/name> or data.path=<folder>")
+        need(self, "data.column", self.source != "hub" or bool(self.column), "name the column that holds the text")
         self.path = self.path and expanduser(self.path)
         need(self, "data.path", self.source != "text" or bool(self.path), "data=text needs data.path=<file or folder>")
         need(self, "data.validation", 0 < self.validation < 1, "give a share between 0 and 1")
@@ -296,7 +305,7 @@ class CompressionConfig:
 class SavedAdapterConfig:
     """An adapter that exists already."""
 
-    path: str | None = None  # folder written by `qrun train`; null measures the model alone
+    path: str | None = None  # folder written by `qrun train` or PEFT (OFT, LoRA); null measures the model alone
 
 
 class LauncherKind(Enum):

@@ -1,6 +1,6 @@
 """Documents in three splits, with a digest: what a model is trained and measured on.
 
-    load(DataConfig) -> Corpus      pydoc, libdocs, wikitext2 (hub or folder), text (a local file or folder)
+    load(DataConfig) -> Corpus      pydoc, libdocs, wikitext2 (hub or folder), text (a local file or folder), hub (any)
 
 A document is the unit of the bootstrap. How documents become a token stream or scored pages is the protocol's business
 (tokens.py).
@@ -10,12 +10,15 @@ import hashlib
 import json
 import platform
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from qrun.config.schema import DataConfig
 from qrun.errors import InputError
 from qrun.language.docstrings import libdocs_documents, pydoc_documents
+from qrun.language.hub import hub
 
 SPLITS = ("train", "validation", "test")
 
@@ -61,7 +64,7 @@ def split_in_order(documents: list[str], validation: float, test: float) -> dict
 
 def load(config: DataConfig) -> Corpus:
     """Read the corpus of a config. Raises InputError for a missing, empty or non-UTF-8 text, or a hub out of reach."""
-    loaders = {"pydoc": _pydoc, "libdocs": _libdocs, "wikitext2": _wikitext2, "text": _text}
+    loaders = {"pydoc": _pydoc, "libdocs": _libdocs, "wikitext2": _wikitext2, "text": _text, "hub": _hub}
     corpus = loaders[config.source](config)
     if config.documents is not None:
         drawn = {
@@ -93,7 +96,7 @@ def _libdocs(config: DataConfig) -> Corpus:
 
 def _wikitext2(config: DataConfig) -> Corpus:
     if config.path is None:
-        rows = {split: _hub_rows(config, split) for split in SPLITS}
+        rows = _hub_rows(config)
         source = f"{config.hub_id} {config.hub_config} at {config.revision}"
     else:
         folder = Path(config.path)
@@ -102,16 +105,17 @@ def _wikitext2(config: DataConfig) -> Corpus:
     return Corpus("wikitext2", {split: wikitext_pages(lines) for split, lines in rows.items()}, source, wikitext=True)
 
 
-def _hub_rows(config: DataConfig, split: str) -> list[str]:
+def _hub_rows(config: DataConfig) -> dict[str, list[str]]:
     from datasets import load_dataset
 
-    try:
-        table = load_dataset(config.hub_id, config.hub_config, revision=config.revision, split=split)
-    except Exception as error:  # the hub's client raises a different class for each way of being out of reach
-        why = f"{config.hub_id} could not be fetched from the hub ({type(error).__name__})"
-        how = "give data.path=<folder with wiki.train.raw, wiki.valid.raw, wiki.test.raw> or use data=pydoc"
-        raise InputError(f"data={config.name}: {why}; {how}") from error
-    return [row["text"] for row in table]
+    with hub() as away:
+        try:
+            tables = load_dataset(config.hub_id, config.hub_config, revision=config.revision)
+            return {split: list(tables[split]["text"]) for split in SPLITS}
+        except Exception as error:  # the hub's client raises a different class for each way of being out of reach
+            why = f"{config.hub_id} could not be fetched from the hub ({away or type(error).__name__})"
+            how = "give data.path=<folder with wiki.train.raw, wiki.valid.raw, wiki.test.raw> or use data=pydoc"
+            raise InputError(f"data={config.name}: {why}; {how}") from error
 
 
 def _local_rows(folder: Path, split: str) -> list[str]:
@@ -155,6 +159,49 @@ def _text(config: DataConfig) -> Corpus:
     documents = _documents(path)
     cut = split_in_order if path.suffix not in (".json", ".jsonl") else split_by_hash
     return Corpus("text", cut(documents, config.validation, config.test), str(path.resolve()))
+
+
+def _hub(config: DataConfig) -> Corpus:
+    """Rows of any dataset of the hub, or of a folder in its layout, as a stream."""
+    from datasets import load_dataset
+
+    local = Path(config.path).expanduser() if config.path else None
+    if local is not None and not local.is_dir():
+        raise InputError(f"data.path={local}: no such folder")
+    where = str(local.resolve() if local else config.hub_id)
+    with nullcontext("") if local else hub() as away:
+        try:
+            found = load_dataset(
+                where, config.hub_config, revision=config.revision, split=config.split, streaming=True
+            )  # fmt: skip
+            missing = [split for split in SPLITS if config.split is None and split not in found]
+            if missing:
+                how = f"give one, data.split={next(iter(found))}, to have it cut in three"
+                has = f"{where} has the splits {', '.join(found)}, not {' nor '.join(missing)}"
+                raise InputError(f"data.split=null: {has}; {how}")
+            if config.split is None:
+                splits = {split: _column(config, where, found[split]) for split in SPLITS}
+            else:
+                splits = split_by_hash(_column(config, where, found), config.validation, config.test)
+        except InputError:
+            raise
+        except Exception as error:  # the hub's client raises a different class for each way of being out of reach
+            why = away or f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            raise InputError(f"data={config.name}: {where} could not be read ({why})") from error
+    at, most = config.revision or "its newest revision", f", first {config.rows} rows" if config.rows else ""
+    return Corpus(config.name, splits, where if local else f"{where} {config.hub_config or ''} at {at}{most}")
+
+
+def _column(config: DataConfig, where: str, table: Any) -> list[str]:
+    """The texts of a datasets.IterableDataset, without empty ones."""
+    column, texts = str(config.column), []
+    for row in table if config.rows is None else table.take(config.rows):
+        if column not in row:
+            raise InputError(f"data.column={column}: not in {where}; its columns are {', '.join(row)}")
+        if not isinstance(row[column], str | None):
+            raise InputError(f"data.column={column}: holds values of type {type(row[column]).__name__}, not text")
+        texts.append(row[column] or "")
+    return [text for text in texts if text.strip()]
 
 
 def _documents(path: Path) -> list[str]:

@@ -17,6 +17,7 @@ from typing import Any
 
 from qrun.config.schema import ModelConfig, ShapeConfig
 from qrun.errors import InputError
+from qrun.language.hub import hub
 from qrun.language.identity import Identity, identify, read_json, weight_files, weights_entry
 
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM")
@@ -94,10 +95,11 @@ def model_folder(config: ModelConfig) -> Path:
     from huggingface_hub import snapshot_download
 
     name, commit = str(config.hub_id), config.revision
-    try:
-        return Path(snapshot_download(name, revision=commit, allow_patterns=HUB_FILES, ignore_patterns=HUB_OTHERS))
-    except Exception as error:  # the hub client's errors share no base class
-        raise InputError(_why_not(config, error)) from error
+    with hub() as away:
+        try:
+            return Path(snapshot_download(name, revision=commit, allow_patterns=HUB_FILES, ignore_patterns=HUB_OTHERS))
+        except Exception as error:  # the hub client's errors share no base class
+            raise InputError(_why_not(config, error, away)) from error
 
 
 def load(config: ModelConfig) -> LanguageModel:
@@ -171,16 +173,18 @@ def _device(name: str) -> str:
     return name
 
 
-def _why_not(config: ModelConfig, error: Exception) -> str:
-    """Why the hub did not give a model, in one line."""
+def _why_not(config: ModelConfig, error: Exception, away: str) -> str:
+    """Why the hub did not give a model, in one line; `away` if it was not asked."""
     text = " ".join(str(error).split())
     local = "or give model.path=<local copy of the hub folder>"
-    if config.gated and not os.environ.get("HF_TOKEN"):
+    if away:
+        why = f"{config.hub_id} at {config.revision} is not in the hub's cache on this machine, and {away}; connect"
+    elif not ("gated" in text.lower() or "401" in text or "403" in text):
+        missed = f"{config.hub_id} at {config.revision} could not be fetched ({type(error).__name__})"
+        why = f"{missed}; check the name"
+    elif config.gated and not os.environ.get("HF_TOKEN"):
         why = f"{config.hub_id} is gated; accept its licence on the hub, set HF_TOKEN in the environment"
-    elif "gated" in text.lower() or "401" in text or "403" in text:
+    else:
         refused = f"the hub refused {config.hub_id} for this HF_TOKEN"
         why = f"{refused}; accept its licence there with the same account"
-    else:
-        missed = f"{config.hub_id} at {config.revision} could not be fetched ({type(error).__name__})"
-        why = f"{missed}; check the network"
     return f"model={config.name}: {why}, {local}"

@@ -16,6 +16,7 @@ from qrun.config.schema import DataConfig, QuestionsConfig
 from qrun.errors import InputError
 from qrun.language import corpus
 from qrun.language.corpus import text_digest
+from qrun.language.hub import hub
 
 LETTERS = "ABCD"
 COLUMNS = ("question", "choices", "answer")
@@ -165,11 +166,12 @@ def _answer(value: Any, path: object) -> int:
 def _hub(config: QuestionsConfig, subject: str, split: str) -> list[dict[str, Any]]:
     from datasets import load_dataset
 
-    try:
-        table = load_dataset(config.hub_id, subject, revision=config.revision, split=split)
-    except Exception as error:  # the hub's client raises a different class for each way of being out of reach
-        why = f"{config.hub_id} could not be fetched from the hub ({type(error).__name__})"
-        how = "give questions.path=<folder with <subject>_test.csv>, or use questions=continuation"
-        raise InputError(f"questions={config.name}: {why}; {how}") from error
+    with hub() as away:
+        try:
+            table = load_dataset(config.hub_id, subject, revision=config.revision, split=split)
+        except Exception as error:  # the hub's client raises a different class for each way of being out of reach
+            why = f"{config.hub_id} could not be fetched from the hub ({away or type(error).__name__})"
+            how = "give questions.path=<folder with <subject>_test.csv>, or use questions=continuation"
+            raise InputError(f"questions={config.name}: {why}; {how}") from error
     rows = [(row["question"], list(row["choices"]), row["answer"]) for row in table]
     return [{"question": q, "choices": c, "answer": _answer(a, config.hub_id)} for q, c, a in rows]

@@ -1,6 +1,6 @@
 """`qrun export`: a saved adapter for other programs.
 
-qrun export results/runs/<run>/adapter --to peft --out oft      loads with PeftModel.from_pretrained
+qrun export results/runs/<run>/adapter --to peft --out oft      an older folder, for PeftModel.from_pretrained
 qrun export results/runs/<run>/adapter --to merged --out model  an ordinary model folder, Q folded into its weights
 qrun export results/runs/<run>/adapter --to circuit --czs 6 --out cut      blocks as the nearest circuits of 6 CZ
 """
@@ -13,7 +13,8 @@ from qrun.adapters.cut import cut
 from qrun.adapters.linear import detach
 from qrun.adapters.methods import spec
 from qrun.adapters.methods.base import BlockMethod
-from qrun.adapters.saving import read, replace_folder, save, to_peft
+from qrun.adapters.peft_folder import peft_config
+from qrun.adapters.saving import read, replace_folder, save
 from qrun.adapters.sites import sites
 from qrun.config.verbs import PerplexityConfig
 from qrun.errors import InputError
@@ -34,8 +35,14 @@ def export(config: PerplexityConfig, kind: str, out: str, czs: int = 6) -> None:
     language = models.load(config.model)
     adapter = attach_saved(language, saved, str(config.adapter.path))
     target.parent.mkdir(parents=True, exist_ok=True)
+    base = {**language.identity, "path": str(models.local_folder(config.model) or "") or None}
     if kind == "peft":
-        to_peft(target, adapter, {**language.identity, "path": str(models.local_folder(config.model) or "") or None})
+        if peft_config(adapter, base) is None:
+            has = "blocks on the input without sign constraint (method cayley), and PEFT's own methods"
+            raise InputError(
+                f"adapter.path={config.adapter.path}: method {saved.config.method} is none of PEFT's; it has {has}"
+            )
+        save(target, adapter, base, saved.facts)
     elif kind == "circuit":
         method = spec(saved.config.method)
         if not isinstance(method, BlockMethod):
@@ -43,7 +50,7 @@ def export(config: PerplexityConfig, kind: str, out: str, czs: int = 6) -> None:
         blocks = {name: module.blocks().detach() for name, module in adapter.modules.items()}
         adapter = cut(language.model, [s for s in sites(language.shape) if s.name in blocks], adapter, czs)
         facts = {"cut to CZ a block": czs, "from": f"a trained {saved.config.method} adapter"}
-        save(target, adapter, saved.base, facts)
+        save(target, adapter, base, facts)
         one = torch.eye(saved.config.dim, device=next(iter(blocks.values())).device)
         wrong = sum(float((adapter.modules[name].blocks() - q).detach().square().sum()) for name, q in blocks.items())
         turned = sum(float((q - one).square().sum()) for q in blocks.values())

@@ -15,17 +15,20 @@ from qrun.evaluation.measurement import Measurement
 from qrun.evaluation.perplexity import measure
 from qrun.evaluation.protocols import Task
 from qrun.language.models import LanguageModel
-from qrun.report.screen import bar
+from qrun.report.screen import bar, say
 
 SAME = ("weights", "config", "tokenizer")  # digests that model and adapter must share
 
 
 def attach_saved(language: LanguageModel, saved: SavedAdapter, path: str | Path) -> Adapter:
-    """Put a saved adapter into the model it was trained in; InputError for any other model."""
+    """Put a saved adapter into the model it was trained in; InputError for any other model. PEFT's folders name their
+    model only, so theirs is told and not checked."""
     own, base = language.identity, saved.base
-    if not base.keys() >= set(SAME):
+    if saved.remark:
+        say(f"adapter.path={path}: {saved.remark}")
+    elif not base.keys() >= set(SAME):
         raise InputError(f"adapter.path={path}: says too little of its model; written by an older qrun; train it again")
-    other = [key for key in SAME if base.get(key) != own[key]]
+    other = [] if saved.remark else [key for key in SAME if base.get(key) != own[key]]
     if other:
         which = ", ".join(f"{key} {base.get(key)} there, {own[key]} here" for key in other)
         raise InputError(f"adapter.path={path}: trained in {base.get('name')}, not in model={own['name']} ({which})")
@@ -35,7 +38,13 @@ def attach_saved(language: LanguageModel, saved: SavedAdapter, path: str | Path)
         detach(language.model, adapter)
         method = saved.config.method
         raise InputError(f"adapter.path={path}: its tensors are not those of method {method} at these sites")
-    adapter.load(saved.tensors)
+    shapes = {name: parameter.shape for name, parameter in adapter.tensors().items()}
+    shared = saved.shared and all(len(value) == 1 for value in saved.tensors.values())
+    try:
+        adapter.load({name: v.expand(shapes[name]) if shared else v for name, v in saved.tensors.items()})
+    except InputError:
+        detach(language.model, adapter)
+        raise
     return adapter
 
 

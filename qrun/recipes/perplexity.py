@@ -6,6 +6,7 @@ qrun eval compare <run> <run>:base
 
 from pathlib import Path
 
+from qrun.adapters.methods import spec
 from qrun.adapters.saving import read
 from qrun.cells.workspace import Workspace
 from qrun.config.compose import config_hash
@@ -40,7 +41,7 @@ def measure(config: PerplexityConfig) -> dict[str, Measurement]:
     executor = open_executor(config, saved.config) if saved and circuits else None
     store = Store(config.results)
     store.check_writable()
-    kind = f"b{saved.config.dim}-{config.device.kind}" if saved else "base"
+    kind = f"{spec(saved.config.method).label(saved.config)}-{config.device.kind}" if saved else "base"
     name = config.name or f"{config.model.name}-{kind}-{opened.task.statement['protocol']}-{config_hash(config)}"
     params = {**flat_params(config), "parameters": adapter.count() if adapter else 0}
     if saved:

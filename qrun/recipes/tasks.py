@@ -28,7 +28,7 @@ from qrun.tracking.store import Store
 if TYPE_CHECKING:
     from qrun.cells.workspace import Workspace
 
-FILES = ("adapter_config.json", "adapter_model.safetensors")
+FILES = ("qrun.json", "adapter_config.json", "adapter_model.safetensors")
 CUT = "cut"  # `cut6`: values of a Measure
 MADE = "folder"  # parameter of a run that made a model: where it is
 

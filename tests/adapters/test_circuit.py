@@ -13,7 +13,7 @@ from qrun.adapters.executor import CircuitExecutor
 from qrun.adapters.forms import CayleyForm
 from qrun.adapters.linear import AdaptedLinear
 from qrun.adapters.methods import spec
-from qrun.adapters.saving import read, save, to_peft
+from qrun.adapters.saving import PEFT_CONFIG, read, save
 from qrun.adapters.sites import select, sites
 from qrun.config.compose import compose
 from qrun.config.devices import EstimateConfig, Sign
@@ -153,8 +153,7 @@ def test_a_saved_circuit_comes_back_with_its_number_of_cz_and_is_no_adapter_of_p
     back = read(tmp_path / "a")
     assert back.config == adapter.config and back.config.options == {"czs": 4}
     assert all(torch.equal(back.tensors[name], own) for name, own in adapter.tensors().items())
-    with pytest.raises(InputError, match="has Cayley blocks on the input"):
-        to_peft(tmp_path / "peft", adapter, tiny.identity)
+    assert not (tmp_path / "a" / PEFT_CONFIG).exists()
 
 
 def test_a_saved_block_is_looked_at_and_a_method_without_blocks_is_refused(qrun, tiny, tmp_path):

@@ -36,7 +36,7 @@ def test_a_saved_adapter_comes_back_bit_for_bit(saved):
     assert all(torch.equal(back.tensors[n], p) for n, p in adapter.tensors().items())
     assert back.config == adapter.config and back.base["name"] == "tiny" and back.facts == {"gain": 1.25}
     assert "| gain | 1.25 |" in (folder / "README.md").read_text()
-    assert sorted(p.name for p in folder.iterdir()) == ["README.md", CONFIG, WEIGHTS]
+    assert sorted(p.name for p in folder.iterdir()) == ["README.md", WEIGHTS, CONFIG]
 
 
 def edit(folder, **changes):
@@ -46,11 +46,11 @@ def edit(folder, **changes):
 
 @pytest.mark.parametrize(
     ("version", "text"),
-    [(1, "written by an older qrun; train it again"), (None, "written by an older"), (3, "written by a newer qrun")],
+    [(1, "written by an older qrun; train it again"), (None, "written by an older"), (4, "written by a newer qrun")],
 )
 def test_other_format_versions_are_refused(saved, version, text):
     edit(saved[0], format_version=version)
-    with pytest.raises(InputError, match=rf"{text}.*\(format {version}, this qrun reads 2\)"):
+    with pytest.raises(InputError, match=rf"{text}.*\(format {version}, this qrun reads 2 and 3\)"):
         read(saved[0])
 
 
@@ -162,7 +162,7 @@ def test_missing_truncated_and_mismatched_files_are_refused(saved):
     (folder / CONFIG).write_text("{")
     with pytest.raises(InputError, match="not readable as JSON"):
         read(folder)
-    with pytest.raises(InputError, match=f"no {CONFIG} there"):
+    with pytest.raises(InputError, match=f"no {CONFIG} and no adapter_config.json there"):
         read(folder / "nowhere")
 
 

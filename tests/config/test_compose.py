@@ -24,7 +24,10 @@ def composed(verb, words):
 @pytest.mark.slow
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_composes_and_has_a_headline(group, option):
-    words = [f"{group}={option}", *{"text": ["data.path=x.txt"], "local": ["model.path=x"]}.get(option, [])]
+    words = [
+        f"{group}={option}",
+        *{"text": ["data.path=x.txt"], "hub": ["data.hub_id=x/y"], "local": ["model.path=x"]}.get(option, []),
+    ]
     verbs = {"compression": "compress", "launcher": "recover", "questions": "questions"} | dict.fromkeys(
         ("adapter", "training"), "train"
     )

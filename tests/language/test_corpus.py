@@ -125,3 +125,69 @@ def test_wikitext_is_read_from_the_hubs_parquet_files(tmp_path):
         pq.write_table(rows, tmp_path / "wikitext-2-raw-v1" / f"{split}-00000-of-00001.parquet")
     corpus = load(DataConfig(name="wikitext2", source="wikitext2", path=str(tmp_path)))
     assert corpus.splits["validation"] == [" \n = validation = \n words \n"]
+
+
+def hub_folder(folder, **tables):
+    """A folder in the hub's layout: a parquet file a split."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    (folder / "data").mkdir(parents=True)
+    for split, columns in tables.items():
+        pq.write_table(pa.table(columns), folder / "data" / f"{split}-00000-of-00001.parquet")
+    return folder
+
+
+def from_hub(folder, **words):
+    return load(DataConfig(**{"name": "mine", "source": "hub", "path": str(folder), "column": "body", **words}))
+
+
+def test_any_dataset_in_the_hubs_layout_is_read_by_its_column_row_by_row(tmp_path):
+    rows = {split: [f"{split} row {i}" for i in range(5)] for split in ("train", "validation", "test")}
+    rows["train"][1:3] = ["  ", None]
+    folder = hub_folder(tmp_path / "d", **{split: {"id": range(5), "body": rows[split]} for split in rows})
+    corpus = from_hub(folder)
+    assert corpus.splits == {**rows, "train": ["train row 0", "train row 3", "train row 4"]} and not corpus.wikitext
+    assert from_hub(folder, rows=4).splits["train"] == ["train row 0", "train row 3"]
+    assert corpus.source == str(folder) and corpus.name == "mine"
+
+
+def test_one_split_of_a_dataset_is_cut_in_three_by_hash(tmp_path):
+    documents = [f"Row number {i} of one split." for i in range(60)]
+    folder = hub_folder(tmp_path / "d", train={"body": documents}, test={"body": ["other"]})
+    assert from_hub(folder, split="train").splits == split_by_hash(documents, 0.1, 0.1)
+    with pytest.raises(InputError, match=r"data.split=null: .* has the splits train, test, not validation; give one"):
+        from_hub(folder)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ({"column": "text", "split": "train"}, r"data.column=text: not in \S+; its columns are id, body$"),
+        ({"column": "id", "split": "train"}, r"data.column=id: holds values of type int, not text$"),
+        ({"split": "dev"}, r"data=mine: \S+ could not be read \(\w+: .*dev.*train"),
+        ({"path": "/nowhere/at/all"}, r"data.path=/nowhere/at/all: no such folder$"),
+        ({"path": None, "hub_id": "owner/name"}, r"data=mine: owner/name could not be read \(HF_HUB_OFFLINE is set\)$"),
+        ({"path": None}, r"data.hub_id=None: data=hub needs"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else " ".join(value),
+)
+def test_a_wrong_word_about_a_dataset_is_told_in_one_line(tmp_path, words, said):
+    folder = hub_folder(tmp_path / "d", train={"id": [1, 2], "body": ["a", "b"]})
+    with pytest.raises(InputError, match=said) as stop:
+        from_hub(folder, **words)
+    assert "\n" not in str(stop.value)
+
+
+def test_words_of_data_hub_are_refused_elsewhere():
+    with pytest.raises(InputError, match=r"data.column=text: only data=hub has it"):
+        DataConfig(name="pydoc", source="pydoc", column="text")
+
+
+def test_a_dataset_of_the_hub_is_measured_from_the_command_line(qrun, tmp_path, tiny_folder, story_file):
+    documents = json.loads(story_file.read_text())
+    folder = hub_folder(tmp_path / "d", train={"story": documents})
+    words = ["model=local", f"model.path={tiny_folder}", "model.device=cpu", "protocol.ctx=64"]
+    words += ["data=hub", f"data.path={folder}", "data.split=train", "data.column=story", "evaluation.max_tokens=500"]
+    code, out, err = qrun("eval", "perplexity", *words, f"results={tmp_path / 'r'}")
+    assert code == 0 and "data hub: train" in out, err

@@ -1,5 +1,6 @@
 import json
 import shutil
+import socket
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from qrun.config.schema import DataConfig, Dtype, EvaluationConfig, ModelConfig,
 from qrun.errors import InputError
 from qrun.evaluation.perplexity import measure
 from qrun.evaluation.protocols import build
+from qrun.language import hub
 from qrun.language.corpus import load as load_corpus
 from qrun.language.models import load, model_folder, model_shape
 
@@ -127,6 +129,7 @@ def test_hub_models_are_fetched_at_their_revision_and_read_from_that_folder(tiny
     ("gated", "token", "error", "said"),
     [
         (False, None, ConnectionError("no route"), r"owner/name at 0{40} could not be fetched \(ConnectionError\)"),
+        (True, None, OSError("404"), r"owner/name at 0{40} could not be fetched \(OSError\); check the name"),
         (True, None, OSError("401"), "owner/name is gated; accept its licence"),
         (True, "hf_x", OSError("403 gated repo"), "the hub refused owner/name for this HF_TOKEN"),
     ],
@@ -138,10 +141,42 @@ def test_a_hub_that_does_not_give_the_model_is_one_line(gated, token, error, sai
         raise error
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    monkeypatch.setattr(hub, "out_of_reach", lambda: "")
     monkeypatch.setenv("HF_TOKEN", token) if token else monkeypatch.delenv("HF_TOKEN", raising=False)
     with pytest.raises(InputError, match=said) as stop:
         model_folder(ModelConfig(name="hub", hub_id="owner/name", revision="0" * 40, gated=gated))
     assert "\n" not in str(stop.value) and "hf_x" not in str(stop.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("model", ["model=llama_instruct"]), ("data", ["data=wikitext2"]), ("questions", ["questions=mmlu"])],
+)
+def test_without_network_the_answer_is_no_network_and_comes_soon(name, words, tmp_path, start, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{port}")
+    command = ["eval", "questions"] if name == "questions" else ["eval", "perplexity"]
+    process = start(*command, *words, f"results={tmp_path / 'r'}")
+    assert process.wait(timeout=300) == 2
+    *before, line = process.told().splitlines()
+    assert "Retry" not in " ".join(before)
+    assert line.startswith(f"qrun: {name}=") and f"no network: http://127.0.0.1:{port} does not answer" in line
+
+
+def test_a_hub_that_is_silent_is_given_up_and_the_cache_read(monkeypatch):
+    import huggingface_hub
+
+    with socket.create_server(("127.0.0.1", 0), backlog=5) as silent:  # connects, and never answers
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setattr(hub, "SECONDS", 0.2)
+        with hub.hub() as away:
+            assert "does not answer" in away and huggingface_hub.is_offline_mode()
+        assert not huggingface_hub.is_offline_mode()
 
 
 def test_other_architectures_are_refused_and_named(tiny_folder, tmp_path):

@@ -119,10 +119,8 @@ def test_exports_give_the_adapted_perplexity(qrun, words, trained, tmp_path, kin
         assert qrun("eval", "perplexity", *measured, "name=merged")[0] == 0
         assert store.find("merged").data.metrics["base/perplexity"] == pytest.approx(adapted, rel=1e-5)
     else:
-        assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
-            "adapter_config.json",
-            "adapter_model.safetensors",
-        ]
+        files = ["README.md", "adapter_config.json", "adapter_model.safetensors", "qrun.json"]
+        assert sorted(p.name for p in (tmp_path / "out").iterdir()) == files
     code, _, err = qrun("export", folder, "--to", kind, "--out", tmp_path / "out", *model)
     assert code == 2 and "exists already" in err
 
@@ -255,7 +253,7 @@ def test_an_adapter_of_another_model_is_refused(qrun, trained, tmp_path):
         code == 2 and "trained in local" in err and "not in model=nano" in err and not (tmp_path / "results").exists()
     )
     code, _, err = qrun("eval", "perplexity", f"adapter.path={tmp_path}", f"results={tmp_path / 'results'}")
-    assert code == 2 and "no adapter_config.json" in err
+    assert code == 2 and "no qrun.json and no adapter_config.json" in err
 
 
 def test_a_store_that_cannot_be_written_is_told_before_training(words, qrun, tmp_path):

@@ -135,7 +135,7 @@ def asked(recovered, tiny_folder):
     made = results.table[results.table["kind"] == "compress"].iloc[0]
     trained = results.table[(results.table["kind"] == "train") & (results.table["what"] == "adapter")]
     adapter = store.folder / "runs" / trained[trained["ratio"] == 0.6]["run"].iloc[0] / "adapter"
-    own = json.loads((adapter / "adapter_config.json").read_text())["base_model"]["path"]
+    own = json.loads((adapter / "qrun.json").read_text())["base_model"]["path"]
     assert own.endswith(made["run"])
     typed = ["model=local", f"model.path={own}", "model.name=small", "model@original=local",
              f"original.path={tiny_folder}", "original.name=tiny", f"adapter.path={adapter}", "questions.limit=12",
