@@ -7,7 +7,6 @@
 Runs are written through MlflowClient by run id, so nothing depends on a process-wide active run or on MLFLOW_RUN_ID.
 """
 
-import fcntl
 import getpass
 import json
 import logging
@@ -22,9 +21,13 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlparse
+from urllib.parse import urlparse
+from urllib.request import url2pathname
+
+from filelock import FileLock
 
 from qrun.errors import InputError, RunFailed, interruption
+from qrun.tracking.provenance import packages
 
 PARAM_LENGTH = 6000  # MLflow cuts longer values without a word
 BATCH = 900  # metrics per request; MLflow takes 1,000
@@ -153,7 +156,7 @@ class Recorded:
         """Of MLflow's entity."""
         info, data = run.info, run.data
         seconds = (info.end_time - info.start_time) / 1000 if info.end_time else math.nan
-        folder = Path(unquote(urlparse(info.artifact_uri).path))
+        folder = Path(url2pathname(urlparse(info.artifact_uri).path))
         found = (dict(data.metrics), dict(data.params), dict(data.tags))
         return cls(info.run_id, info.run_name, info.status, info.start_time / 1000, seconds, *found, folder)
 
@@ -231,8 +234,7 @@ class Store:
         if not self._missing():
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / ".mlflow.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with FileLock(self.folder / ".mlflow.lock"):
             if not self._missing():
                 return
             for left in self.folder.glob(".mlflow-new-*"):
@@ -273,7 +275,7 @@ class Store:
         try:
             if resume_id is None:
                 run.params(params)
-            run.tags({**tags, "mlflow.user": _user()})
+            run.tags({**tags, "mlflow.user": _user(), "qrun.version": packages().get("qrun-adapters")})
             yield run
             run.end("FINISHED")
         except BaseException as error:
