@@ -254,9 +254,9 @@ def export(
     words: Words = None,
 ) -> None:
     """Write a saved adapter as a PEFT OFT adapter, merged into its model (model=... says which), or as circuits."""
-    from qrun.config.compose import compose
+    from qrun.config.compose import compose, typed
 
-    config = compose("perplexity", [*(words or []), f"adapter.path={_quoted(adapter)}"])
+    config = compose("perplexity", [*(words or []), f"adapter.path={typed(adapter)}"])
     _recipe("export.export", config, to.value, out, czs)
 
 
@@ -282,12 +282,6 @@ def ui(results: Results = "results", port: Annotated[int, typer.Option(help="Por
     from qrun.tracking.ui import serve
 
     serve(results, port)
-
-
-def _quoted(value: str) -> str:
-    """A path as a config value, whatever characters it has."""
-    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
 
 
 def main() -> None:

@@ -67,6 +67,16 @@ def plain(config: Any) -> dict[str, Any]:
     return {str(k): v for k, v in container.items()}
 
 
+def typed(value: object) -> str:
+    """A Python value as it is typed after `key=`."""
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(typed, value))}]"
+    if value is None or isinstance(value, bool | int | float):
+        return json.dumps(value)
+    escaped = str(value).replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
 def to_yaml(config: Any, without: tuple[str, ...] = ()) -> str:
     return OmegaConf.to_yaml(OmegaConf.create({k: v for k, v in plain(config).items() if k not in without}))
 

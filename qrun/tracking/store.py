@@ -321,16 +321,27 @@ class Store:
         if not self.database.exists():
             return {}
         condition = f"tags.`{tag}` != ''" + (f" AND attributes.status = '{status}'" if status else "")
-        order, experiments = ["attributes.start_time DESC"], [self.experiment(verb)]
         found: dict[str, Recorded] = {}
-        token = None
+        for run in self._search(self.experiment(verb), condition):
+            found.setdefault(run.tags[tag], run)
+        return found
+
+    def runs(self) -> dict[str, list["Recorded"]]:
+        """All runs by verb, the newest first. Raises InputError if there is no store."""
+        if not self.database.exists():
+            raise InputError(f"results={self.folder}: no store there; `qrun train` makes one")
+        experiments = [e for e in self.client.search_experiments() if e.name.startswith(PREFIX)]
+        return {e.name.removeprefix(PREFIX): list(self._search(e.experiment_id)) for e in experiments}
+
+    def _search(self, experiment: str, condition: str = "") -> Iterator["Recorded"]:
+        """Runs of an experiment, the newest first."""
+        order, token = ["attributes.start_time DESC"], None
         while True:
-            page = self.client.search_runs(experiments, condition, max_results=1000, page_token=token, order_by=order)
-            for run in page:
-                found.setdefault(run.data.tags[tag], Recorded.of(run))
+            page = self.client.search_runs([experiment], condition, max_results=1000, page_token=token, order_by=order)
+            yield from map(Recorded.of, page)
             token = page.token
             if not token:
-                return found
+                return
 
     def recorded(self, run_id: str) -> "Recorded":
         """One run by id."""
