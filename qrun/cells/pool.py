@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numba
+import psutil
 import torch
 
 from qrun.cells.cell import Place, Task
@@ -85,7 +86,8 @@ def workers(config: LauncherConfig, device: str) -> int:
     if config.workers is not None:
         return config.workers
     accelerated = device not in ("cpu", "auto") or (device == "auto" and torch.cuda.is_available())
-    return 1 if accelerated else max(1, len(os.sched_getaffinity(0)) // config.threads)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # Linux has it
+    return 1 if accelerated else max(1, cores // config.threads)
 
 
 def attempt(key: str, task: Task, place: Place, workspace: Workspace) -> Outcome:
@@ -186,12 +188,13 @@ def _threads(count: int) -> None:
 def _start(parent: int) -> None:
     """A worker ends with its parent, also when that is killed, and hears of a Ctrl-C once, from its parent; after a
     signal it computes nothing more."""
-    os.setpgrp()
+    if hasattr(os, "setpgrp"):  # not on Windows
+        os.setpgrp()
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, lambda signum, _frame: _told.append(signum))
 
     def watch() -> None:
-        while os.getppid() == parent:
+        while os.getppid() == parent and psutil.pid_exists(parent):  # Windows never gives another parent
             time.sleep(0.5)
         os._exit(1)
 

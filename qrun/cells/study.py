@@ -6,7 +6,6 @@ A study module declares `cells(config, say)`, `numbers(results)` and `grades(num
 store is the only memory: kill a study at any point, start it again, and no finished cell is computed twice.
 """
 
-import fcntl
 import hashlib
 import json
 import sys
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 import pandas as pd
+from filelock import FileLock, Timeout
 
 from qrun.cells.cell import Cell
 from qrun.cells.keys import Keys, Sources
@@ -158,12 +158,12 @@ def _tell(store: Store, run: Run, page: Page, results: Results) -> None:
 def alone(store: Store) -> Iterator[None]:
     """One study at a time in a store. Raises InputError if another process has one open."""
     store.check_writable()
-    with (store.folder / "study.lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            why = "another study is running in this store; wait or choose another folder"
-            raise InputError(f"results={store.folder}: {why}") from error
+    try:
+        held = FileLock(store.folder / "study.lock").acquire(timeout=0)
+    except Timeout as error:
+        why = "another study is running in this store; wait or choose another folder"
+        raise InputError(f"results={store.folder}: {why}") from error
+    with held:
         yield
 
 

@@ -17,7 +17,7 @@ def doctor(results: str) -> None:
     import torch
     from numba import get_num_threads
 
-    found = packages()
+    found = {**packages()}
     own, commit = found.pop("qrun-adapters", "not installed"), git_state()["git_sha"][:12]
     threads = f"torch uses {torch.get_num_threads()} threads, the simulator {get_num_threads()}"
     gpu, topics = torch.cuda.is_available(), (standard_library() / "pydoc_data").is_dir()

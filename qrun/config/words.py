@@ -3,6 +3,7 @@
 A path needs no quotes: `data.path=/tmp/a b(1)#é.txt` is taken as the shell hands it over.
 """
 
+import json
 import re
 from itertools import product
 
@@ -81,6 +82,13 @@ def _quoted(key: str, value: str, grid: bool) -> str:
 def quoted(value: str) -> str:
     """A text as Hydra's grammar takes it, whatever characters it has."""
     return str(QuotedString(value, Quote.single).with_quotes())
+
+
+def spelled(value: object) -> str:
+    """A Python value as it is typed after `key=`."""
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(spelled, value))}]"
+    return json.dumps(value) if value is None or isinstance(value, bool | int | float) else quoted(str(value))
 
 
 def _is_grid(word: str) -> bool:

@@ -18,6 +18,7 @@ from qrun.errors import InputError
 from qrun.quantum.circuits import to_qiskit
 from qrun.quantum.devices.noisy import NoisyDevice
 from qrun.quantum.encoding import qubits
+from qrun.quantum.kernels import heisenberg
 from qrun.quantum.synthesis import Written
 from qrun.quantum.wiring import Wiring
 from qrun.report.screen import console, say
@@ -30,6 +31,8 @@ def circuit(config: CircuitConfig, qasm: str | None) -> None:
     block, title, written = _block(config)
     n, noise = qubits(len(block)), config.noise
     wiring = Wiring(noise, config.device.circuit, config.device.coupling, config.device.keep)
+    if not any(Path(heisenberg.stats.cache_path or "").glob("kernels.heisenberg-*")):
+        say("compiling the simulator once, about 15 s")
     unit = np.random.default_rng(config.seed).normal(size=len(block))
     circuits = wiring.circuits(block[None], written)
     prepared = circuits.encoded(unit[None, None] / np.linalg.norm(unit))[0, 0]

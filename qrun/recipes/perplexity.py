@@ -4,11 +4,13 @@ qrun eval perplexity adapter.path=results/runs/<run>/adapter protocol=hf_strided
 qrun eval compare <run> <run>:base
 """
 
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from qrun.adapters.linear import Adapter
 from qrun.adapters.methods import spec
 from qrun.adapters.saving import read
-from qrun.cells.workspace import Workspace
+from qrun.cells.workspace import Opened, Workspace
 from qrun.config.compose import config_hash
 from qrun.config.verbs import PerplexityConfig
 from qrun.errors import InputError
@@ -31,21 +33,43 @@ from qrun.tracking.store import Store
 from qrun.training.interrupt import Interrupt
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What an evaluation left."""
+
+    run: str  # name and id in the store
+    run_id: str
+    measurements: dict[str, Measurement] = field(repr=False)  # base, adapted, and the device's by its name
+    gain: Difference | None  # base less the last of them
+    penalty: Difference | None  # the device's less adapted
+    circuits: dict[str, float] = field(repr=False)  # statistics of the circuits: sign flips, relative error ...
+
+    @property
+    def perplexity(self) -> dict[str, float]:
+        """By name, as `measurements`."""
+        return {name: found.perplexity for name, found in self.measurements.items()}
+
+
 def measure(config: PerplexityConfig) -> dict[str, Measurement]:
     """Measure the model, and the model with its adapter, on one task; returns the measurements by name."""
     saved = read(Path(config.adapter.path).expanduser()) if config.adapter.path else None
-    opened, evaluation = Workspace().open(config), config.evaluation
-    model = opened.language.model
+    opened = Workspace().open(config)
     adapter = attach_saved(opened.language, saved, str(config.adapter.path)) if saved else None
+    return measure_in(opened, adapter, config).measurements
+
+
+def measure_in(opened: Opened, adapter: Adapter | None, config: PerplexityConfig) -> Measured:
+    """The recipe on an opened model with that adapter in it, if any."""
+    evaluation, model = config.evaluation, opened.language.model
     circuits = config.device.kind != "exact"
-    executor = open_executor(config, saved.config) if saved and circuits else None
+    executor = open_executor(config, adapter.config) if adapter and circuits else None
     store = Store(config.results)
     store.check_writable()
-    kind = f"{spec(saved.config.method).label(saved.config)}-{config.device.kind}" if saved else "base"
+    kind = f"{spec(adapter.config.method).label(adapter.config)}-{config.device.kind}" if adapter else "base"
     name = config.name or f"{config.model.name}-{kind}-{opened.task.statement['protocol']}-{config_hash(config)}"
     params = {**flat_params(config), "parameters": adapter.count() if adapter else 0}
-    if saved:
-        params["adapter.dim"] = saved.config.dim
+    if adapter:
+        params["adapter.dim"] = adapter.config.dim
     words = {**tags(config, opened), **device_tags(config)}
     gaps: dict[str, Difference] = {}
     with Interrupt().installed(), store.run("eval-perplexity", name, params, words) as run:
@@ -63,6 +87,7 @@ def measure(config: PerplexityConfig) -> dict[str, Measurement]:
                 try:
                     results[last] = measured(f"on {last}", model, opened.task, evaluation.batch)
                 finally:  # what was sent belongs to the record of a failed run too
+                    adapter.set_executor(None)
                     record_device(run, executor.device)
                 gap = difference(results[last], results["adapted"], evaluation.resamples, config.seed)
                 gaps["penalty of the device"] = gap
@@ -73,10 +98,12 @@ def measure(config: PerplexityConfig) -> dict[str, Measurement]:
     first = next(iter(results.values()))
     caption = f"{measured_words(first)}; protocol {first.statement['protocol']} {first.fingerprint}"
     result_table(name, results, gaps, caption)
-    if executor is not None:
-        say(circuit_line(executor.statistics.summary(), config))
+    statistics = executor.statistics.summary() if executor else {}
+    if statistics:
+        say(circuit_line(statistics, config))
     say(f"run  {store.url('eval-perplexity', run_id=run.run_id)}  (after `qrun ui`)")
-    return results
+    found = (gaps.get("gain"), gaps.get("penalty of the device"))
+    return Measured(name, run.run_id, results, *found, statistics)
 
 
 def compare(first: str, second: str, results: str) -> None:

@@ -1,9 +1,10 @@
 """The record that every run leaves: tags that identify its number, config, environment, measurements, a small table."""
 
-import resource
 import sys
 from collections.abc import Mapping
 from typing import Protocol
+
+import psutil
 
 from qrun.cells.workspace import Opened
 from qrun.config.compose import config_hash, plain, to_yaml
@@ -93,7 +94,11 @@ def record_measurements(run: Run, results: Mapping[str, Measurement], gain: Diff
 
 
 def peak_memory_mb() -> float:
-    """Peak resident memory of this process (kilobytes on Linux, bytes on macOS)."""
+    """Peak resident memory of this process."""
+    if sys.platform == "win32":
+        return float(psutil.Process().memory_info().peak_wset / 2**20)
+    import resource  # kilobytes on Linux, bytes on macOS
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 

@@ -10,6 +10,8 @@
 """
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from qrun.adapters.saving import save
@@ -29,10 +31,30 @@ from qrun.training.interrupt import Interrupt
 BASE = "base.json"  # the frozen model's measurement, beside the checkpoint of an unfinished run
 
 
+@dataclass(frozen=True)
+class Trained:
+    """What a training left."""
+
+    run: str  # name and id in the store
+    run_id: str
+    folder: Path  # of the saved adapter
+    base: Measurement = field(repr=False)  # of the frozen model
+    adapted: Measurement = field(repr=False)
+    gain: Difference  # perplexity of base less that of adapted
+    metrics: Mapping[str, float] = field(repr=False)
+    history: list[dict[str, float]] = field(repr=False)  # of each step: step, cross_entropy ...
+    evaluations: list[dict[str, float]] = field(repr=False)  # of each validation: step, validation_nats
+
+
 def train(config: TrainConfig, resuming: bool = False) -> Path:
     """Run the recipe; returns the folder of the saved adapter."""
+    return train_in(Workspace(), config, resuming).folder
+
+
+def train_in(workspace: Workspace, config: TrainConfig, resuming: bool = False) -> Trained:
+    """The recipe in a workspace, which opens the model unless it has it; the model is left as it was."""
     store = Store(config.results)
-    with prepared(config, Workspace()) as job:
+    with prepared(config, workspace) as job:
         store.check_writable()
         name = config.name or f"{config.model.name}-{job.label}-s{config.seed}-{config_hash(config)}"
         folder = store.folder / "runs" / name
@@ -73,7 +95,7 @@ def train(config: TrainConfig, resuming: bool = False) -> Path:
     saved = folder / "adapter"
     shown_path = saved.relative_to(Path.cwd()) if saved.is_relative_to(Path.cwd()) else saved
     say(f"adapter  {shown_path}\nrun      {store.url('train', run_id=run.run_id)}  (after `qrun ui{where}`)")
-    return saved
+    return Trained(name, run.run_id, saved, base, adapted, gain, metrics, progress.history, progress.evaluations)
 
 
 def frozen(job: Job, kept: Path, resumed: bool) -> Measurement:

@@ -4,6 +4,7 @@ import os
 import platform
 import subprocess
 import sys
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ PACKAGES = (
 )  # fmt: skip
 
 
+@cache
 def packages() -> dict[str, str]:
     """Versions of the packages that can change a result; absent ones are left out."""
     found = {}

@@ -7,7 +7,6 @@
 Runs are written through MlflowClient by run id, so nothing depends on a process-wide active run or on MLFLOW_RUN_ID.
 """
 
-import fcntl
 import getpass
 import json
 import logging
@@ -22,9 +21,13 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlparse
+from urllib.parse import urlparse
+from urllib.request import url2pathname
+
+from filelock import FileLock
 
 from qrun.errors import InputError, RunFailed, interruption
+from qrun.tracking.provenance import packages
 
 PARAM_LENGTH = 6000  # MLflow cuts longer values without a word
 BATCH = 900  # metrics per request; MLflow takes 1,000
@@ -153,7 +156,7 @@ class Recorded:
         """Of MLflow's entity."""
         info, data = run.info, run.data
         seconds = (info.end_time - info.start_time) / 1000 if info.end_time else math.nan
-        folder = Path(unquote(urlparse(info.artifact_uri).path))
+        folder = Path(url2pathname(urlparse(info.artifact_uri).path))
         found = (dict(data.metrics), dict(data.params), dict(data.tags))
         return cls(info.run_id, info.run_name, info.status, info.start_time / 1000, seconds, *found, folder)
 
@@ -231,8 +234,7 @@ class Store:
         if not self._missing():
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / ".mlflow.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with FileLock(self.folder / ".mlflow.lock"):
             if not self._missing():
                 return
             for left in self.folder.glob(".mlflow-new-*"):
@@ -273,7 +275,7 @@ class Store:
         try:
             if resume_id is None:
                 run.params(params)
-            run.tags({**tags, "mlflow.user": _user()})
+            run.tags({**tags, "mlflow.user": _user(), "qrun.version": packages().get("qrun-adapters")})
             yield run
             run.end("FINISHED")
         except BaseException as error:
@@ -319,16 +321,27 @@ class Store:
         if not self.database.exists():
             return {}
         condition = f"tags.`{tag}` != ''" + (f" AND attributes.status = '{status}'" if status else "")
-        order, experiments = ["attributes.start_time DESC"], [self.experiment(verb)]
         found: dict[str, Recorded] = {}
-        token = None
+        for run in self._search(self.experiment(verb), condition):
+            found.setdefault(run.tags[tag], run)
+        return found
+
+    def runs(self) -> dict[str, list["Recorded"]]:
+        """All runs by verb, the newest first. Raises InputError if there is no store."""
+        if not self.database.exists():
+            raise InputError(f"results={self.folder}: no store there; `qrun train` makes one")
+        experiments = [e for e in self.client.search_experiments() if e.name.startswith(PREFIX)]
+        return {e.name.removeprefix(PREFIX): list(self._search(e.experiment_id)) for e in experiments}
+
+    def _search(self, experiment: str, condition: str = "") -> Iterator["Recorded"]:
+        """Runs of an experiment, the newest first."""
+        order, token = ["attributes.start_time DESC"], None
         while True:
-            page = self.client.search_runs(experiments, condition, max_results=1000, page_token=token, order_by=order)
-            for run in page:
-                found.setdefault(run.data.tags[tag], Recorded.of(run))
+            page = self.client.search_runs([experiment], condition, max_results=1000, page_token=token, order_by=order)
+            yield from map(Recorded.of, page)
             token = page.token
             if not token:
-                return found
+                return
 
     def recorded(self, run_id: str) -> "Recorded":
         """One run by id."""

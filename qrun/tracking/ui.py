@@ -7,7 +7,10 @@ import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 from qrun.errors import InputError, RunFailed
 from qrun.tracking.store import PREFIX, Store, address
@@ -48,7 +51,9 @@ def serve(results: str | Path, port: int) -> None:
     finally:
         signal.signal(signal.SIGTERM, stop)
         if server.poll() is None:
-            os.killpg(server.pid, signal.SIGTERM)
+            for process in [*psutil.Process(server.pid).children(recursive=True), server]:
+                with suppress(psutil.NoSuchProcess):
+                    process.terminate()
             server.wait(timeout=20)
 
 

@@ -1,6 +1,7 @@
 """Adapters on devices, plans, generation and drawings, as a user types them."""
 
 import pytest
+from tests_support import PATIENCE
 
 from qrun.tracking.store import Store
 
@@ -244,6 +245,16 @@ def test_a_block_circuit_is_drawn_counted_and_exported(qrun, adapter, tmp_path):
     assert qrun("circuit", f"adapter.path={adapter[0]}", "site=layers.9.mlp.up_proj")[0] == 2
     code, out, _ = qrun("circuit", "dim=16", "noise=heron_r2")
     assert code == 0 and "4 qubits" in out
+
+
+def test_the_first_circuit_says_that_it_compiles_and_the_next_does_not(start, monkeypatch, tmp_path):
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    said = []
+    for _ in range(2):
+        process = start("circuit")
+        assert process.wait(PATIENCE) == 0, process.told()
+        said.append("compiling the simulator once" in process.told())
+    assert said == [True, False]
 
 
 def test_a_preset_is_refreshed_from_a_calibration(qrun, tmp_path):

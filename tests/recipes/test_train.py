@@ -2,6 +2,7 @@
 
 import os
 import signal
+from importlib.metadata import version
 
 import pytest
 import torch
@@ -58,6 +59,7 @@ def test_a_run_leaves_everything_that_design_and_reader_ask_for(trained):
     assert metrics["gain"] == pytest.approx(metrics["base/perplexity"] - metrics["adapted/perplexity"], rel=1e-6)
     assert metrics["gain_low"] <= metrics["gain"] <= metrics["gain_high"] and metrics["gain_low"] > 0
     assert params["adapter.dim"] == "4" and params["sites"] == "14" and params["parameters"] == "720"
+    assert tags["qrun.version"] == version("qrun-adapters")
     assert {
         "git_sha",
         "git_dirty",
