@@ -9,6 +9,7 @@ from pathlib import Path
 from qrun.adapters.saving import read
 from qrun.cells.workspace import Workspace
 from qrun.config.compose import config_hash
+from qrun.config.tree import used
 from qrun.config.verbs import PerplexityConfig
 from qrun.errors import InputError
 from qrun.evaluation.measurement import Difference, Measurement, difference
@@ -45,7 +46,7 @@ def measure(config: PerplexityConfig) -> dict[str, Measurement]:
     params = {**flat_params(config), "parameters": adapter.count() if adapter else 0}
     if saved:
         params["adapter.dim"] = saved.config.dim
-    words = {**tags(config, opened), **device_tags(config)}
+    words = {**tags(config, opened), **device_tags(config), **used()}
     gaps: dict[str, Difference] = {}
     with Interrupt().installed(), store.run("eval-perplexity", name, params, words) as run:
         open_record(run, config, opened)

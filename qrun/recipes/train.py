@@ -15,6 +15,7 @@ from pathlib import Path
 from qrun.adapters.saving import save
 from qrun.cells.workspace import Workspace
 from qrun.config.compose import config_hash
+from qrun.config.tree import used
 from qrun.config.verbs import TrainConfig
 from qrun.evaluation.measurement import Difference, Measurement, difference
 from qrun.recipes.fitting import Job, fit_adapter, fit_metrics, prepared, resume
@@ -46,7 +47,7 @@ def train(config: TrainConfig, resuming: bool = False) -> Path:
         windows = f"{len(job.windows):,} training windows of {config.training.context} tokens"
         say(f"adapter {job.label}: {len(job.sites)} sites, {count:,} parameters; {windows}")
         params = {**flat_params(config), "sites": len(job.sites), "parameters": count}
-        words = tags(config, job.opened)
+        words = {**tags(config, job.opened), **used()}
         with Interrupt().installed() as interrupt, store.run("train", name, params, words, run_id) as run:
             if run_id is None:
                 open_record(run, config, job.opened)
