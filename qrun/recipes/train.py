@@ -11,6 +11,7 @@
 
 import json
 from pathlib import Path
+from shlex import quote
 
 from qrun.adapters.saving import save
 from qrun.cells.workspace import Workspace
@@ -70,7 +71,7 @@ def train(config: TrainConfig, resuming: bool = False) -> Path:
     caption = f"{measured_words(base)} of {split}; best step {progress.best_step}"
     shown = {"frozen model": base, f"with adapter, {count:,} parameters": adapted}
     result_table(name, shown, {"gain": gain}, caption)
-    where = "" if config.results == "results" else f" --results {config.results}"
+    where = "" if config.results == "results" else f" --results {quote(config.results)}"
     saved = folder / "adapter"
     shown_path = saved.relative_to(Path.cwd()) if saved.is_relative_to(Path.cwd()) else saved
     say(f"adapter  {shown_path}\nrun      {store.url('train', run_id=run.run_id)}  (after `qrun ui{where}`)")
