@@ -1,4 +1,4 @@
-"""Who computes cells: this process, a few processes beside it, or a Ray cluster. The results are the same.
+"""Who computes cells: this process, a few processes beside it, a Ray cluster, or SLURM. The results are the same.
 
     with open_pool(config, device, workspace) as pool:
         pool.submit(key, task, place)       at most pool.capacity at once
@@ -22,6 +22,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
+from shutil import which
 from typing import Any, Protocol
 
 import numba
@@ -30,10 +32,12 @@ import torch
 
 from qrun.cells.cell import Place, Task
 from qrun.cells.workspace import Workspace
-from qrun.config.schema import LauncherConfig, LauncherKind
+from qrun.config.schema import Cluster, LauncherConfig, LauncherKind
 from qrun.errors import InputError, Interrupted, RunFailed, interruption
 from qrun.report.screen import console, silenced
 from qrun.training.interrupt import Interrupt
+
+POLL = 1.0  # seconds between two looks at SLURM's jobs; submitit asks SLURM itself less often
 
 
 @dataclass(frozen=True)
@@ -61,10 +65,14 @@ class Pool(Protocol):
 
 
 @contextmanager
-def open_pool(config: LauncherConfig, device: str, workspace: Workspace, cells: int) -> Iterator[Pool]:
-    """The pool that `launcher` asks for, for so many cells at the most."""
-    count = max(1, min(workers(config, device), cells))
-    if config.kind is LauncherKind.ray:
+def open_pool(config: LauncherConfig, device: str, workspace: Workspace, cells: int, folder: Path) -> Iterator[Pool]:
+    """The pool that `launcher` asks for, for so many cells at the most; jobs of SLURM leave their logs in `folder`."""
+    jobs = config.kind is LauncherKind.submitit and config.workers is None  # the queue is as long as it has to be
+    count = max(1, min(cells if jobs else workers(config, device), cells))
+    if config.kind is LauncherKind.submitit:
+        with _submitit(config, count, folder) as pool:
+            yield pool
+    elif config.kind is LauncherKind.ray:
         with _ray(config, count) as pool:
             yield pool
     elif count == 1:
@@ -249,3 +257,52 @@ def _ray(config: LauncherConfig, count: int) -> Iterator[RayPool]:
         yield RayPool(ray, config, count)
     finally:
         ray.shutdown()
+
+
+class SubmititPool:
+    """Jobs of SLURM, one cell a job. The store's folder must be visible to every node."""
+
+    def __init__(self, executor: Any, count: int, threads: int) -> None:  # submitit is an extra
+        self.executor, self.capacity, self.threads = executor, count, threads
+        self.pending: dict[str, Any] = {}
+
+    def submit(self, key: str, task: Task, place: Place) -> None:
+        """Send it to the queue."""
+        self.pending[key] = self.executor.submit(_in_worker, key, task, place, self.threads)
+
+    def next(self) -> Outcome:
+        """The next that ends, or was lost: a job over its time or its memory, a node that went down."""
+        while (key := next((key for key, job in self.pending.items() if job.done()), None)) is None:
+            time.sleep(POLL)
+        job = self.pending.pop(key)
+        if job.exception() is None:
+            outcome: Outcome = job.result()
+            return outcome
+        return Outcome(key, "", f"its job {job.job_id} was lost ({job.state}; log {job.paths.stderr})", 0.0)
+
+    def interrupt(self) -> None:
+        """Take back what waits, and stop what runs at its next checkpoint: SLURM sends SIGTERM first."""
+        for job in self.pending.values():
+            job.cancel(check=False)
+
+
+@contextmanager
+def _submitit(config: LauncherConfig, count: int, folder: Path) -> Iterator[SubmititPool]:
+    try:
+        import submitit
+    except ImportError as error:
+        how = "pip install 'qrun-adapters[slurm]', or use launcher=local"
+        raise InputError(f"launcher=submitit: submitit is not installed; {how}") from error
+    if config.cluster is Cluster.slurm and not which("sbatch"):
+        how = "start it where sbatch is, or use launcher=local"
+        raise InputError(f"launcher=submitit: no SLURM on this machine (sbatch is not found); {how}")
+    executor = submitit.AutoExecutor(folder=folder, cluster=config.cluster.value)
+    executor.update_parameters(
+        name="qrun", timeout_min=config.timeout_min, cpus_per_task=config.threads, gpus_per_node=int(config.gpus),
+        mem_gb=config.mem_gb, slurm_partition=config.partition,
+    )  # fmt: skip
+    pool = SubmititPool(executor, count, config.threads)
+    try:
+        yield pool
+    finally:
+        pool.interrupt()

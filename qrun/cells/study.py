@@ -120,7 +120,8 @@ def _compute(
             from qrun.cells.workspace import Workspace
 
             workspace, runs = Workspace(keys.sources), {key: done.run_id for key, done in finished.items()}
-            with open_pool(config.launcher, config.model.device, workspace, len(todo.missing)) as pool:
+            jobs = store.folder / "slurm"
+            with open_pool(config.launcher, config.model.device, workspace, len(todo.missing), jobs) as pool:
                 run_missing(todo, keys, runs, pool, config.results, run.run_id)
             finished = store.tagged(EXPERIMENT, "cell_key", "FINISHED")
         results = collect(grid, keys, finished)

@@ -16,10 +16,10 @@ def show(group: str | None) -> None:
             for line, (option, own) in enumerate(found.items()):
                 rows.append(["" if line else name, option, headline(own[0]) + _where(own)])
         listing(["group", "option", "what it is"], rows)
-        say("\nPick with group=option, change one value with group.key=value; "
-            "`qrun config GROUP` prints the files, `--cfg job` the result.")  # fmt: skip
-        own_folders = ", ".join(map(str, folders())) or "none; --config-dir DIR, QRUN_CONFIG_DIR or ./configs"
-        say(f"Own folders: {own_folders}")
+        say("\nPick with group=option, change one value with group.key=value.")
+        say("`qrun config GROUP` prints the files, `--cfg job` the result.")
+        mine = "\n".join(["Own folders:", *map(str, folders())])
+        say(mine if folders() else "Own files: --config-dir DIR, QRUN_CONFIG_DIR or ./configs")
         return
     if group not in groups:
         raise InputError(f"config {group}: no such group; groups are {', '.join(groups)}")

@@ -4,6 +4,7 @@ import os
 import platform
 from importlib.util import find_spec
 from pathlib import Path
+from shutil import which
 
 from qrun.errors import InputError
 from qrun.language.docstrings import standard_library
@@ -28,6 +29,7 @@ def doctor(results: str) -> None:
     no_client = "pip install 'qrun-adapters[ibm]', also for device=fake"
     account = "QISKIT_IBM_TOKEN is set" if ibm else no_ibm
     no_ray = "pip install 'qrun-adapters[ray]'; launcher=local needs nothing"
+    slurm = "submitit and SLURM" if which("sbatch") else "submitit is installed; no SLURM here (sbatch)"
     states = {
         "qrun": f"{own}, commit {commit}, Python {platform.python_version()}",
         "packages": ", ".join(f"{name} {number}" for name, number in found.items()),
@@ -39,6 +41,7 @@ def doctor(results: str) -> None:
         "llama (gated)": "HF_TOKEN is set" if hub else no_hub,
         "device=ibm": account if find_spec("qiskit_ibm_runtime") else no_client,
         "launcher=ray": "ray is installed" if ray else no_ray,
+        "launcher=submitit": slurm if find_spec("submitit") else "pip install 'qrun-adapters[slurm]'",
     }
     listing(["what", "state"], [[what, state] for what, state in states.items()])
 

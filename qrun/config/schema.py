@@ -313,6 +313,14 @@ class LauncherKind(Enum):
 
     local = "local"
     ray = "ray"
+    submitit = "submitit"
+
+
+class Cluster(Enum):
+    """Who takes the jobs of submitit."""
+
+    slurm = "slurm"
+    local = "local"  # processes on this machine, to try a set-up
 
 
 @dataclass
@@ -320,15 +328,22 @@ class LauncherConfig:
     """Group `launcher`: who computes the cells of a study. The results are the same with any."""
 
     kind: LauncherKind = LauncherKind.local
-    workers: int | None = None  # processes, or Ray tasks at once; null: as many as the cores allow, one on a GPU
-    threads: int = 1  # of torch in each process
-    gpus: float = 0.0  # share of a GPU that a Ray task takes
+    workers: int | None = None  # processes, Ray tasks or jobs at once; null: as many as the cores allow, one on a GPU
+    threads: int = 1  # of torch in each process; a job asks for as many CPUs
+    gpus: float = 0.0  # share of a GPU that a Ray task takes, or GPUs of a job
     address: str | None = None  # of a Ray cluster; null starts Ray on this machine
+    cluster: Cluster = Cluster.slurm  # of submitit
+    partition: str | None = None  # of SLURM; null is the cluster's default
+    timeout_min: int = 240  # a job's longest time; a stopped training goes on at its checkpoint
+    mem_gb: float | None = None  # of a job; null is the cluster's default
 
     def __post_init__(self) -> None:
         at_least(self, 1, "launcher.workers", null=", or null")
-        at_least(self, 1, "launcher.threads")
+        at_least(self, 1, "launcher.threads", "launcher.timeout_min")
         at_least(self, 0, "launcher.gpus")
+        whole = self.kind is not LauncherKind.submitit or self.gpus == int(self.gpus)
+        need(self, "launcher.gpus", whole, "a SLURM job takes whole GPUs")
+        need(self, "launcher.mem_gb", self.mem_gb is None or self.mem_gb > 0, "give gigabytes above 0, or null")
 
 
 @dataclass

@@ -70,6 +70,17 @@ def points(words: list[str]) -> tuple[list[str], list[list[str]]]:
     return fixed, [list(point) for point in product(*values)]
 
 
+def values(words: list[str]) -> dict[str, str | int | float | None]:
+    """What words set, a number or a text; lists as they are typed."""
+    found: dict[str, str | int | float | None] = {}
+    for word in map(read, words):
+        value = word.value()
+        if value is not None and not isinstance(value, str | int | float):
+            value = word.get_value_element_as_str()
+        found[word.get_key_element()] = value
+    return found
+
+
 def _quoted(key: str, value: str, grid: bool) -> str:
     """The word, its value quoted for Hydra where it is a path that is not quoted, empty or null."""
     last = key.rpartition(".")[2]

@@ -1,11 +1,17 @@
 """What can be told from the words alone, before anything heavy is imported."""
 
+from typing import TYPE_CHECKING
+
 from qrun.adapters.methods import spec
+from qrun.adapters.methods.base import BlockMethod
 from qrun.adapters.sites import select, sites
 from qrun.config.devices import DeviceConfig
 from qrun.config.schema import AdapterConfig, ModelConfig
 from qrun.errors import InputError
 from qrun.language.models import model_shape
+
+if TYPE_CHECKING:
+    from qrun.quantum.synthesis import Ansatz
 
 
 def check_sites(model: ModelConfig, adapter: AdapterConfig) -> None:
@@ -21,3 +27,12 @@ def check_device(model: ModelConfig, device: DeviceConfig, adapter: str | None) 
     if device.kind != "exact" and not adapter:
         how = "give adapter.path=<folder written by `qrun train`>"
         raise InputError(f"device={device.kind}: no adapter to run there; {how}")
+
+
+def own_ansatz(adapter: AdapterConfig) -> "Ansatz | None":
+    """The order of gates of an adapter whose blocks are circuits already, of so many CZ; torch is imported for those
+    only."""
+    method = spec(adapter.method)
+    if not isinstance(method, BlockMethod) or "czs" not in method.options:
+        return None
+    return method.form(adapter, "").shape(adapter.dim)

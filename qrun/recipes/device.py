@@ -8,14 +8,13 @@ from typing import Protocol
 import torch
 
 from qrun.adapters.executor import CircuitExecutor
-from qrun.adapters.methods import spec
-from qrun.adapters.methods.base import BlockMethod
 from qrun.config.devices import DeviceConfig, EstimateConfig, Sign, SignsConfig
 from qrun.config.schema import AdapterConfig, ModelConfig
 from qrun.quantum.devices.base import Device, Setting
 from qrun.quantum.encoding import qubits
 from qrun.quantum.noise import Noise
 from qrun.quantum.synthesis import Ansatz
+from qrun.recipes.checks import own_ansatz
 from qrun.report.screen import say
 
 
@@ -60,12 +59,6 @@ def open_executor(config: OnDevice, adapter: AdapterConfig) -> CircuitExecutor:
         say(f"blocks of {len(ansatz.pairs)} CZ are written anew: they run as they are with circuit=line, b up to 16")
     constrained, allocation = adapter.sign_constrained, config.device.allocation
     return CircuitExecutor(device, config.signs.kind, config.seed, constrained, config.estimate, allocation)
-
-
-def own_ansatz(adapter: AdapterConfig) -> Ansatz | None:
-    """The order of gates of an adapter whose blocks are circuits already."""
-    method = spec(adapter.method)
-    return method.form(adapter, "").shape(adapter.dim) if isinstance(method, BlockMethod) else None
 
 
 def circuit_line(summary: dict[str, float], config: OnDevice) -> str:

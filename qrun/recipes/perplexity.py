@@ -12,6 +12,7 @@ from qrun.adapters.methods import spec
 from qrun.adapters.saving import read
 from qrun.cells.workspace import Opened, Workspace
 from qrun.config.compose import config_hash
+from qrun.config.tree import used
 from qrun.config.verbs import PerplexityConfig
 from qrun.errors import InputError
 from qrun.evaluation.measurement import Difference, Measurement, difference
@@ -70,7 +71,7 @@ def measure_in(opened: Opened, adapter: Adapter | None, config: PerplexityConfig
     params = {**flat_params(config), "parameters": adapter.count() if adapter else 0}
     if adapter:
         params["adapter.dim"] = adapter.config.dim
-    words = {**tags(config, opened), **device_tags(config)}
+    words = {**tags(config, opened), **device_tags(config), **used()}
     gaps: dict[str, Difference] = {}
     with Interrupt().installed(), store.run("eval-perplexity", name, params, words) as run:
         open_record(run, config, opened)

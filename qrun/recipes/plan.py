@@ -22,7 +22,7 @@ from qrun.quantum.plan import JOBS_PER_MINUTE, OPEN_PLAN_S, QUICK_S, best_share,
 from qrun.quantum.plan import plan as cost
 from qrun.quantum.services import named_backend
 from qrun.quantum.wiring import Wiring
-from qrun.recipes.device import own_ansatz
+from qrun.recipes.checks import own_ansatz
 from qrun.report.screen import say, table
 
 

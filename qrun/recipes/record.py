@@ -9,7 +9,7 @@ import psutil
 from qrun.cells.workspace import Opened
 from qrun.config.compose import config_hash, plain, to_yaml
 from qrun.config.devices import DeviceConfig
-from qrun.config.tree import flatten, used
+from qrun.config.tree import flatten
 from qrun.config.verbs import RunConfig
 from qrun.evaluation.measurement import Difference, Measurement
 from qrun.quantum.devices.base import Device
@@ -32,7 +32,7 @@ def tags(config: RunConfig, opened: Opened) -> Words:
     """What identifies a number beside its parameters."""
     language, task, code = opened.language, opened.task, git_state()
     return {
-        **code, **used(), "mlflow.source.name": " ".join(["qrun", *sys.argv[1:]]), "mlflow.source.type": "LOCAL",
+        **code, "mlflow.source.name": " ".join(["qrun", *sys.argv[1:]]), "mlflow.source.type": "LOCAL",
         "mlflow.source.git.commit": code["git_sha"], "config_hash": config_hash(config),
         "protocol": task.statement["protocol"], "protocol_fingerprint": task.fingerprint,
         "model_name": language.identity["name"], "model_revision": language.identity["revision"],

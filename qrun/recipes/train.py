@@ -13,10 +13,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 
 from qrun.adapters.saving import save
 from qrun.cells.workspace import Workspace
 from qrun.config.compose import config_hash
+from qrun.config.tree import used
 from qrun.config.verbs import TrainConfig
 from qrun.evaluation.measurement import Difference, Measurement, difference
 from qrun.recipes.fitting import Job, fit_adapter, fit_metrics, prepared, resume
@@ -68,7 +70,7 @@ def train_in(workspace: Workspace, config: TrainConfig, resuming: bool = False) 
         windows = f"{len(job.windows):,} training windows of {config.training.context} tokens"
         say(f"adapter {job.label}: {len(job.sites)} sites, {count:,} parameters; {windows}")
         params = {**flat_params(config), "sites": len(job.sites), "parameters": count}
-        words = tags(config, job.opened)
+        words = {**tags(config, job.opened), **used()}
         with Interrupt().installed() as interrupt, store.run("train", name, params, words, run_id) as run:
             if run_id is None:
                 open_record(run, config, job.opened)
@@ -91,7 +93,7 @@ def train_in(workspace: Workspace, config: TrainConfig, resuming: bool = False) 
     caption = f"{measured_words(base)} of {split}; best step {progress.best_step}"
     shown = {"frozen model": base, f"with adapter, {count:,} parameters": adapted}
     result_table(name, shown, {"gain": gain}, caption)
-    where = "" if config.results == "results" else f" --results {config.results}"
+    where = "" if config.results == "results" else f" --results {quote(config.results)}"
     saved = folder / "adapter"
     shown_path = saved.relative_to(Path.cwd()) if saved.is_relative_to(Path.cwd()) else saved
     say(f"adapter  {shown_path}\nrun      {store.url('train', run_id=run.run_id)}  (after `qrun ui{where}`)")

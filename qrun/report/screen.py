@@ -1,5 +1,6 @@
 """What a person sees: one bar for long work, one small table at the end; plain lines where there is no terminal."""
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -9,10 +10,22 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 WIDE = 160  # characters, where nobody's terminal says how wide it is
-console = Console(highlight=False, soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else WIDE)
+
+
+def _width() -> int | None:
+    """Rich asks the terminal itself; through a pipe the terminal behind it counts, which the error stream may know."""
+    if sys.stdout.isatty() or "COLUMNS" in os.environ:
+        return None
+    try:
+        return os.get_terminal_size(2).columns
+    except OSError:
+        return WIDE
+
+
+console = Console(highlight=False, soft_wrap=not sys.stdout.isatty(), width=_width())
 EVERY = 10.0  # seconds between plain log lines
 
 
@@ -45,17 +58,18 @@ def bar(title: str, total: int, unit: str, spoken: bool = True) -> Iterator[Call
         return f"{value:,.{0 if value >= 100 else 1}f} {unit}/s"
 
     if console.is_terminal:
+        last_column = Column(ratio=1, no_wrap=True, overflow="ellipsis")  # it has what the others leave
         columns = (
-            TextColumn("{task.description:<22}"), BarColumn(bar_width=24), MofNCompleteColumn(),
-            TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
+            TextColumn("{task.description}"), BarColumn(bar_width=16), MofNCompleteColumn(), TimeRemainingColumn(),
+            TextColumn("{task.fields[rate]}"), TextColumn("{task.fields[note]}", table_column=last_column),
         )  # fmt: skip
-        with Progress(*columns, console=console, transient=True) as progress:
-            task = progress.add_task(title, total=total, note="")
+        with Progress(*columns, console=console, transient=True, expand=True) as progress:
+            task = progress.add_task(title, total=total, rate="", note="")
 
             def advance(units: int, note: str = "") -> None:
                 nonlocal done, notes
                 done, notes = done + units, note or notes
-                progress.update(task, completed=done, note=f"{rate()}  {notes}")
+                progress.update(task, completed=done, rate=rate(), note=notes)
 
             yield advance
     else:

@@ -11,14 +11,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
-from hydra.core.override_parser.types import Override
 
 from qrun.cells.cell import Cell, Scalar
 from qrun.config.compose import compose
 from qrun.config.ranges import require
 from qrun.config.schema import LauncherConfig, ModelConfig
 from qrun.config.verbs import PerplexityConfig, TrainConfig
-from qrun.config.words import points, read
+from qrun.config.words import points, values
 from qrun.evaluation.results import Results
 from qrun.recipes.checks import check_device, check_sites
 from qrun.recipes.tasks import Measure, MeasureConfig, Train
@@ -65,14 +64,7 @@ def cells(config: Config, say: Say) -> Iterator[Cell]:
     """Per point the frozen model, and the adapter: trained and measured, or the saved one, exact and on its device."""
     for words in config.points:
         point = compose(config.verb, [*config.words, *words, f"results={config.results}"])
-        axes = {word.get_key_element(): _axis(word) for word in map(read, words)}
-        yield from (_trained if isinstance(point, TrainConfig) else _measured)(point, axes)
-
-
-def _axis(word: Override) -> Scalar:
-    """A value as an axis has it: a number, or text."""
-    value = word.value()
-    return value if value is None or isinstance(value, str | int | float) else str(word.get_value_element_as_str())
+        yield from (_trained if isinstance(point, TrainConfig) else _measured)(point, values(words))
 
 
 def _trained(config: TrainConfig, axes: Mapping[str, Scalar]) -> Iterator[Cell]:

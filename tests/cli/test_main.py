@@ -96,6 +96,16 @@ def test_completion_answers_a_shell():
     assert "model=llama_instruct" in out
 
 
+def test_a_plan_needs_no_torch():
+    code = (
+        "import sys; from qrun.cli.main import app\n"
+        "app(['plan', 'model=llama'], standalone_mode=False)\n"
+        "print('torch' in sys.modules)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "1,328" in out and out.splitlines()[-1] == "False"
+
+
 def test_own_files_are_listed_completed_and_shown(qrun, tmp_path):
     from qrun.cli.main import complete
 
@@ -104,7 +114,7 @@ def test_own_files_are_listed_completed_and_shown(qrun, tmp_path):
     context = SimpleNamespace(info_name="perplexity", params={"config_dir": str(tmp_path)})
     assert complete(context, "noise=la") == ["noise=lab"]
     code, out, _ = qrun("config", "--config-dir", tmp_path)
-    assert code == 0 and "The lab's chip" in out and f"Own folders: {tmp_path}" in out
+    assert code == 0 and "The lab's chip" in out and f"Own folders:\n{tmp_path}" in out
     code, out, _ = qrun("config", "noise", "--config-dir", tmp_path)
     assert code == 0 and f"--- noise=lab ({tmp_path}/noise/lab.yaml)\n# The lab's chip" in out
     code, out, _ = qrun("eval", "perplexity", "device=noisy", "noise=lab", "--cfg", "job", "--config-dir", tmp_path)

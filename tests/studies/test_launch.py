@@ -4,15 +4,18 @@ import os
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 from tests_support import PATIENCE, Breaks, Dies, Says, columns, finished, saved, study, until
 
 from qrun.cells.cell import Place
-from qrun.cells.pool import Here, Processes, open_pool, workers
+from qrun.cells.pool import Here, Processes, SubmititPool, open_pool, workers
 from qrun.cells.workspace import MODELS, Workspace
-from qrun.config.schema import LauncherConfig, LauncherKind, ModelConfig
+from qrun.config.schema import Cluster, LauncherConfig, LauncherKind, ModelConfig
+from qrun.errors import InputError
+from qrun.studies import configure
 from qrun.tracking.store import Store
 
 STEPS = ["training.context=64", "training.batch=2", "training.steps=3", "training.eval_every=3", "training.warmup=1",
@@ -64,6 +67,77 @@ def test_ray_missing_or_out_of_reach_is_one_line(qrun, words, tmp_path, monkeypa
     assert code == 2 and "pip install 'qrun-adapters[ray]'" in err and err.count("\n") == 1
 
 
+@pytest.mark.slow
+def test_jobs_give_the_same_table(qrun, words, alone, tmp_path):
+    pytest.importorskip("submitit", reason="the optional extra slurm is not installed")
+    code, _, err = qrun(
+        "sweep",
+        "dim",
+        *words,
+        "launcher=submitit",
+        "launcher.cluster=local",
+        "launcher.workers=2",
+        f"results={tmp_path}",
+    )
+    assert code == 0, err
+    same(saved(tmp_path, "dims").table, alone)
+
+
+@pytest.mark.slow
+def test_a_job_that_is_lost_is_named_and_the_others_go_on(tmp_path, monkeypatch):
+    pytest.importorskip("submitit", reason="the optional extra slurm is not installed")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # a job finds these tests' own tasks
+    config = LauncherConfig(kind=LauncherKind.submitit, cluster=Cluster.local)
+    with open_pool(config, "cpu", Workspace(), 3, tmp_path) as pool:
+        assert isinstance(pool, SubmititPool) and pool.capacity == 3
+        for key, task in (("lost", Dies()), ("bug", Breaks()), ("kept", Says())):
+            pool.submit(key, task, place(key))
+        outcomes = {outcome.key: outcome for outcome in (pool.next() for _ in range(3))}
+    lost = outcomes["lost"].error
+    assert lost.startswith("its job") and f"log {tmp_path}" in lost and "\n" not in lost
+    assert outcomes["bug"].error == "ZeroDivisionError: a bug"
+    assert (outcomes["kept"].run_id, outcomes["kept"].error) == ("run of kept", None)
+
+
+def test_without_slurm_or_submitit_a_study_ends_in_one_line_that_says_how(monkeypatch, tmp_path):
+    config = LauncherConfig(kind=LauncherKind.submitit)
+    monkeypatch.setitem(sys.modules, "submitit", SimpleNamespace())
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(InputError, match="no SLURM on this machine"):
+        open_pool(config, "cpu", Workspace(), 1, tmp_path).__enter__()
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(InputError, match=r"pip install 'qrun-adapters\[slurm\]'"):
+        open_pool(config, "cpu", Workspace(), 1, tmp_path).__enter__()
+
+
+def test_slurm_is_asked_for_what_the_launcher_says(monkeypatch, tmp_path):
+    asked = {}
+
+    class Executor:
+        def __init__(self, folder, cluster):
+            asked.update(folder=folder, cluster=cluster)
+
+        def update_parameters(self, **parameters):
+            asked.update(parameters)
+
+    monkeypatch.setitem(sys.modules, "submitit", SimpleNamespace(AutoExecutor=Executor))
+    monkeypatch.setattr("qrun.cells.pool.which", lambda name: f"/bin/{name}")
+    words = [
+        "launcher=submitit",
+        "launcher.partition=gpu",
+        "launcher.gpus=1",
+        "launcher.threads=4",
+        "launcher.mem_gb=32",
+    ]
+    config = configure("dim", words).launcher
+    with open_pool(config, "cuda", Workspace(), 7, tmp_path) as pool:
+        assert pool.capacity == 7
+    assert asked == {
+        "folder": tmp_path, "cluster": "slurm", "name": "qrun", "timeout_min": 240, "cpus_per_task": 4,
+        "gpus_per_node": 1, "mem_gb": 32.0, "slurm_partition": "gpu",
+    }  # fmt: skip
+
+
 def place(key):
     return Place("nowhere", key, key, {}, {}, {})
 
@@ -92,9 +166,9 @@ def test_a_lost_process_is_named_and_the_next_cells_get_another():
     assert bug.error == "ZeroDivisionError: a bug" and (kept.run_id, kept.error) == ("run of kept", None)
 
 
-def test_one_cell_or_one_worker_needs_no_process_beside_this_one():
+def test_one_cell_or_one_worker_needs_no_process_beside_this_one(tmp_path):
     for config, cells in ((LauncherConfig(workers=1), 5), (LauncherConfig(workers=4), 1)):
-        with open_pool(config, "cpu", Workspace(), cells) as pool:
+        with open_pool(config, "cpu", Workspace(), cells, tmp_path) as pool:
             assert isinstance(pool, Here) and pool.capacity == 1
 
 

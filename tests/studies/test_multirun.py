@@ -62,11 +62,17 @@ def test_a_grid_has_the_numbers_of_single_runs_and_computes_none_twice(qrun, tex
 
     adapter = tmp_path / "runs" / "single" / "adapter"
     assert read(adapter).config.dim == 4
-    noisy = [*text, f"adapter.path={adapter}", "device=noisy", "noise=heron_r2", "launcher.workers=1"]
+    (tmp_path / "own" / "noise").mkdir(parents=True)
+    (tmp_path / "own" / "noise" / "lab.yaml").write_text("# The lab's chip\nname: lab\ncz: 4e-3\n")
+    own = ["--config-dir", tmp_path / "own"]
+    noisy = [*text, *own, f"adapter.path={adapter}", "device=noisy", "noise=lab", "launcher.workers=1"]
     code, _, err = qrun("eval", "perplexity", "-m", *noisy, "noise.factor=1,4", "name=louder")
     assert code == 0, err
     found = saved(tmp_path, "louder").table.query("role == 'device'").set_index("noise.factor")
     assert found.loc[1, "gain"] > found.loc[4, "gain"] and json.dumps(list(found.index)) == "[1, 4]"
     code, _, err = qrun("eval", "perplexity", *noisy[:-1], "noise.factor=4", "name=alone")
     assert code == 0, err
+    for run in ("louder", "alone"):
+        assert Store(tmp_path).find(run).data.tags["config_folders"] == str(tmp_path / "own")
+    assert "config_folders" not in Store(tmp_path).find("single").data.tags
     assert found.loc[4, "penalty"] == pytest.approx(Store(tmp_path).find("alone").data.metrics["penalty"], abs=1e-6)
