@@ -127,7 +127,7 @@ def words_of(command: str) -> list[str]:
 def commands_with(group: str) -> list[str]:
     """The commands that take a group."""
     found = [file.stem for file in sorted(TREE.glob("*.yaml")) if f"  - {group}: " in file.read_text(encoding="utf-8")]
-    evaluations = ("perplexity", "questions")
+    evaluations = ("perplexity", "questions", "tasks")
     return [f"eval {name}" if name in evaluations else name.replace("sweep_", "sweep ") for name in found]
 
 

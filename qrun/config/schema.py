@@ -100,6 +100,7 @@ class ModelConfig:
     revision: str | None = None  # commit of the hub repository
     path: str | None = None  # a local folder in the hub's layout; wins over hub_id
     embedded: bool = False  # shipped inside the package
+    instruct: bool = False  # trained to answer in its tokenizer's chat template
     gated: bool = False  # the hub asks for a licence click and a token
     dtype: Dtype = Dtype.float32
     device: str = "auto"  # cpu, cuda, cuda:1, mps or auto
@@ -477,6 +478,21 @@ class LauncherConfig:
         at_least(self, 1, "launcher.workers", null=", or null")
         at_least(self, 1, "launcher.threads")
         at_least(self, 0, "launcher.gpus")
+
+
+class Chat(Enum):
+    """Whether prompts go into the tokenizer's chat template."""
+
+    auto = "auto"  # for models with `instruct`, where the tokenizer has one
+    on = "on"
+    off = "off"
+
+
+@dataclass
+class PromptConfig:
+    """How a prompt is put to the model."""
+
+    chat: Chat = Chat.auto
 
 
 @dataclass

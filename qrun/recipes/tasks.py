@@ -20,6 +20,7 @@ from qrun.config.schema import DeviceConfig, EstimateConfig, ModelConfig, SignsC
 from qrun.config.verbs import CompressConfig, QuestionsRunConfig, RunConfig, TrainConfig
 from qrun.language import questions
 from qrun.language.models import model_shape
+from qrun.language.prompts import uses_chat
 from qrun.quantum.calibration import calibration
 from qrun.quantum.noise import Noise
 from qrun.tracking.store import Store
@@ -247,7 +248,7 @@ class Ask:
         adapter = [_digest(Path(c.adapter.path).expanduser() / name) for name in FILES] if c.adapter.path else None
         return {
             **sources.model(c.model, None), "questions": questions.load(c.questions, c.seed).digest,
-            "adapter": adapter, "batch": c.batch,
+            "adapter": adapter, "chat": uses_chat(c.prompt, c.model), "batch": c.batch,
             "temperatures": c.temperatures, "trials": c.trials, "seed": c.seed,
             "circuits": on_circuits(c) if self.circuits else None,
         }  # fmt: skip
