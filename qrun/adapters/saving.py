@@ -22,8 +22,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from qrun.adapters.card import card
 from qrun.adapters.linear import Adapter
-from qrun.adapters.methods import spec
 from qrun.adapters.peft_folder import PREFIX, from_peft, peft_config, read_peft, to_peft
 from qrun.config.compose import plain
 from qrun.config.schema import AdapterConfig
@@ -84,7 +84,7 @@ def save(folder: Path, adapter: Adapter, base: dict[str, Any], facts: dict[str, 
         if theirs is not None:
             (target / PEFT_CONFIG).write_text(json.dumps(theirs, indent=1) + "\n")
         save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, target / WEIGHTS, metadata={"format": "pt"})
-        (target / "README.md").write_text(_card(config, adapter.config))
+        (target / "README.md").write_text(card(config, adapter.config, theirs is not None))
 
     replace_folder(folder, write)
 
@@ -171,18 +171,3 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: not a complete safetensors file ({error})") from error
-
-
-def _card(values: dict[str, Any], config: AdapterConfig) -> str:
-    """The model card (Markdown with the hub's header) of what `save` writes."""
-    base, method = values["base_model"], spec(config.method)
-    rows = "\n".join(f"| {k} | {v} |" for k, v in values["facts"].items() if not isinstance(v, dict | list))
-    hub = f"base_model: {base['hub_id']}\n" if base.get("hub_id") else ""
-    return (
-        f"---\nlibrary_name: qrun\n{hub}---\n# Adapter ({config.method}) for {base['name']}\n\n"
-        f"{method.title}, {method.label(config)}: {config.side.value} side, {len(values['sites'])} sites, "
-        f"{values['parameters']:,} parameters, on the frozen model {base['name']} (revision {base.get('revision')}, "
-        f"weights {base.get('weights')}).\n\n| fact | value |\n| --- | --- |\n{rows}\n\n"
-        "Load: `qrun eval perplexity adapter.path=<this folder>`; with PEFT, where there is an adapter_config.json: "
-        "`PeftModel.from_pretrained(model, <this folder>)`.\n"
-    )

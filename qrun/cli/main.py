@@ -180,6 +180,13 @@ def perplexity(words: Words = None, cfg: Cfg = None, config_dir: ConfigDir = Non
         _recipe("perplexity.measure", config)
 
 
+@measure.command(name="tasks", epilog="Example: qrun eval tasks tasks=[arc_easy,hellaswag] adapter.path=<folder>")
+def tasks_command(words: Words = None, cfg: Cfg = None, config_dir: ConfigDir = None) -> None:
+    """Benchmarks of lm-evaluation-harness: the model, with its adapter, on a device; paired differences."""
+    if (config := _composed("tasks", words, cfg, config_dir)) is not None:
+        _recipe("harness.run_tasks", config)
+
+
 @measure.command()
 def compare(
     first: Annotated[str, typer.Argument(help="Run name or id in the store, or a perplexity.json file.")],
@@ -308,6 +315,19 @@ def export(
     """Write a saved adapter as a PEFT OFT adapter, merged into its model (model=... says which), or as circuits."""
     config = _composed("perplexity", [*(words or []), f"adapter.path={adapter}"], None, config_dir)
     _recipe("export.export", config, to.value, out, czs)
+
+
+@app.command(epilog="Example: qrun push results/runs/<run>/adapter owner/name --license apache-2.0")
+def push(
+    adapter: Annotated[str, typer.Argument(help="Adapter folder written by `qrun train`, or a run's name.")],
+    repo: Annotated[str, typer.Argument(metavar="REPO_ID", help="owner/name on the hub; made if it is missing.")],
+    results: Results = "results",
+    private: Annotated[bool, typer.Option("--private", help="Make the repository private.")] = False,
+    licence: Annotated[str | None, typer.Option("--license", help="The adapter's licence, for the card.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Write the card into the folder, and stop.")] = False,
+) -> None:
+    """Upload an adapter to the Hugging Face hub with a card of its results (HF_TOKEN in the environment)."""
+    _recipe("push.push", adapter, repo, results, private, licence, dry_run)
 
 
 @app.command()

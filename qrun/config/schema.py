@@ -79,6 +79,7 @@ class ModelConfig:
     revision: str | None = None  # commit of the hub repository
     path: str | None = None  # a local folder in the hub's layout; wins over hub_id
     embedded: bool = False  # shipped inside the package
+    instruct: bool = False  # trained to answer in its tokenizer's chat template
     gated: bool = False  # the hub asks for a licence click and a token
     dtype: Dtype = Dtype.float32
     device: str = "auto"  # cpu, cuda, cuda:1, mps or auto
@@ -344,6 +345,21 @@ class LauncherConfig:
         whole = self.kind is not LauncherKind.submitit or self.gpus == int(self.gpus)
         need(self, "launcher.gpus", whole, "a SLURM job takes whole GPUs")
         need(self, "launcher.mem_gb", self.mem_gb is None or self.mem_gb > 0, "give gigabytes above 0, or null")
+
+
+class Chat(Enum):
+    """Whether prompts go into the tokenizer's chat template."""
+
+    auto = "auto"  # for models with `instruct`, where the tokenizer has one
+    on = "on"
+    off = "off"
+
+
+@dataclass
+class PromptConfig:
+    """How a prompt is put to the model."""
+
+    chat: Chat = Chat.auto
 
 
 @dataclass

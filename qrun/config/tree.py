@@ -129,7 +129,7 @@ def spoken(verb: str) -> str:
     """A verb as it is typed: sweep_noise is `sweep noise`, perplexity `eval perplexity`, multirun an option."""
     if verb == "multirun":
         return "train -m"
-    return f"eval {verb}" if verb in ("perplexity", "questions") else verb.replace("sweep_", "sweep ")
+    return f"eval {verb}" if verb in ("perplexity", "questions", "tasks") else verb.replace("sweep_", "sweep ")
 
 
 def command_of(experiment: str) -> str | None:

@@ -16,6 +16,7 @@ from qrun.config.schema import (
     DataConfig,
     EvaluationConfig,
     ModelConfig,
+    PromptConfig,
     ProtocolConfig,
     QuestionsConfig,
     SavedAdapterConfig,
@@ -88,6 +89,7 @@ class QuestionsRunConfig:
     model: ModelConfig = MISSING
     original: ModelConfig | None = None  # what `model` was compressed from
     questions: QuestionsConfig = MISSING
+    prompt: PromptConfig = field(default_factory=PromptConfig)
     adapter: SavedAdapterConfig = field(default_factory=SavedAdapterConfig)
     device: DeviceConfig = field(default_factory=DeviceConfig)
     noise: Noise = field(default_factory=Noise)
@@ -104,6 +106,37 @@ class QuestionsRunConfig:
         need(self, "temperatures", bool(self.temperatures) and min(self.temperatures) > 0, "give numbers above 0")
         require_name("name", self.name)
         at_least(self, 1, "trials", "batch")
+        _check_seed(self.seed)
+        _check_noise(self.device, self.noise)
+        check_readout(self.device, self.estimate, self.signs)
+
+
+@dataclass
+class TasksConfig:
+    """`qrun eval tasks`."""
+
+    model: ModelConfig = MISSING
+    adapter: SavedAdapterConfig = field(default_factory=SavedAdapterConfig)
+    device: DeviceConfig = field(default_factory=DeviceConfig)
+    noise: Noise = field(default_factory=Noise)
+    estimate: EstimateConfig = field(default_factory=EstimateConfig)
+    signs: SignsConfig = field(default_factory=SignsConfig)
+    prompt: PromptConfig = field(default_factory=PromptConfig)
+    tasks: list[str] = field(default_factory=list)  # of lm-evaluation-harness
+    include_path: str | None = None  # folder with task YAMLs of one's own
+    fewshot: int | None = None  # examples; null is each task's own number
+    limit: int | None = None  # first so many documents of each task
+    batch: int = 8
+    seed: int = 0
+    results: str = "results"
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        need(self, "tasks", bool(self.tasks), "name one or more, for example tasks=[arc_easy,hellaswag]")
+        require_name("name", self.name)
+        at_least(self, 1, "batch")
+        at_least(self, 1, "limit", null=", or null for all")
+        at_least(self, 0, "fewshot", null=", or null for the task's own")
         _check_seed(self.seed)
         _check_noise(self.device, self.noise)
         check_readout(self.device, self.estimate, self.signs)
@@ -137,6 +170,7 @@ class GenerateConfig:
     noise: Noise = field(default_factory=Noise)
     estimate: EstimateConfig = field(default_factory=EstimateConfig)
     signs: SignsConfig = field(default_factory=SignsConfig)
+    prompt: PromptConfig = field(default_factory=PromptConfig)
     tokens: int = 40  # most tokens to generate
     temperature: float = 0.8  # 0 takes the likeliest token
     seed: int = 0
@@ -192,7 +226,7 @@ def check_readout(device: DeviceConfig, estimate: EstimateConfig, signs: SignsCo
 
 VERBS: dict[str, type] = {
     "train": TrainConfig, "perplexity": PerplexityConfig, "compress": CompressConfig, "plan": PlanConfig,
-    "generate": GenerateConfig, "circuit": CircuitConfig,
+    "generate": GenerateConfig, "circuit": CircuitConfig, "tasks": TasksConfig,
 }  # fmt: skip
 
 

@@ -50,13 +50,13 @@ class Answers:
 
 
 @torch.no_grad()
-def answer(model: Any, tokenizer: Any, questions: Sequence[Question], batch: int) -> Answers:
-    """Score every choice after its prompt. Prompts beyond the model's positions lose their beginning. Raises RunFailed
-    for likelihoods that are not finite."""
+def answer(model: Any, tokenizer: Any, questions: Sequence[Question], batch: int, chat: bool = False) -> Answers:
+    """Score every choice after its prompt, which in a chat has its special tokens already. Prompts beyond the model's
+    positions lose their beginning. Raises RunFailed for likelihoods that are not finite."""
     positions = model.config.max_position_embeddings
     rows: list[tuple[list[int], int]] = []
     for question in questions:
-        prompt = tokenizer(question.prompt)["input_ids"]
+        prompt = tokenizer(question.prompt, add_special_tokens=not chat)["input_ids"]
         for choice in question.choices:
             tokens = tokenizer(choice, add_special_tokens=False)["input_ids"]
             rows.append(((prompt + tokens)[-positions:], len(tokens)))

@@ -218,11 +218,11 @@ def tokenizer_files_digest(folder: Path) -> str:
             raise InputError(f"model.path={folder}: no tokenizer there; copy tokenizer.json of the same model into it")
         for path in found:
             digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
-    digest.update(_canonical(_tokenizer_settings(folder)))
+    digest.update(_canonical(tokenizer_settings(folder)))
     return digest.hexdigest()[:16]
 
 
-def _tokenizer_settings(folder: Path) -> dict[str, Any]:
+def tokenizer_settings(folder: Path) -> dict[str, Any]:
     """TOKENIZER_KEYS of tokenizer_config.json, special tokens as their text, names of classes without their age."""
     values: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):

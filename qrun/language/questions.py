@@ -7,7 +7,7 @@ mmlu           Massive Multitask Language Understanding (arXiv:2009.03300): hub,
 
 import csv
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from qrun.errors import InputError
 from qrun.language import corpus
 from qrun.language.corpus import text_digest
 from qrun.language.hub import hub
+from qrun.language.prompts import as_chat
 
 LETTERS = "ABCD"
 COLUMNS = ("question", "choices", "answer")
@@ -42,10 +43,20 @@ class QuestionSet:
     name: str
     questions: list[Question]
     source: str
+    chat: bool = False  # prompts are in a chat template, special tokens and all
 
     @property
     def digest(self) -> str:
         return text_digest(f"{q.prompt}\0{q.choices}\0{q.answer}" for q in self.questions)
+
+
+def in_chat(asked: QuestionSet, tokenizer: Any) -> QuestionSet:
+    """Prompts in the tokenizer's chat template; the answer then opens a line of its own and has no space before it."""
+    put = [
+        replace(q, prompt=as_chat(tokenizer, q.prompt), choices=tuple(c.lstrip() for c in q.choices))
+        for q in asked.questions
+    ]
+    return replace(asked, questions=put, chat=True)
 
 
 def load(config: QuestionsConfig, seed: int) -> QuestionSet:

@@ -19,6 +19,7 @@ from qrun.config.verbs import CompressConfig, QuestionsRunConfig, TrainConfig
 from qrun.evaluation.measurement import Difference, Measurement, difference
 from qrun.evaluation.questions import answer
 from qrun.language import questions
+from qrun.language.prompts import uses_chat
 from qrun.recipes.compress import compress_into
 from qrun.recipes.device import open_executor
 from qrun.recipes.fitting import fit_adapter, fit_metrics, prepared, resume
@@ -158,6 +159,8 @@ def compress_cell(config: CompressConfig, folder: Path, place: Place) -> str:
 def ask_cell(config: QuestionsRunConfig, circuits: bool, workspace: Workspace, place: Place) -> str:
     """Let one arm answer every question: by likelihood, and sampled at each temperature."""
     language, asked = workspace.model(config.model), questions.load(config.questions, config.seed)
+    if uses_chat(config.prompt, config.model):
+        asked = questions.in_chat(asked, language.tokenizer)
     adapter = executor = None
     if config.adapter.path is not None:
         saved = read(Path(config.adapter.path).expanduser())
@@ -168,12 +171,13 @@ def ask_cell(config: QuestionsRunConfig, circuits: bool, workspace: Workspace, p
     words: Words = {
         **git_state(), "config_hash": config_hash(config), "model_name": config.model.name,
         "model_weights": language.identity["weights"], "questions_digest": asked.digest,
-        "questions_source": asked.source, **(device_tags(config) if circuits else {"device": "exact"}),
+        "questions_source": asked.source, "chat": str(asked.chat).lower(),
+        **(device_tags(config) if circuits else {"device": "exact"}),
     }  # fmt: skip
     try:
         with Interrupt().installed(), cell_run(place, words) as run:
             try:
-                found = answer(language.model, language.tokenizer, asked.questions, config.batch)
+                found = answer(language.model, language.tokenizer, asked.questions, config.batch, asked.chat)
             finally:
                 if executor is not None:
                     record_device(run, executor.device)

@@ -13,6 +13,7 @@ from qrun.adapters.saving import read
 from qrun.config.verbs import GenerateConfig
 from qrun.errors import InputError
 from qrun.language import models
+from qrun.language.prompts import as_chat, uses_chat
 from qrun.recipes.checks import check_device
 from qrun.recipes.device import circuit_line, open_executor
 from qrun.recipes.measuring import attach_saved
@@ -31,7 +32,9 @@ def generate(config: GenerateConfig, prompt: str) -> str:
     language = models.load(config.model)
     if saved:
         attach_saved(language, saved, str(config.adapter.path)).set_executor(executor)
-    ids = language.tokenizer(prompt, return_tensors="pt")["input_ids"].to(language.device)
+    chat = uses_chat(config.prompt, config.model)
+    put = as_chat(language.tokenizer, prompt) if chat else prompt
+    ids = language.tokenizer(put, add_special_tokens=not chat, return_tensors="pt")["input_ids"].to(language.device)
     positions = language.shape.max_position_embeddings
     if ids.shape[1] + config.tokens > positions:
         why = f"with a prompt of {ids.shape[1]} the model's {positions} positions are exceeded"
@@ -39,7 +42,9 @@ def generate(config: GenerateConfig, prompt: str) -> str:
     generator = torch.Generator().manual_seed(config.seed)
     started, cache, text = time.perf_counter(), None, ""
     made: list[int] = []
-    sys.stdout.write(prompt)
+    own = language.model.generation_config.eos_token_id  # an instruct model may have several
+    stops = {language.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}
+    sys.stdout.write(f"{prompt}\n" if chat else prompt)
     with torch.no_grad():
         while len(made) < config.tokens:
             out = language.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
@@ -48,7 +53,7 @@ def generate(config: GenerateConfig, prompt: str) -> str:
                 choice = logits.argmax()
             else:
                 choice = torch.multinomial((logits / config.temperature).softmax(-1), 1, generator=generator)[0]
-            if choice.item() == language.tokenizer.eos_token_id:
+            if choice.item() in stops:
                 break
             made.append(int(choice))
             whole = language.tokenizer.decode(made)

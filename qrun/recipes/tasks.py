@@ -21,6 +21,7 @@ from qrun.config.schema import ModelConfig, SavedAdapterConfig
 from qrun.config.verbs import CompressConfig, QuestionsRunConfig, RunConfig, TrainConfig
 from qrun.language import questions
 from qrun.language.models import model_shape
+from qrun.language.prompts import uses_chat
 from qrun.quantum.calibration import calibration
 from qrun.quantum.noise import Noise
 from qrun.tracking.store import Store
@@ -254,7 +255,7 @@ class Ask:
         c = self.config
         return {
             **sources.model(c.model, None), "questions": questions.load(c.questions, c.seed).digest,
-            "adapter": saved(c.adapter), "batch": c.batch,
+            "adapter": saved(c.adapter), "chat": uses_chat(c.prompt, c.model), "batch": c.batch,
             "temperatures": c.temperatures, "trials": c.trials, "seed": c.seed,
             "circuits": on_circuits(c) if self.circuits else None,
         }  # fmt: skip

@@ -1,0 +1,31 @@
+"""Prompts in the chat template of an instruct model, through the tokenizer's own apply_chat_template.
+
+uses_chat(PromptConfig, ModelConfig)   whether prompts go into the template, before any weight is loaded
+as_chat(tokenizer, text)               the text as a user's message, and what opens the answer
+"""
+
+from typing import Any
+
+from qrun.config.schema import Chat, ModelConfig, PromptConfig
+from qrun.errors import InputError
+from qrun.language.identity import tokenizer_settings
+from qrun.language.models import model_folder
+
+DATE = "26 Jul 2024"  # Llama's templates name a day; today's would give every day other numbers
+
+
+def uses_chat(prompt: PromptConfig, model: ModelConfig) -> bool:
+    """`auto`: an instruct model whose tokenizer has a template. Raises InputError for `on` without a template."""
+    if prompt.chat is Chat.off or (prompt.chat is Chat.auto and not model.instruct):
+        return False
+    template = bool(tokenizer_settings(model_folder(model))["chat_template"])
+    if prompt.chat is Chat.on and not template:
+        raise InputError(f"prompt.chat=on: the tokenizer of model={model.name} has no chat template; use auto or off")
+    return template
+
+
+def as_chat(tokenizer: Any, text: str) -> str:
+    """Text to be tokenised without special tokens: the template writes its own. `tokenizer` is transformers'."""
+    said = [{"role": "user", "content": text}]
+    found: str = tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True, date_string=DATE)
+    return found
