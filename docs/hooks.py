@@ -27,7 +27,6 @@ def on_page_markdown(markdown, page, **_):
     """Where Python-Markdown and GitHub differ: lists are indented by four, and the README is the index here."""
     if page.file.src_uri == "CONTRIBUTING.md":
         markdown = re.sub(r"^(?= {3}\S| {7})", " ", markdown, flags=re.MULTILINE)
-    markdown = markdown.replace("(docs/", "(")
     return markdown if "/" in page.file.src_uri else markdown.replace("(README.md)", "(index.md)")
 
 
