@@ -6,7 +6,7 @@ BIN := .venv/bin
 .venv/core: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[ibm,plugin]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[ibm,references]'
 	@touch $@
 
 .venv/dev: .venv/core
@@ -33,10 +33,14 @@ bench: .venv/dev ## the adapter layer beside PEFT's OFT, the circuit simulator b
 	$(BIN)/python scripts/bench_circuits.py
 	$(BIN)/python scripts/bench_circuits.py --smollm2
 
+docs: .venv/core ## the pages, as a site in site/
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 ui: .venv/core ## the MLflow UI on results/
 	$(BIN)/qrun ui
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 8
 
-.PHONY: run test check lint fuzz bench ui help
+.PHONY: run test check lint fuzz bench docs ui help

@@ -57,7 +57,7 @@ def replace_folder(target: Path, write: Callable[[Path], None]) -> None:
         temporary.mkdir(parents=True)
         write(temporary)
         for path in temporary.iterdir():
-            with path.open("rb") as file:
+            with path.open("rb+") as file:  # Windows flushes no file that is open for reading alone
                 os.fsync(file.fileno())
         shutil.rmtree(old, ignore_errors=True)
         if target.exists():

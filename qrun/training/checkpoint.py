@@ -49,7 +49,7 @@ def save(
     try:
         with replaced(path) as fresh:
             save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, fresh, metadata=scalars)
-            with fresh.open("rb") as file:
+            with fresh.open("rb+") as file:  # as Windows wants it
                 os.fsync(file.fileno())
     except (OSError, SafetensorError) as error:
         raise RunFailed(f"{path}: checkpoint could not be saved ({error}); the one before it is kept") from error

@@ -8,8 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 from qiskit import QuantumCircuit
 from qiskit.circuit import ParameterVector
-from qiskit_aer import AerSimulator
-from qiskit_aer.noise import NoiseModel, kraus_error
 
 from qrun.errors import InputError
 from qrun.quantum.circuits import Circuits
@@ -20,6 +18,12 @@ from qrun.quantum.noise import Noise
 from qrun.quantum.places import Error, Places, everywhere
 from qrun.quantum.synthesis import Written
 from qrun.quantum.wiring import Wiring
+
+try:
+    from qiskit_aer import AerSimulator
+    from qiskit_aer.noise import NoiseModel, kraus_error
+except ImportError as error:
+    raise InputError("device=aer: needs Qiskit Aer: pip install 'qrun-adapters[references]'") from error
 
 
 def open(setting: Setting) -> Device:
@@ -42,7 +46,9 @@ class AerDevice(Device):
             possible = "its noise model knows gates and not what waits; use backend=density_matrix"
             raise InputError(f"device.backend=pennylane, noise={wiring.noise.name}: {possible}")
         if self.backend == "pennylane" and find_spec("pennylane_qiskit") is None:
-            raise InputError("device.backend=pennylane: needs pennylane-qiskit: pip install 'qrun-adapters[plugin]'")
+            raise InputError(
+                "device.backend=pennylane: needs pennylane-qiskit: pip install 'qrun-adapters[references]'"
+            )
 
     def _prepare(self, blocks: Floats, turned: bool, written: Written | None) -> Circuits:
         return self.circuits(blocks, turned, written)
