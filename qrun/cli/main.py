@@ -99,6 +99,8 @@ Cfg = Annotated[Shown | None, typer.Option("--cfg", help="Print the resolved con
 DRY = "List the cells with their parameters, and stop; needs no weights."
 RESUME = "Continue the unfinished run of this very config, if there is one."
 Results = Annotated[str, typer.Option(help="Folder of the store.")]
+URI = "MLflow server or database that runs went to; by default MLFLOW_TRACKING_URI, else SQLite below --results."
+Tracking = Annotated[str | None, typer.Option("--tracking-uri", help=URI)]
 
 
 def _composed(verb: str, words: list[str] | None, cfg: Shown | None):  # type: ignore[no-untyped-def]  # the verb's class
@@ -143,9 +145,10 @@ def compare(
     first: Annotated[str, typer.Argument(help="Run name or id in the store, or a perplexity.json file.")],
     second: Annotated[str, typer.Argument(help="What to compare it with.")],
     results: Results = "results",
+    tracking_uri: Tracking = None,
 ) -> None:
     """Paired difference of two recorded perplexities; refused if their protocols differ."""
-    _recipe("perplexity.compare", first, second, results)
+    _recipe("perplexity.compare", first, second, results, tracking_uri)
 
 
 def _study_command(name: str) -> None:
@@ -183,11 +186,12 @@ def report(
     source: Annotated[
         str | None, typer.Option("--from", help="Grade again what a report wrote, not the store.")
     ] = None,
+    tracking_uri: Tracking = None,
 ) -> None:
     """Tables, figures, the claims table and the log of negative results, from finished studies."""
     from qrun.report.report import report as run
 
-    run(results, out, source, studies)
+    run(results, out, source, studies, tracking_uri)
 
 
 @app.command(epilog="Example: qrun plan model=llama")
@@ -261,11 +265,11 @@ def export(
 
 
 @app.command()
-def doctor(results: Results = "results") -> None:
+def doctor(results: Results = "results", tracking_uri: Tracking = None) -> None:
     """Versions, devices and access: what works here, and what is missing for the rest."""
     from qrun.cli.doctor import doctor as run
 
-    run(results)
+    run(results, tracking_uri)
 
 
 @app.command(name="config")
@@ -277,11 +281,15 @@ def config_command(group: Annotated[str | None, typer.Argument(help="Show the fi
 
 
 @app.command()
-def ui(results: Results = "results", port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5000) -> None:
-    """Start the MLflow UI on the store and print the link to the run table."""
+def ui(
+    results: Results = "results",
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5000,
+    tracking_uri: Tracking = None,
+) -> None:
+    """Start the MLflow UI on the store and print the links to runs and saved views; of a server only the links."""
     from qrun.tracking.ui import serve
 
-    serve(results, port)
+    serve(results, tracking_uri, port)
 
 
 def _quoted(value: str) -> str:

@@ -29,6 +29,7 @@ _CHECKOUT = (_PACKAGE.parent / "pyproject.toml").is_file()
 TREE = _PACKAGE.parent / "configs" if _CHECKOUT else _PACKAGE / "configs"  # always of the tree this very code is in
 
 T = TypeVar("T")
+PLACES = ("results", "name", "tracking")  # where things are, which is nobody else's business
 OPEN = ("adapter.options.", "device.options.", "study.control_lr.")  # keys below these need no default in a file
 
 
@@ -90,7 +91,7 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def config_hash(config: Any) -> str:
     """8 hex digits over everything that can change the result: not where it is stored or what it is called."""
-    values = {k: v for k, v in plain(config).items() if k not in ("results", "name")}
+    values = {k: v for k, v in plain(config).items() if k not in PLACES}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 

@@ -22,6 +22,7 @@ from qrun.config.schema import (
     SavedAdapterConfig,
     Sign,
     SignsConfig,
+    TrackingConfig,
     TrainingConfig,
     at_least,
     need,
@@ -33,7 +34,8 @@ from qrun.quantum.noise import Noise
 
 @dataclass
 class RunConfig:
-    """What every run has. `results` is the folder of the store; it is created on first use."""
+    """What every run has. `results` is the folder of adapters, the lock and, by default, the store; it is created on
+    first use."""
 
     model: ModelConfig = MISSING
     data: DataConfig = MISSING
@@ -42,6 +44,7 @@ class RunConfig:
     seed: int = 0
     results: str = "results"
     name: str | None = None  # run name; null builds it from model, adapter and seed
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
         require_name("name", self.name)
@@ -106,6 +109,7 @@ class QuestionsRunConfig:
     seed: int = 0
     results: str = "results"
     name: str | None = None
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
         need(self, "temperatures", bool(self.temperatures) and min(self.temperatures) > 0, "give numbers above 0")

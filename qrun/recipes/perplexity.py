@@ -15,6 +15,8 @@ from qrun.evaluation.measurement import Difference, Measurement, difference
 from qrun.recipes.device import circuit_line, open_executor
 from qrun.recipes.measuring import attach_saved, measured
 from qrun.recipes.record import (
+    EVALUATIONS,
+    cz_error,
     device_tags,
     flat_params,
     interval_metrics,
@@ -38,13 +40,14 @@ def measure(config: PerplexityConfig) -> dict[str, Measurement]:
     adapter = attach_saved(opened.language, saved, str(config.adapter.path)) if saved else None
     circuits = config.device.kind != "exact"
     executor = open_executor(config, saved.config) if saved and circuits else None
-    store = Store(config.results)
+    store = Store(config.results, config.tracking.uri)
     store.check_writable()
+    say(f"runs go to {store.where}")
     kind = f"b{saved.config.dim}-{config.device.kind}" if saved else "base"
     name = config.name or f"{config.model.name}-{kind}-{opened.task.statement['protocol']}-{config_hash(config)}"
     params = {**flat_params(config), "parameters": adapter.count() if adapter else 0}
     if saved:
-        params["adapter.dim"] = saved.config.dim
+        params |= {"adapter.dim": saved.config.dim, "adapter.method": saved.config.method}
     words = {**tags(config, opened), **device_tags(config)}
     gaps: dict[str, Difference] = {}
     with Interrupt().installed(), store.run("eval-perplexity", name, params, words) as run:
@@ -69,18 +72,23 @@ def measure(config: PerplexityConfig) -> dict[str, Measurement]:
                 run.metrics({f"circuit/{key}": value for key, value in executor.statistics.summary().items()})
             gaps["gain"] = difference(results["base"], results[last], evaluation.resamples, config.seed)
         record_measurements(run, results, gaps.get("gain"))
+        if executor is not None:
+            run.metrics(cz_error(config))
+    store.view("eval-perplexity", "perplexities", EVALUATIONS)
     first = next(iter(results.values()))
     caption = f"{measured_words(first)}; protocol {first.statement['protocol']} {first.fingerprint}"
     result_table(name, results, gaps, caption)
     if executor is not None:
         say(circuit_line(executor.statistics.summary(), config))
-    say(f"run  {store.url('eval-perplexity', run_id=run.run_id)}  (after `qrun ui`)")
+    say(f"run  {store.link('eval-perplexity', run.run_id)}")
+    say(f"all  {store.link('eval-perplexity', view='perplexities')}")
     return results
 
 
-def compare(first: str, second: str, results: str) -> None:
+def compare(first: str, second: str, results: str, tracking_uri: str | None = None) -> None:
     """Print the paired difference first - second of two recorded measurements."""
-    a, b = recorded(first, results), recorded(second, results)
+    store = Store(results, tracking_uri)
+    a, b = recorded(first, store), recorded(second, store)
     gap = difference(a, b, 9999, 0)
     rows = [[first, f"{a.perplexity:.4f}", ""], [second, f"{b.perplexity:.4f}", ""]]
     rows.append(["difference", f"{gap.value:+.4f}", gap.words(".4f")])
@@ -88,7 +96,7 @@ def compare(first: str, second: str, results: str) -> None:
     table("paired comparison", ["", unit, "95% interval"], rows, f"{measured_words(a)}, protocol {a.fingerprint}")
 
 
-def recorded(word: str, results: str) -> Measurement:
+def recorded(word: str, store: Store) -> Measurement:
     """A measurement by file, run name or run id; `:base` or `:adapted` after a run picks one of its two."""
     if Path(word).is_file():
         try:
@@ -96,7 +104,6 @@ def recorded(word: str, results: str) -> Measurement:
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{word}: not a recorded perplexity ({type(error).__name__}: {error})") from error
     name, _, which = word.partition(":")
-    store = Store(results)
     run = store.find(name)
     which = which or ("adapted" if "adapted/perplexity" in run.data.metrics else "base")
     if f"{which}/perplexity" not in run.data.metrics:

@@ -185,3 +185,14 @@ def test_code_and_configs_come_from_one_tree(tmp_path):
     code = f"from qrun.config.compose import compose; print({ask})"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "0.0042"
+
+
+@pytest.mark.parametrize("uri", ["nowhere", "http://me:secret@host:5000"])
+def test_a_store_without_a_scheme_or_with_a_password_is_refused_and_the_password_not_shown(uri):
+    with pytest.raises(InputError, match=r"tracking\.uri") as stop:
+        compose("train", [f"tracking.uri='{uri}'"])
+    assert "secret" not in str(stop.value)
+
+
+def test_where_runs_go_changes_no_hash():
+    assert config_hash(compose("train", [])) == config_hash(compose("train", ["tracking.uri=http://host:5000"]))

@@ -65,7 +65,7 @@ def test_ray_missing_or_out_of_reach_is_one_line(qrun, words, tmp_path, monkeypa
 
 
 def place(key):
-    return Place("nowhere", key, key, {}, {}, {})
+    return Place("nowhere", "", key, key, {}, {}, {})
 
 
 def test_a_bug_in_a_cell_is_its_own_failure(capsys):
