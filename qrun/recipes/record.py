@@ -107,8 +107,9 @@ def relative(result: Measurement, gain: Difference) -> float:
 
 
 def cz_error(config: OnDevice) -> dict[str, float]:
-    """The two-qubit error rate of a device with noise as metric `cz_error_rate`; of a chip the median."""
-    return {"cz_error_rate": config.noise.cz} if config.device.takes_noise else {}
+    """The two-qubit error rate of a device with noise as metric `cz_error_rate`; of a chip the median. None where every
+    circuit answers uniformly, whatever its gates do."""
+    return {"cz_error_rate": config.noise.cz} if config.device.takes_noise and config.noise.block < 1 else {}
 
 
 def adapter_params(config: AdapterConfig, sites: int, parameters: int) -> dict[str, object]:
