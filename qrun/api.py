@@ -162,11 +162,11 @@ def evaluate(model: Model, *words: str, **keys: object) -> Measured:
     return measure_in(model.workspace.open(config), model.adapter, config)
 
 
-def results(folder: str | Path = "results") -> pd.DataFrame:
-    """A row per run and cell of a results folder, the newest first: verb, run, status, start, then parameters of its
-    config, metrics and tags by their names. Raises InputError if there is no store."""
+def results(folder: str | Path = "results", tracking_uri: str | None = None) -> pd.DataFrame:
+    """A row per run and cell of a results folder or a tracking server, the newest first: verb, run, status, start, then
+    parameters of its config, metrics and tags by their names. Raises InputError if there is no store."""
     rows = []
-    for verb, runs in Store(folder).runs().items():
+    for verb, runs in Store(folder, tracking_uri).runs().items():
         for run in runs:
             started = pd.Timestamp(run.started, unit="s").floor("ms")
             head = {

@@ -21,9 +21,11 @@ Scalar = str | int | float | bool | None
 
 @dataclass(frozen=True)
 class Place:
-    """Where a cell's number goes: the store, the run's name, its tags and axes, and the runs of the cells it needs."""
+    """Where a cell's number goes: the results folder and the URI of its store, the run's name, its tags and axes, and
+    the runs of the cells it needs."""
 
     results: str
+    uri: str
     name: str
     key: str
     tags: Mapping[str, str]

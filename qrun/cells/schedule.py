@@ -14,7 +14,7 @@ from qrun.cells.cell import Cell, Place, with_needs
 from qrun.cells.keys import Keys, code_fingerprint
 from qrun.errors import RunFailed
 from qrun.report.screen import bar, console, say
-from qrun.tracking.store import Recorded
+from qrun.tracking.store import Recorded, Store
 
 if TYPE_CHECKING:
     from qrun.cells.pool import Pool
@@ -48,7 +48,7 @@ def plan(cells: Sequence[Cell], keys: Keys, finished: Mapping[str, Recorded]) ->
 
 
 def run_missing(
-    todo: Plan, keys: Keys, runs: dict[str, str], pool: "Pool", results: str, parent: str
+    todo: Plan, keys: Keys, runs: dict[str, str], pool: "Pool", store: Store, parent: str
 ) -> tuple[int, float]:
     """Compute what is missing and add its run ids to `runs` (key -> run id). Returns how many cells were computed and
     the seconds they took. Raises RunFailed naming the cells that failed and those that could not start without them,
@@ -69,7 +69,7 @@ def run_missing(
                 have = {name: runs[need] for name, need in needs[key].items()}
                 waiting.remove(key)
                 running.add(key)
-                pool.submit(key, task, Place(results, todo.names[key], key, tags, cell.axes, have))
+                pool.submit(key, task, Place(str(store.folder), store.uri, todo.names[key], key, tags, cell.axes, have))
             if not running:
                 break
             outcome = pool.next()

@@ -12,7 +12,6 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Protocol
 
 import pandas as pd
@@ -22,8 +21,8 @@ from qrun.cells.cell import Cell
 from qrun.cells.keys import Keys, Sources
 from qrun.cells.schedule import Plan, plan, run_missing
 from qrun.cells.table import collect
-from qrun.config.compose import config_hash, to_yaml
-from qrun.config.schema import LauncherConfig, ModelConfig
+from qrun.config.compose import PLACES, config_hash, to_yaml
+from qrun.config.schema import LauncherConfig, ModelConfig, TrackingConfig
 from qrun.config.tree import used
 from qrun.errors import InputError
 from qrun.evaluation.results import IDENTITY, Results
@@ -33,12 +32,19 @@ from qrun.report.page import About, Page, make_page, show
 from qrun.report.screen import say
 from qrun.tracking.provenance import environment, git_state
 from qrun.tracking.store import Recorded, Run, Store
+from qrun.tracking.views import View
 from qrun.training.interrupt import Interrupt
 
 EXPERIMENT = "study"
 ABOUT = "study.json"
+CELLS = View(
+    "cells",
+    ("metrics.gain", "metrics.perplexity", "metrics.relative_perplexity", "params.b", "params.method", "params.axis",
+     "metrics.cz_error_rate", "tags.device", "tags.noise", "params.seed"),
+    scatters=(("metrics.cz_error_rate", "metrics.relative_perplexity"), ("params.b", "metrics.gain")),
+)  # fmt: skip
+CURVES = ("params.b", "params.axis", "params.method", "params.way", "params.sites")
 TOLD = "told"  # tag of a parent whose page, table, figures and curves are whole
-PLACES = ("results", "name")  # where things are, which is nobody else's business
 # FLOP a second of one process on two shared cores, nano: what a dry run assumes where the store has no finished cell
 RATES = {"train": 5e10, "measure": 3e10, "compress": 5e10, "ask": 3e10}
 
@@ -50,6 +56,7 @@ class StudyConfig(Protocol):
     launcher: LauncherConfig
     results: str
     name: str | None
+    tracking: TrackingConfig
 
 
 class Study(Protocol):
@@ -74,22 +81,25 @@ def run_study(name: str, study: Study, config: StudyConfig, dry_run: bool) -> Re
     if dry_run:
         _list(name, grid, config)
         return None
-    store, sources = Store(config.results), Sources()
+    store, sources = Store(config.results, config.tracking.uri), Sources()
     keys = Keys(sources)
     for cell in grid:
         keys.of(cell)  # everything that is wrong with models and texts is told before anything is recorded
     study_key = hashlib.sha256(json.dumps([name, *sorted({keys.of(c) for c in grid})]).encode()).hexdigest()[:16]
-    words = [word for word in sys.argv[1:] if word.partition("=")[0] not in PLACES]
+    words = [word for word in sys.argv[1:] if word.partition("=")[0].partition(".")[0] not in PLACES]
     about = About(
         study=name, model=config.model.name, command=" ".join(["qrun", *words]), config=to_yaml(config, PLACES),
         config_hash=config_hash(config), study_key=study_key, **git_state(),
     )  # fmt: skip
     with alone(store), Interrupt().installed():
+        say(f"runs go to {store.where}")
         finished = store.tagged(EXPERIMENT, "cell_key", "FINISHED")
         todo = plan(grid, keys, finished)
         count, missing = len(todo.cells), len(todo.missing)
         say(f"{count} cells: {count - missing} finished before, {missing} to compute")
         parent = store.tagged(EXPERIMENT, "study_key").get(study_key)
+        if parent is not None and parent.status == "RUNNING" and not store.mine(parent):
+            parent = None  # somebody else computes it now, from another results folder
         if todo.missing or parent is None or parent.status != "FINISHED":
             results, run_id = _compute(store, keys, grid, todo, finished, about, config, parent)
         else:  # a finished study stays finished, whatever happens to this look at it
@@ -97,9 +107,12 @@ def run_study(name: str, study: Study, config: StudyConfig, dry_run: bool) -> Re
         show(page := make_page(about, results, study))
         if store.recorded(run_id).tags.get(TOLD) != about.study_key:
             _tell(store, Run(store.client, run_id, name), page, results)
-    say(f"run     {store.url(EXPERIMENT, run_id=run_id)}  (after `qrun ui`)")
+    store.view(EXPERIMENT, "cells", CELLS)
+    say(f"run     {store.link(EXPERIMENT, run_id)}")
+    say(f"cells   {store.link(EXPERIMENT, view='cells')}")
     if name in AXES:
-        say(f"charts  {store.charts(name)}")
+        store.view(name, "curves", View(f"{name}: curves", CURVES, tuple(AXES[name].metrics), charts=True))
+        say(f"charts  {store.link(name, view='curves', charts=True)}")
     return results
 
 
@@ -108,8 +121,9 @@ def _compute(
     config: StudyConfig, parent: Recorded | None,
 ) -> tuple[Results, str]:  # fmt: skip
     """The missing cells, below the study's parent run."""
-    for killed in store.tagged(EXPERIMENT, "cell_key", "RUNNING").values():  # nobody else is here
-        store.client.set_terminated(killed.run_id, "KILLED")
+    for killed in store.tagged(EXPERIMENT, "cell_key", "RUNNING").values():
+        if store.mine(killed):  # and nobody else is here
+            store.client.set_terminated(killed.run_id, "KILLED")
     name = config.name or f"{about.model}-{about.study}-{about.study_key[:8]}"
     words = {"study": about.study, "study_key": about.study_key, "model_name": about.model, **git_state(), **used()}
     params = {"study": about.study, "model.name": about.model, "cells": len(todo.cells)}
@@ -122,7 +136,7 @@ def _compute(
             workspace, runs = Workspace(keys.sources), {key: done.run_id for key, done in finished.items()}
             jobs = store.folder / "slurm"
             with open_pool(config.launcher, config.model.device, workspace, len(todo.missing), jobs) as pool:
-                run_missing(todo, keys, runs, pool, config.results, run.run_id)
+                run_missing(todo, keys, runs, pool, store, run.run_id)
             finished = store.tagged(EXPERIMENT, "cell_key", "FINISHED")
         results = collect(grid, keys, finished)
         folder = store.folder / "studies" / name
@@ -186,9 +200,7 @@ def _list(name: str, grid: Sequence[Cell], config: StudyConfig) -> None:
 
 def measured_rates(config: StudyConfig) -> dict[str, float]:
     """FLOP a second by kind of task, from the finished cells of the store; empty for a new store."""
-    store = Store(config.results)
-    if not Path(store.database).exists():
-        return {}
+    store = Store(config.results, config.tracking.uri)
     rates: dict[str, list[float]] = {}
     for run in store.tagged(EXPERIMENT, "cell_key", "FINISHED").values():
         if (work := float(run.tags.get("work", 0))) and run.seconds > 0:

@@ -10,7 +10,9 @@ from qrun.cells.keys import Keys
 from qrun.evaluation.results import IDENTITY, UNITS, Results
 from qrun.tracking.store import Recorded
 
-SKIPPED = ("train/", "validation/", "system/")  # curves; the table has what a cell came to
+MEASURED = ("measure", "ask")  # kinds of tasks that leave units
+# curves, and names for MLflow's search; the table has what a cell came to
+SKIPPED = ("train/", "validation/", "system/", "relative_perplexity", "cz_error_rate")
 
 
 def collect(grid: Sequence[Cell], keys: Keys, recorded: Mapping[str, Recorded]) -> Results:
@@ -26,6 +28,6 @@ def collect(grid: Sequence[Cell], keys: Keys, recorded: Mapping[str, Recorded]) 
             "kind": cell.task.kind, **cell.axes, **metrics, "wall_seconds": round(run.seconds, 3), "key": key,
             "run_id": run.run_id, "run": run.name, **{name: run.tags.get(name, "") for name in IDENTITY},
         })  # fmt: skip
-        if key not in units and (path := run.artifacts / UNITS).is_file():
+        if key not in units and cell.task.kind in MEASURED and (path := run.find(UNITS)):
             units[key] = json.loads(path.read_text())
     return Results(pd.DataFrame(rows), units)

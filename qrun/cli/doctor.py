@@ -13,7 +13,7 @@ from qrun.tracking.provenance import git_state, packages
 from qrun.tracking.store import Store
 
 
-def doctor(results: str) -> None:
+def doctor(results: str, tracking_uri: str | None = None) -> None:
     """Print one line per thing that a command may need."""
     import torch
     from numba import get_num_threads
@@ -35,7 +35,7 @@ def doctor(results: str) -> None:
         "packages": ", ".join(f"{name} {number}" for name, number in found.items()),
         "processor": f"{os.cpu_count()} cores, {threads}",
         "GPU": torch.cuda.get_device_name(0) if gpu else "none; models and circuits run on the processor",
-        "store": _store(results),
+        "store": _store(results, tracking_uri),
         "model=nano, data=pydoc": "ready" if topics else no_topics,
         "hub models": _hub(),
         "llama (gated)": "HF_TOKEN is set" if hub else no_hub,
@@ -46,15 +46,15 @@ def doctor(results: str) -> None:
     listing(["what", "state"], [[what, state] for what, state in states.items()])
 
 
-def _store(results: str) -> str:
-    store = Store(results)
+def _store(results: str, tracking_uri: str | None) -> str:
+    store = Store(results, tracking_uri)
     try:
-        if not store.folder.exists():
+        if store.own and not store.folder.exists():
             return f"{store.folder} will be created"
         store.check_writable()
     except InputError as error:
         return str(error)
-    return f"{store.database}, writable" if store.database.exists() else f"{store.folder}, writable, no run yet"
+    return f"{store.folder}, writable, no run yet" if store.empty else f"{store.where}, writable"
 
 
 def _hub() -> str:

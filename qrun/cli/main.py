@@ -114,6 +114,8 @@ ConfigDir = Annotated[str | None, typer.Option("--config-dir", metavar="DIR", he
 DRY = "List the cells with their parameters, and stop; needs no weights."
 RESUME = "Continue the unfinished run of this very config, if there is one."
 Results = Annotated[str, typer.Option(help="Folder of the store.")]
+URI = "MLflow server or database that runs went to; by default MLFLOW_TRACKING_URI, else SQLite below --results."
+Tracking = Annotated[str | None, typer.Option("--tracking-uri", help=URI)]
 
 
 def _no_grid(asked: bool) -> None:
@@ -192,9 +194,10 @@ def compare(
     first: Annotated[str, typer.Argument(help="Run name or id in the store, or a perplexity.json file.")],
     second: Annotated[str, typer.Argument(help="What to compare it with.")],
     results: Results = "results",
+    tracking_uri: Tracking = None,
 ) -> None:
     """Paired difference of two recorded perplexities; refused if their protocols differ."""
-    _recipe("perplexity.compare", first, second, results)
+    _recipe("perplexity.compare", first, second, results, tracking_uri)
 
 
 def _study_command(name: str) -> None:
@@ -232,11 +235,12 @@ def report(
     source: Annotated[
         str | None, typer.Option("--from", help="Grade again what a report wrote, not the store.")
     ] = None,
+    tracking_uri: Tracking = None,
 ) -> None:
     """Tables, figures, the claims table and the log of negative results, from finished studies."""
     from qrun.report.report import report as run
 
-    run(results, out, source, studies)
+    run(results, out, source, studies, tracking_uri)
 
 
 @app.command(epilog="Example: qrun plan model=llama")
@@ -331,11 +335,11 @@ def push(
 
 
 @app.command()
-def doctor(results: Results = "results") -> None:
+def doctor(results: Results = "results", tracking_uri: Tracking = None) -> None:
     """Versions, devices and access: what works here, and what is missing for the rest."""
     from qrun.cli.doctor import doctor as run
 
-    run(results)
+    run(results, tracking_uri)
 
 
 @app.command(name="config")
@@ -354,11 +358,15 @@ def config_command(
 
 
 @app.command()
-def ui(results: Results = "results", port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5000) -> None:
-    """Start the MLflow UI on the store and print the link to the run table."""
+def ui(
+    results: Results = "results",
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5000,
+    tracking_uri: Tracking = None,
+) -> None:
+    """Start the MLflow UI on the store and print the links to runs and saved views; of a server only the links."""
     from qrun.tracking.ui import serve
 
-    serve(results, port)
+    serve(results, tracking_uri, port)
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from os.path import expanduser
 from typing import Any
+from urllib.parse import urlsplit
 
 from omegaconf import MISSING
 
@@ -360,6 +361,21 @@ class PromptConfig:
     """How a prompt is put to the model."""
 
     chat: Chat = Chat.auto
+
+
+@dataclass
+class TrackingConfig:
+    """Key `tracking`: where runs are recorded."""
+
+    uri: str | None = None  # of an MLflow server or database; null: MLFLOW_TRACKING_URI, else SQLite below `results`
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.uri or "http://host")
+        shown = (self.uri or "").replace(f":{parts.password}@", ":***@")
+        possible = "give an address such as http://host:5000 or postgresql://host/name, or null"
+        require(bool(parts.scheme), "tracking.uri", shown, possible)
+        kept = "every run would record the password; set MLFLOW_TRACKING_URI in the environment instead"
+        require(parts.password is None, "tracking.uri", shown, kept)
 
 
 @dataclass

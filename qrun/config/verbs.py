@@ -20,6 +20,7 @@ from qrun.config.schema import (
     ProtocolConfig,
     QuestionsConfig,
     SavedAdapterConfig,
+    TrackingConfig,
     TrainingConfig,
 )
 from qrun.quantum.noise import Noise
@@ -27,7 +28,8 @@ from qrun.quantum.noise import Noise
 
 @dataclass
 class RunConfig:
-    """What every run has. `results` is the folder of the store; it is created on first use."""
+    """What every run has. `results` is the folder of adapters, the lock and, by default, the store; it is created on
+    first use."""
 
     model: ModelConfig = MISSING
     data: DataConfig = MISSING
@@ -36,6 +38,7 @@ class RunConfig:
     seed: int = 0
     results: str = "results"
     name: str | None = None  # run name; null builds it from model, adapter and seed
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
         require_name("name", self.name)
@@ -101,6 +104,7 @@ class QuestionsRunConfig:
     seed: int = 0
     results: str = "results"
     name: str | None = None
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
         need(self, "temperatures", bool(self.temperatures) and min(self.temperatures) > 0, "give numbers above 0")
@@ -130,6 +134,7 @@ class TasksConfig:
     seed: int = 0
     results: str = "results"
     name: str | None = None
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
         need(self, "tasks", bool(self.tasks), "name one or more, for example tasks=[arc_easy,hellaswag]")

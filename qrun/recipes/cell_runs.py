@@ -24,10 +24,21 @@ from qrun.recipes.compress import compress_into
 from qrun.recipes.device import open_executor
 from qrun.recipes.fitting import fit_adapter, fit_metrics, prepared, resume
 from qrun.recipes.measuring import attach_saved, measured, shuffled
-from qrun.recipes.record import Words, device_tags, interval_metrics, peak_memory_mb, record_device, tags
-from qrun.recipes.tasks import MADE, Measure
+from qrun.recipes.record import (
+    Words,
+    adapter_params,
+    cz_error,
+    device_tags,
+    headline,
+    interval_metrics,
+    on_text,
+    peak_memory_mb,
+    record_device,
+    tags,
+)
+from qrun.recipes.tasks import Measure
 from qrun.tracking.provenance import environment, git_state
-from qrun.tracking.store import Run, Store
+from qrun.tracking.store import MODEL, Run, Store
 from qrun.training.interrupt import Interrupt
 
 EXPERIMENT = "study"
@@ -41,13 +52,13 @@ def cell_run(place: Place, words: Mapping[str, object], resume_id: str | None = 
     everything = {**words, **place.tags, "cell_key": place.key}
     everything |= {f"needs.{name}": run for name, run in place.needs.items()}
     params = {axis: value for axis, value in place.axes.items() if value is not None}
-    with Store(place.results).run(EXPERIMENT, place.name, params, everything, resume_id) as run:
+    with Store(place.results, place.uri).run(EXPERIMENT, place.name, params, everything, resume_id) as run:
         yield run
 
 
 def train_cell(config: TrainConfig, workspace: Workspace, place: Place) -> str:
     """Train, save the adapter, record size, curve and diagnostics."""
-    store = Store(place.results)
+    store = Store(place.results, place.uri)
     folder = store.folder / "runs" / place.name
     state = folder / "checkpoint.safetensors"
     with prepared(config, workspace) as job, Interrupt().installed() as interrupt:
@@ -64,13 +75,14 @@ def train_cell(config: TrainConfig, workspace: Workspace, place: Place) -> str:
             run.metrics(metrics)
             run.texts({"config.yaml": to_yaml(config), "env.json": _environment()})
             run.folder(folder / "adapter", "adapter")
+            run.model(folder / "adapter", adapter_params(config.adapter, len(job.sites), job.adapter.count()))
     state.unlink(missing_ok=True)
     return run.run_id
 
 
 def measure_cell(task: Measure, workspace: Workspace, place: Place) -> str:
     """Measure, with paired differences to the frozen model (`base`) and to the exact adapter (`exact`)."""
-    config, store = task.config, Store(place.results)
+    config, store = task.config, Store(place.results, place.uri)
     opened = workspace.open(config)
     others = {
         name: Measurement.from_json(store.recorded(place.needs[name]).text(MEASUREMENT))
@@ -93,7 +105,8 @@ def measure_cell(task: Measure, workspace: Workspace, place: Place) -> str:
                 "documents": len(result.nats), "effective_documents": result.effective_documents,
                 "tokens": sum(result.tokens), "peak_memory_mb": peak_memory_mb(),
             }  # fmt: skip
-            for name, gap in _gaps(result, others, config.evaluation.resamples, config.seed).items():
+            gaps = _gaps(result, others, config.evaluation.resamples, config.seed)
+            for name, gap in gaps.items():
                 metrics |= interval_metrics(name, gap)
             if adapter is not None:
                 metrics["parameters"] = adapter.count() if task.values == "trained" or task.czs else 0
@@ -104,8 +117,13 @@ def measure_cell(task: Measure, workspace: Workspace, place: Place) -> str:
                 )
                 blocks = [module.blocks().shape[0] for module in adapter.modules.values()]
                 cost = executor.cost(adapter.config.dim, blocks)
-                metrics |= {f"circuit/{name}": value for name, value in cost.items()}
-            run.metrics(metrics)
+                metrics |= {f"circuit/{name}": value for name, value in cost.items()} | cz_error(config)
+            exact = task.values == "trained" and not task.circuits and "adapter" in place.needs
+            model = store.recorded(place.needs["adapter"]).tags.get(MODEL) if exact else None
+            final = headline(result, gaps.get("gain"))
+            # what a training cell's adapter came to stands with it among the models
+            run.metrics(final, on_text(model, opened, config) if model else None)
+            run.metrics({name: value for name, value in metrics.items() if name not in final})
             run.texts({
                 "config.yaml": to_yaml(config), "env.json": _environment(), MEASUREMENT: result.to_json(),
                 UNITS: json.dumps(result.units()),
@@ -129,7 +147,7 @@ def _gaps(result: Measurement, others: Mapping[str, Measurement], resamples: int
 def _needed_adapter(task: Measure, opened: Opened, store: Store, place: Place) -> Adapter | None:
     """The trained or saved adapter in the model, its values replaced for a null or its blocks cut to circuits."""
     if "adapter" in place.needs:
-        folder = store.folder / "runs" / store.recorded(place.needs["adapter"]).name / "adapter"
+        folder = store.recorded(place.needs["adapter"]).file("adapter")
     elif task.config.adapter.path is not None:
         folder = Path(task.config.adapter.path).expanduser()
     else:
@@ -149,7 +167,7 @@ def compress_cell(config: CompressConfig, folder: Path, place: Place) -> str:
     """Compress into `folder`, record the sizes."""
     words: Words = {**git_state(), "config_hash": config_hash(config), "model_name": config.model.name}
     with Interrupt().installed(), cell_run(place, words) as run:
-        run.params({MADE: str(folder)})
+        run.params({"folder": str(folder)})
         statement = compress_into(config, folder)
         run.metrics({k: v for k, v in statement.items() if isinstance(v, int | float) and not isinstance(v, bool)})
         run.texts({"config.yaml": to_yaml(config), "compression.json": json.dumps(statement, indent=1)})

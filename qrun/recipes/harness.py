@@ -62,7 +62,7 @@ def run_tasks(config: TasksConfig) -> dict[str, dict[str, Any]]:
     chat = uses_chat(config.prompt, config.model)
     language = models.load(config.model)
     adapter = attach_saved(language, saved, str(config.adapter.path)) if saved else None
-    store = Store(config.results)
+    store = Store(config.results, config.tracking.uri)
     store.check_writable()
     kind = f"{spec(saved.config.method).label(saved.config)}-{config.device.kind}" if saved else "base"
     name = config.name or f"{config.model.name}-{kind}-tasks-{config_hash(config)}"
@@ -101,7 +101,7 @@ def run_tasks(config: TasksConfig) -> dict[str, dict[str, Any]]:
     _show(name, results, gains)
     if executor is not None:
         say(circuit_line(executor.statistics.summary(), config))
-    say(f"run  {store.url('eval-tasks', run_id=run.run_id)}  (after `qrun ui`)")
+    say(f"run  {store.link('eval-tasks', run.run_id)}")
     return results
 
 

@@ -19,6 +19,8 @@ from qrun.evaluation.measurement import Difference, Measurement, difference
 from qrun.recipes.device import circuit_line, open_executor
 from qrun.recipes.measuring import attach_saved, measured
 from qrun.recipes.record import (
+    EVALUATIONS,
+    cz_error,
     device_tags,
     flat_params,
     interval_metrics,
@@ -64,13 +66,14 @@ def measure_in(opened: Opened, adapter: Adapter | None, config: PerplexityConfig
     evaluation, model = config.evaluation, opened.language.model
     circuits = config.device.kind != "exact"
     executor = open_executor(config, adapter.config) if adapter and circuits else None
-    store = Store(config.results)
+    store = Store(config.results, config.tracking.uri)
     store.check_writable()
+    say(f"runs go to {store.where}")
     kind = f"{spec(adapter.config.method).label(adapter.config)}-{config.device.kind}" if adapter else "base"
     name = config.name or f"{config.model.name}-{kind}-{opened.task.statement['protocol']}-{config_hash(config)}"
     params = {**flat_params(config), "parameters": adapter.count() if adapter else 0}
     if adapter:
-        params["adapter.dim"] = adapter.config.dim
+        params |= {"adapter.dim": adapter.config.dim, "adapter.method": adapter.config.method}
     words = {**tags(config, opened), **device_tags(config), **used()}
     gaps: dict[str, Difference] = {}
     with Interrupt().installed(), store.run("eval-perplexity", name, params, words) as run:
@@ -96,20 +99,25 @@ def measure_in(opened: Opened, adapter: Adapter | None, config: PerplexityConfig
                 run.metrics({f"circuit/{key}": value for key, value in executor.statistics.summary().items()})
             gaps["gain"] = difference(results["base"], results[last], evaluation.resamples, config.seed)
         record_measurements(run, results, gaps.get("gain"))
+        if executor is not None:
+            run.metrics(cz_error(config))
+    store.view("eval-perplexity", "perplexities", EVALUATIONS)
     first = next(iter(results.values()))
     caption = f"{measured_words(first)}; protocol {first.statement['protocol']} {first.fingerprint}"
     result_table(name, results, gaps, caption)
     statistics = executor.statistics.summary() if executor else {}
     if statistics:
         say(circuit_line(statistics, config))
-    say(f"run  {store.url('eval-perplexity', run_id=run.run_id)}  (after `qrun ui`)")
+    say(f"run  {store.link('eval-perplexity', run.run_id)}")
+    say(f"all  {store.link('eval-perplexity', view='perplexities')}")
     found = (gaps.get("gain"), gaps.get("penalty of the device"))
     return Measured(name, run.run_id, results, *found, statistics)
 
 
-def compare(first: str, second: str, results: str) -> None:
+def compare(first: str, second: str, results: str, tracking_uri: str | None = None) -> None:
     """Print the paired difference first - second of two recorded measurements."""
-    a, b = recorded(first, results), recorded(second, results)
+    store = Store(results, tracking_uri)
+    a, b = recorded(first, store), recorded(second, store)
     gap = difference(a, b, 9999, 0)
     rows = [[first, f"{a.perplexity:.4f}", ""], [second, f"{b.perplexity:.4f}", ""]]
     rows.append(["difference", f"{gap.value:+.4f}", gap.words(".4f")])
@@ -117,7 +125,7 @@ def compare(first: str, second: str, results: str) -> None:
     table("paired comparison", ["", unit, "95% interval"], rows, f"{measured_words(a)}, protocol {a.fingerprint}")
 
 
-def recorded(word: str, results: str) -> Measurement:
+def recorded(word: str, store: Store) -> Measurement:
     """A measurement by file, run name or run id; `:base` or `:adapted` after a run picks one of its two."""
     if Path(word).is_file():
         try:
@@ -125,7 +133,6 @@ def recorded(word: str, results: str) -> Measurement:
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{word}: not a recorded perplexity ({type(error).__name__}: {error})") from error
     name, _, which = word.partition(":")
-    store = Store(results)
     run = store.find(name)
     which = which or ("adapted" if "adapted/perplexity" in run.data.metrics else "base")
     if f"{which}/perplexity" not in run.data.metrics:

@@ -6,9 +6,11 @@ from typing import Protocol
 
 import psutil
 
+from qrun.adapters.methods import spec
 from qrun.cells.workspace import Opened
-from qrun.config.compose import config_hash, plain, to_yaml
+from qrun.config.compose import PLACES, config_hash, plain, to_yaml
 from qrun.config.devices import DeviceConfig
+from qrun.config.schema import AdapterConfig
 from qrun.config.tree import flatten
 from qrun.config.verbs import RunConfig
 from qrun.evaluation.measurement import Difference, Measurement
@@ -16,8 +18,21 @@ from qrun.quantum.devices.base import Device
 from qrun.quantum.noise import Noise
 from qrun.report.screen import table
 from qrun.tracking.provenance import environment, git_state
-from qrun.tracking.store import Run
+from qrun.tracking.store import Run, model_of
+from qrun.tracking.views import View
 
+TRAININGS = View(
+    "trainings",
+    ("metrics.gain", "metrics.perplexity", "params.adapter.dim", "params.adapter.method", "params.parameters",
+     "params.seed"),
+    lines=("validation/nats", "train/loss"), scatters=(("params.adapter.dim", "metrics.gain"),), order="metrics.gain",
+)  # fmt: skip
+EVALUATIONS = View(
+    "perplexities",
+    ("metrics.gain", "metrics.perplexity", "metrics.relative_perplexity", "params.adapter.dim", "tags.device",
+     "tags.noise", "metrics.cz_error_rate", "tags.shots", "tags.protocol"),
+    scatters=(("metrics.cz_error_rate", "metrics.relative_perplexity"),),
+)  # fmt: skip
 Words = dict[str, str | int | float | None]
 
 
@@ -63,13 +78,17 @@ def open_record(run: Run, config: RunConfig, opened: Opened) -> None:
     run.texts({"config.yaml": to_yaml(config)})
     run.json(environment(), "env.json")
     run.json(opened.task.statement, "protocol.json")
+    data = config.data
+    keys = {"path": data.hub_id, "config_name": data.hub_config, "revision": data.revision}
+    hub = keys if data.hub_id and not data.path else {}
     for split, digest in opened.corpus.digests.items():
-        run.dataset(f"{opened.corpus.name}-{split}", digest, opened.corpus.source, split)
+        run.dataset(f"{opened.corpus.name}-{split}", digest, opened.corpus.source, split, hub)
 
 
 def flat_params(config: RunConfig) -> dict[str, object]:
-    """The config as MLflow's flat parameters."""
-    return {key: value for key, value in flatten(plain(config)).items() if key not in ("results", "name")}
+    """The config as MLflow's flat parameters, without what is null."""
+    said = {key: value for key, value in plain(config).items() if key not in PLACES}
+    return {key: value for key, value in flatten(said).items() if value is not None}
 
 
 def interval_metrics(name: str, gap: Difference) -> dict[str, float]:
@@ -78,15 +97,48 @@ def interval_metrics(name: str, gap: Difference) -> dict[str, float]:
     return {name: gap.value, **limits}
 
 
-def record_measurements(run: Run, results: Mapping[str, Measurement], gain: Difference | None) -> None:
-    """Perplexities per document as artifacts, their totals as metrics."""
+def headline(result: Measurement, gain: Difference | None) -> dict[str, float]:
+    """The final numbers under plain names, which MLflow's search takes without backticks; with a gain also perplexity
+    over the frozen model's."""
+    found = {"perplexity": result.perplexity}
+    return found if gain is None else {**found, "relative_perplexity": relative(result, gain), "gain": gain.value}
+
+
+def relative(result: Measurement, gain: Difference) -> float:
+    """Perplexity over that of the frozen model, which the gain was measured against."""
+    return result.perplexity / (result.perplexity + gain.value)
+
+
+def cz_error(config: OnDevice) -> dict[str, float]:
+    """The two-qubit error rate of a device with noise as metric `cz_error_rate`; of a chip the median. None where every
+    circuit answers uniformly, whatever its gates do."""
+    return {"cz_error_rate": config.noise.cz} if config.device.takes_noise and config.noise.block < 1 else {}
+
+
+def adapter_params(config: AdapterConfig, sites: int, parameters: int) -> dict[str, object]:
+    """What tells adapters apart in the table of models; b of those that have blocks."""
+    own = {"b": config.dim} if spec(config.method).circuits else {}
+    return {**own, "method": config.method, "sites": sites, "parameters": parameters}
+
+
+def on_text(model: str, opened: Opened, config: RunConfig) -> dict[str, str]:
+    """A logged model as the metrics of a measurement name it."""
+    return model_of(model, f"{opened.corpus.name}-{config.evaluation.split.value}", opened.task.fingerprint)
+
+
+def record_measurements(
+    run: Run, results: Mapping[str, Measurement], gain: Difference | None, model: Mapping[str, str] | None = None
+) -> None:
+    """Perplexities per document as artifacts, their totals as metrics; of the last also as the headline, which a logged
+    model shares."""
     run.texts({f"perplexity_{name}.json": result.to_json() for name, result in results.items()})
     found: dict[str, float] = {"peak_memory_mb": peak_memory_mb()}
     for name, result in results.items():
         values = {"perplexity": result.perplexity, "bits_per_byte": result.bits_per_byte, "seconds": result.seconds}
         found |= {f"{name}/{key}": value for key, value in values.items()}
+    run.metrics(headline(list(results.values())[-1], gain), model)
     if gain is not None:
-        found |= interval_metrics("gain", gain)
+        found |= {name: value for name, value in interval_metrics("gain", gain).items() if name != "gain"}
         base, adapted = next(iter(results.values())), list(results.values())[-1]
         change = f"{base.statement['unit']} perplexity {base.perplexity:.3f} to **{adapted.perplexity:.3f}**"
         run.note(f"{change}: gain {gain.value:+.3f}, {gain.words()} over {gain.documents} documents")

@@ -31,15 +31,15 @@ if TYPE_CHECKING:
 
 FILES = ("qrun.json", "adapter_config.json", "adapter_model.safetensors")
 CUT = "cut"  # `cut6`: values of a Measure
-MADE = "folder"  # parameter of a run that made a model: where it is
 
 
 def model_of(config: ModelConfig, place: Place) -> ModelConfig:
     """The model of a cell: the configured one, or what the needed cell made of it."""
     if "model" not in place.needs:
         return config
-    made = Store(place.results).recorded(place.needs["model"])
-    changes = {"name": made.name, "path": made.params[MADE], "hub_id": None, "embedded": False, "shape": None}
+    made = Store(place.results, place.uri).recorded(place.needs["model"])
+    folder = str(compressed(place.results, made.name))  # of this results folder: the run may be another's
+    changes = {"name": made.name, "path": folder, "hub_id": None, "embedded": False, "shape": None}
     return dataclasses.replace(config, **changes)  # type: ignore[arg-type]
 
 
@@ -49,6 +49,11 @@ def saved(adapter: SavedAdapterConfig) -> list[str] | None:
         return None
     files = [Path(adapter.path).expanduser() / name for name in FILES]
     return [hashlib.sha256(file.read_bytes()).hexdigest()[:16] if file.is_file() else "missing" for file in files]
+
+
+def compressed(results: str, name: str) -> Path:
+    """Where a Compress cell of that name leaves its model."""
+    return Path(results).expanduser().resolve() / "compressed" / name
 
 
 def weights(config: ModelConfig) -> int:
@@ -84,9 +89,8 @@ class Train:
         label = spec(self.config.adapter.method).label(self.config.adapter)
         return f"{self.config.model.name}-{label}-s{self.config.seed}-{key[:8]}"
 
-    def leaves(self, name: str) -> Path:
-        """The adapter's weights."""
-        return Store(self.config.results).folder / "runs" / name / "adapter" / "adapter_model.safetensors"
+    def leaves(self, name: str) -> None:
+        """The adapter is in the store."""
 
     def work(self) -> float:
         """6 FLOP a weight and token in training, 2 in the two validations; distillation adds a forward pass."""
@@ -218,7 +222,7 @@ class Compress:
 
     def leaves(self, name: str) -> Path:
         """The model's config.json."""
-        return Store(self.results).folder / "compressed" / name / "config.json"
+        return compressed(self.results, name) / "config.json"
 
     def work(self) -> float:
         """An SVD of every projection, about 30 in^2 out."""

@@ -13,7 +13,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from shlex import quote
 
 from qrun.adapters.saving import save
 from qrun.cells.workspace import Workspace
@@ -23,13 +22,24 @@ from qrun.config.verbs import TrainConfig
 from qrun.evaluation.measurement import Difference, Measurement, difference
 from qrun.recipes.fitting import Job, fit_adapter, fit_metrics, prepared, resume
 from qrun.recipes.measuring import measured
-from qrun.recipes.record import flat_params, measured_words, open_record, record_measurements, result_table, tags
+from qrun.recipes.record import (
+    TRAININGS,
+    adapter_params,
+    flat_params,
+    measured_words,
+    on_text,
+    open_record,
+    record_measurements,
+    result_table,
+    tags,
+)
 from qrun.report.figures import loss_curve
 from qrun.report.screen import say
 from qrun.tracking.store import Store
 from qrun.training.checkpoint import Progress, read_progress
 from qrun.training.interrupt import Interrupt
 
+CONSTANT = "blocks/haar_"  # of random blocks: the same for every training, in result.json only
 BASE = "base.json"  # the frozen model's measurement, beside the checkpoint of an unfinished run
 
 
@@ -55,9 +65,10 @@ def train(config: TrainConfig, resuming: bool = False) -> Path:
 
 def train_in(workspace: Workspace, config: TrainConfig, resuming: bool = False) -> Trained:
     """The recipe in a workspace, which opens the model unless it has it; the model is left as it was."""
-    store = Store(config.results)
+    store = Store(config.results, config.tracking.uri)
     with prepared(config, workspace) as job:
         store.check_writable()
+        say(f"runs go to {store.where}")
         name = config.name or f"{config.model.name}-{job.label}-s{config.seed}-{config_hash(config)}"
         folder = store.folder / "runs" / name
         state = folder / "checkpoint.safetensors"
@@ -81,8 +92,9 @@ def train_in(workspace: Workspace, config: TrainConfig, resuming: bool = False) 
             metrics = fit_metrics(job, progress)
             summary = summarise(job, base, adapted, gain, progress)
             save(folder / "adapter", job.adapter, job.opened.language.identity, summary)
-            record_measurements(run, {"base": base, "adapted": adapted}, gain)
-            run.metrics(metrics)
+            model = run.model(folder / "adapter", adapter_params(config.adapter, len(job.sites), count))
+            record_measurements(run, {"base": base, "adapted": adapted}, gain, on_text(model, job.opened, config))
+            run.metrics({name: value for name, value in metrics.items() if not name.startswith(CONSTANT)})
             run.json({**summary, "metrics": metrics}, "result.json")
             run.folder(folder / "adapter", "adapter")
             title = f"{name}: {config.model.name} on {job.opened.corpus.name}, {job.label}, {len(job.sites)} sites"
@@ -93,10 +105,11 @@ def train_in(workspace: Workspace, config: TrainConfig, resuming: bool = False) 
     caption = f"{measured_words(base)} of {split}; best step {progress.best_step}"
     shown = {"frozen model": base, f"with adapter, {count:,} parameters": adapted}
     result_table(name, shown, {"gain": gain}, caption)
-    where = "" if config.results == "results" else f" --results {quote(config.results)}"
     saved = folder / "adapter"
     shown_path = saved.relative_to(Path.cwd()) if saved.is_relative_to(Path.cwd()) else saved
-    say(f"adapter  {shown_path}\nrun      {store.url('train', run_id=run.run_id)}  (after `qrun ui{where}`)")
+    store.view("train", "trainings", TRAININGS)
+    say(f"adapter  {shown_path}\nrun      {store.link('train', run.run_id)}")
+    say(f"all      {store.link('train', view='trainings')}")
     return Trained(name, run.run_id, saved, base, adapted, gain, metrics, progress.history, progress.evaluations)
 
 

@@ -60,14 +60,16 @@ class Entry:
         return Path(self.about.study) / (self.standard or f"{self.about.model}-{self.about.study_key[:8]}")
 
 
-def report(results: str, out: str | None, source: str | None, studies: Catalogue) -> list[Path]:
+def report(
+    results: str, out: str | None, source: str | None, studies: Catalogue, tracking_uri: str | None = None
+) -> list[Path]:
     """Write everything below `out`; returns the study folders. `source` is a folder that a report wrote before."""
-    target = _target(out)
+    target, store = _target(out), Store(results, tracking_uri)
     entries = {}  # the newest study of a kind for each folder
-    for entry in _entries(results, source, studies):
+    for entry in _entries(store, source, studies):
         entries[entry.folder] = entry
     if not entries:
-        where = source or Store(results).folder
+        where = source or store.where
         how = "run `qrun sweep dim`, `qrun sweep noise` or `qrun recover`"
         raise InputError(f"{where}: no finished study there; {how}")
     pages, written = [], []
@@ -95,13 +97,13 @@ def _target(out: str | None) -> Path:
     return Path("results")
 
 
-def _entries(results: str, source: str | None, studies: Catalogue) -> Iterator[Entry]:
+def _entries(store: Store, source: str | None, studies: Catalogue) -> Iterator[Entry]:
     """The store's finished studies, oldest first, or those of a report."""
     if source is not None:
         folders = [path.parent for path in sorted(Path(source).expanduser().glob(f"*/*/{ABOUT}"))]
     else:
-        runs = Store(results).tagged("study", "study_key", "FINISHED").values()
-        folders = [run.artifacts / "results" for run in sorted(runs, key=lambda run: run.started)]
+        runs = store.tagged("study", "study_key", "FINISHED").values()
+        folders = [run.file("results") for run in sorted(runs, key=lambda run: run.started)]
     for folder in folders:
         entry = open_entry(folder, studies)
         if entry is None:

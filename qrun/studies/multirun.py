@@ -13,9 +13,9 @@ from typing import Any
 import pandas as pd
 
 from qrun.cells.cell import Cell, Scalar
-from qrun.config.compose import compose
+from qrun.config.compose import PLACES, compose
 from qrun.config.ranges import require
-from qrun.config.schema import LauncherConfig, ModelConfig
+from qrun.config.schema import LauncherConfig, ModelConfig, TrackingConfig
 from qrun.config.verbs import PerplexityConfig, TrainConfig
 from qrun.config.words import points, values
 from qrun.evaluation.results import Results
@@ -23,8 +23,6 @@ from qrun.recipes.checks import check_device, check_sites
 from qrun.recipes.tasks import Measure, MeasureConfig, Train
 from qrun.report.grade import Verdict
 from qrun.studies.grid import Say
-
-PLACES = ("results", "name")  # of the grid, not of a point
 
 
 @dataclass
@@ -37,6 +35,7 @@ class Config:
     model: ModelConfig
     launcher: LauncherConfig
     results: str
+    tracking: TrackingConfig
     name: str | None = None
 
 
@@ -54,10 +53,10 @@ def configure(verb: str, words: list[str]) -> Config:
     fixed, each = points([word for word in words if word not in launching])
     for word in each[0]:
         key = word.partition("=")[0]
-        require(key not in PLACES, "-m", key, "one for the whole grid; give one value")
+        require(key.partition(".")[0] not in PLACES, "-m", key, "one for the whole grid; give one value")
     first, *_ = [compose(verb, [*fixed, *point]) for point in each]
-    kept = [word for word in fixed if word.partition("=")[0] not in PLACES]
-    return Config(verb, kept, each, first.model, launcher, first.results, first.name)
+    kept = [word for word in fixed if word.partition("=")[0].partition(".")[0] not in PLACES]
+    return Config(verb, kept, each, first.model, launcher, first.results, first.tracking, first.name)
 
 
 def cells(config: Config, say: Say) -> Iterator[Cell]:

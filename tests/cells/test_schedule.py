@@ -10,6 +10,7 @@ from qrun.cells.keys import Keys, Sources
 from qrun.cells.pool import Outcome
 from qrun.cells.schedule import plan, run_missing
 from qrun.errors import RunFailed
+from qrun.tracking.store import Store
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def run(cells, pool, finished=()):
     keys = Keys(Sources())
     known = {keys.of(cell): f"old run of {cell.task.word}" for cell in with_needs(cells) if cell.task.word in finished}
     todo = plan(cells, keys, known)
-    return run_missing(todo, keys, dict(known), pool, "results", "parent")
+    return run_missing(todo, keys, dict(known), pool, Store("results"), "parent")
 
 
 @pytest.mark.parametrize("capacity", [1, 2, 3, 10])
@@ -92,7 +93,11 @@ def test_needs_run_first_and_their_runs_are_handed_on(capacity):
         assert max(pool.log.index(("end", f"train{i}")), pool.log.index(("end", "base"))) < start
         place = pool.places[f"measure{i}"]
         assert place.needs == {"adapter": f"run of train{i}", "base": "run of base"}
-        assert place.axes == {"seed": i} and place.tags["mlflow.parentRunId"] == "parent" and place.results == "results"
+        assert (
+            place.axes == {"seed": i}
+            and place.tags["mlflow.parentRunId"] == "parent"
+            and place.uri == Store(place.results).uri
+        )
         assert place.tags["kind"] == "measure" and place.name == f"measure{i}-{place.key[:8]}"
 
 

@@ -310,3 +310,14 @@ def test_a_missing_folder_of_own_files_is_one_line(own, monkeypatch):
     monkeypatch.setenv("QRUN_CONFIG_DIR", "nowhere")
     with pytest.raises(InputError, match=r"^QRUN_CONFIG_DIR nowhere: no such folder"):
         compose("train", [])
+
+
+@pytest.mark.parametrize("uri", ["nowhere", "http://me:secret@host:5000"])
+def test_a_store_without_a_scheme_or_with_a_password_is_refused_and_the_password_not_shown(uri):
+    with pytest.raises(InputError, match=r"tracking\.uri") as stop:
+        compose("train", [f"tracking.uri='{uri}'"])
+    assert "secret" not in str(stop.value)
+
+
+def test_where_runs_go_changes_no_hash():
+    assert config_hash(compose("train", [])) == config_hash(compose("train", ["tracking.uri=http://host:5000"]))

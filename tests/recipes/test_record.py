@@ -71,3 +71,30 @@ def test_an_adapter_without_an_identity_is_older_and_refused(saved, tiny, gone):
     del adapter.base[gone]
     with pytest.raises(InputError, match="written by an older qrun; train it again"):
         attach_saved(tiny, adapter, saved)
+
+
+def test_the_cz_error_rate_is_the_noise_that_acts_and_none_where_circuits_answer_uniformly():
+    from types import SimpleNamespace
+
+    from qrun.config.schema import DeviceConfig
+    from qrun.quantum.noise import Noise
+    from qrun.recipes.record import cz_error
+
+    preset = Noise(cz=2e-3, factor=2.0)
+
+    def rate(noise, **device):
+        return cz_error(SimpleNamespace(device=DeviceConfig(**device), noise=noise))
+
+    noisy = {"kind": "noisy", "takes_noise": True}
+    assert rate(preset, **noisy) == {"cz_error_rate": pytest.approx(4e-3)}
+    assert rate(preset.quiet(), **noisy) == {"cz_error_rate": 0.0}
+    assert rate(preset.uniform(), **noisy) == rate(preset, kind="shots") == {}
+
+
+def test_what_is_null_is_no_parameter():
+    from qrun.config.compose import compose
+    from qrun.recipes.record import flat_params
+
+    found = flat_params(compose("train", ["tracking.uri=http://host"]))
+    assert None not in found.values() and found["adapter.dim"] == 4
+    assert not any(key.startswith(("results", "name", "tracking")) for key in found)

@@ -139,7 +139,7 @@ def test_slurm_is_asked_for_what_the_launcher_says(monkeypatch, tmp_path):
 
 
 def place(key):
-    return Place("nowhere", key, key, {}, {}, {})
+    return Place("nowhere", "", key, key, {}, {}, {})
 
 
 def test_a_bug_in_a_cell_is_its_own_failure(capsys):

@@ -53,7 +53,7 @@ def test_the_dim_study_is_a_parent_with_cells_and_leaves_its_table(dims):
     written = saved(store.folder, "dims")
     pd.testing.assert_frame_equal(written.table, results.table, check_dtype=False, check_exact=True)
     assert written.units == results.units and len(results.units) == 5
-    kept = store.recorded(parent.info.run_id).artifacts / "results"
+    kept = store.recorded(parent.info.run_id).file("results")
     for name in ("cells.csv", "units.json", "study.json"):
         assert (kept / name).read_bytes() == (store.folder / "studies" / "dims" / name).read_bytes()
     two, four = (rows(results, "train", b=b)["parameters"] for b in (2, 4))
@@ -67,7 +67,7 @@ def test_a_study_is_read_in_mlflow_without_a_click(dims):
     parent = store.recorded(store.find("dims").info.run_id)
     shown = json.loads(parent.text("cells.json"))
     assert len(shown["data"]) == len(results.table) and {"perplexity", "gain", "run_id"} < set(shown["columns"])
-    assert "# dim, " in parent.text("page.md") and (parent.artifacts / "figures").is_dir()
+    assert "# dim, " in parent.text("page.md") and parent.file("figures").is_dir()
     assert parent.tags["mlflow.note.content"].startswith("**")
     assert all(
         run.tags["in_dim"] == parent.tags["study_key"] for run in store.tagged("study", "cell_key", "FINISHED").values()

@@ -1,17 +1,25 @@
+import base64
+import json
 import os
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
+import threading
+import time
+import zlib
 from contextlib import closing
 
 import pytest
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from sqlalchemy import event
+from tests_support import PATIENCE
 
 from qrun.errors import InputError, Interrupted, RunFailed
 from qrun.tracking.provenance import environment, git_state
 from qrun.tracking.store import Store
+from qrun.tracking.views import View
 from qrun.training.interrupt import Interrupt
 
 
@@ -297,3 +305,82 @@ def test_making_a_store_says_nothing(tmp_path):
         command = [sys.executable, "-c", first + code, str(tmp_path / f"made{len(first)}")]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_a_store_that_several_results_folders_share_knows_whose_run_is_whose(store, tmp_path):
+    """A database given by its address: artifacts are read where they lie, and a run tells its folder."""
+    first, second = (Store(tmp_path / name, store.uri) for name in ("first", "second"))
+    assert store.own and not first.own and not first.empty and first.where == store.uri
+    with first.run("train", "shared", {}, {"key": "of shared"}) as run:
+        run.text("seen", "note.txt")
+        (found,) = (r for key, r in second.tagged("train", "key", "RUNNING").items() if key == "of shared")
+        assert first.mine(found) and store.mine(found) and not second.mine(found)
+    assert second.recorded(run.run_id).text("note.txt") == "seen" and second.find("shared").info.run_id == run.run_id
+    assert second.recorded(run.run_id).find("other.txt") is None and not second.folder.exists()
+
+
+def test_the_environment_names_the_store_and_a_word_wins(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@host:5000/")
+    store = Store(tmp_path)
+    assert store.server and store.where == "http://user:***@host:5000" and store.address() == "http://host:5000"
+    assert Store(tmp_path, "http://other").uri == "http://other"
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert Store(tmp_path).own
+
+
+def test_a_link_names_a_port_only_while_something_listens_there(store):
+    path = f"/#/experiments/{store.experiment('train')}/runs?workflowType=machine_learning&viewStateShareKey=v"
+    assert store.link("train", view="v") == f"`qrun ui --results {store.folder}`, there {path}"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        (store.folder / "ui.port").write_text(str(port))
+        assert store.link("train", view="v") == f"http://127.0.0.1:{port}{path}"
+    assert "127.0.0.1" not in store.link("train", view="v")  # left by one that was killed
+    (store.folder / "ui.port").unlink()
+
+
+def test_a_view_is_a_tag_that_the_page_can_unpack_and_is_written_once(store, monkeypatch):
+    view = View("all", ("metrics.gain", "params.adapter.dim"), ("gain",), (("params.b", "metrics.gain"),))
+    store.view("train", "all", view)
+    monkeypatch.setattr(type(store.client), "set_experiment_tag", None)
+    store.view("train", "all", view)
+    kept = json.loads(store.client.get_experiment(store.experiment("train")).tags["mlflow.sharedViewState.all"])
+    assert kept["name"] == "all" and type(kept["createdAt"]) is int
+    state = json.loads(zlib.decompress(base64.b64decode(kept["state"].removeprefix("deflate;"))))
+    assert state["selectedColumns"] == ["metrics.`gain`", "params.`adapter.dim`"]
+    line, scatter = state["compareRunCharts"]
+    assert line["metricKey"] == "gain" and scatter["xaxis"] == {"key": "b", "type": "PARAM"}
+    assert {card["metricSectionId"] for card in (line, scatter)} == {state["compareRunSections"][0]["uuid"]}
+
+
+def test_machine_metrics_are_kept_of_a_run_and_not_of_a_cell_and_no_thread_stays(store, monkeypatch):
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
+
+    def threads():
+        return [thread for thread in threading.enumerate() if thread.name == "SystemMetricsMonitor"]
+
+    with store.run("train", "watched", {}, {}) as run:
+        end = time.monotonic() + PATIENCE
+        while "system/cpu_utilization_percentage" not in store.client.get_run(run.run_id).data.metrics:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        assert len(threads()) == 1
+        with store.run("study", "cell", {}, {"mlflow.parentRunId": run.run_id}):
+            assert len(threads()) == 1
+    assert not threads()
+
+
+@pytest.mark.parametrize(
+    ("hub", "source", "kind"),
+    [({"path": "Salesforce/wikitext", "config_name": "raw", "revision": "b08"}, "words", "hugging_face"),
+     (None, __file__, "local"), (None, "documentation of CPython", "code")],
+)  # fmt: skip
+def test_a_dataset_has_its_real_source(store, hub, source, kind):
+    with store.run("train", kind, {}, {}) as run:
+        run.dataset("text-test", f"0123{kind}", source, "test", hub)
+    (entry,) = store.client.get_run(run.run_id).inputs.dataset_inputs
+    found = json.loads(entry.dataset.source)
+    assert entry.dataset.source_type == kind
+    expected = {"hugging_face": ("revision", "b08"), "local": ("uri", __file__), "code": ("tags", {"source": source})}
+    key, value = expected[kind]
+    assert found[key] == value
