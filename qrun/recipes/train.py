@@ -6,13 +6,17 @@
 2. Perplexity of the frozen model.
 3. Train K (or a control's parameters), keep the best by validation.
 4. Perplexity with the adapter, paired difference with its interval.
-5. Diagnostics, save and record.
+5. Diagnostics, save and record, with figures of the loss and of the blocks.
 """
 
 import json
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
+from qrun.adapters.methods import spec
 from qrun.adapters.saving import save
+from qrun.adapters.spectra import haar_blocks, spectra, trained_blocks
 from qrun.cells.workspace import Workspace
 from qrun.config.compose import config_hash
 from qrun.config.verbs import TrainConfig
@@ -20,7 +24,7 @@ from qrun.evaluation.measurement import Difference, Measurement, difference
 from qrun.recipes.fitting import Job, fit_adapter, fit_metrics, prepared, resume
 from qrun.recipes.measuring import measured
 from qrun.recipes.record import flat_params, measured_words, open_record, record_measurements, result_table, tags
-from qrun.report.figures import loss_curve
+from qrun.report.pictures import block_histograms, loss_curve
 from qrun.report.screen import say
 from qrun.tracking.store import Store
 from qrun.training.checkpoint import Progress, read_progress
@@ -63,6 +67,8 @@ def train(config: TrainConfig, resuming: bool = False) -> Path:
             run.folder(folder / "adapter", "adapter")
             title = f"{name}: {config.model.name} on {job.opened.corpus.name}, {job.label}, {len(job.sites)} sites"
             run.figure(loss_curve(progress.history, progress.evaluations, title), "figures/loss_curve.png")
+            if spec(config.adapter.method).circuits:
+                run.figure(drawn_blocks(job, title), "figures/blocks.png")
     for file in (state, folder / BASE):
         file.unlink(missing_ok=True)
     split = f"{job.opened.corpus.name} {config.evaluation.split.value}"
@@ -74,6 +80,14 @@ def train(config: TrainConfig, resuming: bool = False) -> Path:
     shown_path = saved.relative_to(Path.cwd()) if saved.is_relative_to(Path.cwd()) else saved
     say(f"adapter  {shown_path}\nrun      {store.url('train', run_id=run.run_id)}  (after `qrun ui{where}`)")
     return saved
+
+
+def drawn_blocks(job: Job, title: str) -> Figure:
+    """Angles and operator-Schmidt values of the trained blocks beside those of random ones."""
+    (angles, values), (haar, others) = (
+        spectra(blocks) for blocks in (trained_blocks(job.adapter), haar_blocks(job.config.adapter.dim))
+    )
+    return block_histograms((angles, haar), None if values is None or others is None else (values, others), title)
 
 
 def frozen(job: Job, kept: Path, resumed: bool) -> Measurement:
