@@ -178,7 +178,7 @@ def phase_diagrams(model: str, numbers: Frames) -> dict[str, Figure]:
     found = {}
     rows = numbers["relative"][numbers["relative"]["rate"].notna()]
     for (sign, shots), own in rows.groupby(["sign", "shots"], sort=False):
-        words = f"signs of {sign}, {int(shots) or 'no'} shots"
+        words = f"signs of {sign}, {int(shots):,} shots" if shots else f"signs of {sign}, no shots"
         if own.groupby("axis")["rate"].nunique().min() > 1:
             ends = _of(numbers["ends"], sign=sign, shots=shots)
             found[f"noise-map-{sign}-{int(shots)}"] = noise_maps(f"{model}, {words}", own, ends)

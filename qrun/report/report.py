@@ -33,7 +33,7 @@ from qrun.tracking.store import Store
 
 ABOUT, MARK = "study.json", ".qrun-report"
 LEAST_SEEDS = 3
-DPI = 110
+DPI = 100
 DECIDING = ("study", "training", "evaluation", "protocol", "adapter", "compression", "device", "noise", "temperatures",
             "trials", "questions", "estimate", "signs")  # fmt: skip
 
