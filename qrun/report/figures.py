@@ -45,8 +45,9 @@ RATE = {
     "proportional": "scale of all errors,\nas the two-qubit error rate",
 }
 BESIDE = {"quiet": "none", "preset": "preset", "uniform": "uniform"}  # points without a rate
+ADAPTER = "the adapter"
 KINDS = {
-    "the adapter": ("cayley",), "other orthogonal": ("oft", "boft", "hra", "psoft", "road"), "low rank": ("lora",),
+    ADAPTER: ("cayley",), "other orthogonal": ("oft", "boft", "hra", "psoft", "road"), "low rank": ("lora",),
     "free numbers": ("diagonal", "block", "dense"),
 }  # fmt: skip
 KIND_COLOURS = dict(zip(KINDS, (BLUE, PURPLE, ORANGE, GREEN), strict=True))
@@ -132,14 +133,18 @@ def gain_over_parameters(title: str, rows: pd.DataFrame, base: float) -> Figure:
             for at, method in enumerate(m for m in methods if m in set(trained["method"])):
                 shown.setdefault(f"_{kind}", Line2D([], [], linestyle="", label=kind))
                 points = trained[trained["method"] == method].sort_values("parameters")
-                look = {"color": KIND_COLOURS[kind], "marker": MARKERS[at]}
+                look = {"color": KIND_COLOURS[kind], "marker": MARKERS[at], "markersize": 4.5, "zorder": 4}
+                if kind != ADAPTER:  # which may lie on the same point
+                    look |= {"markersize": 7, "zorder": 3}
                 line = "-" if len(points) > 1 else ""
                 shown[method] = _gains(axes, points["parameters"] * 1.04**at, points, limits, linestyle=line, **look)
         axes.set_xscale("log")
         axes.set_xlabel("trained parameters", fontsize=9)
         plain(axes, str(SITES.get(sites, sites)))
         own = own[own["null"] != "trained"].set_index("null").reindex(nulls)
-        _gains(beside, pd.Series(range(len(nulls)), nulls), own, limits, linestyle="", color="k", marker="X")
+        _gains(
+            beside, pd.Series(range(len(nulls)), nulls), own, limits, linestyle="", color="k", marker="X", markersize=5
+        )
         beside.set_xticks(range(len(nulls)), [fill(name, 9) for name in nulls])
         beside.set_xlim(-0.6, len(nulls) - 0.4)
         plain(beside, "nulls, device" if nulls else "")
@@ -159,12 +164,10 @@ def gain_over_parameters(title: str, rows: pd.DataFrame, base: float) -> Figure:
 def _gains(axes: Axes, x: pd.Series, rows: pd.DataFrame, limits: tuple[float, float], **look: Any) -> Artist:
     """Points with their intervals over seeds, cut at the limits, where an arrow says so; one seed is hollow."""
     bars = error(rows["gain"], rows["seed_low"].clip(*limits), rows["seed_high"].clip(*limits))
-    line = axes.plot(x, rows["gain"], markersize=5, linewidth=1, **look)[0]
+    line = axes.plot(x, rows["gain"], linewidth=1, **look)[0]
     axes.errorbar(x, rows["gain"], bars, color=look["color"], linestyle="", capsize=3, linewidth=1.2)
     single = rows["seed_low"].isna()
-    axes.plot(
-        x[single.to_numpy()], rows["gain"][single], **{**look, "linestyle": ""}, markersize=5, markerfacecolor="w"
-    )
+    axes.plot(x[single.to_numpy()], rows["gain"][single], **{**look, "linestyle": ""}, markerfacecolor="w")
     for column, end, arrow in (("seed_low", limits[0], "v"), ("seed_high", limits[1], "^")):
         beyond = (rows[column] < end) if arrow == "v" else (rows[column] > end)
         if not beyond.any():  # an empty line that is not clipped has no bounds, and the layout fails
@@ -246,13 +249,14 @@ def noise_curves(title: str, relative: pd.DataFrame, ends: pd.DataFrame) -> Figu
         below.set_xticks([], minor=True)
         below.set_xlim(beside["quiet"] / 1.7, beside["uniform"] * 1.7)
         share_axis(axes, lowest)
-        legend(axes, loc="lower left", bbox_to_anchor=(0.13, 0))
         plain(axes, "")
         below.set_yticks(range(len(dims)), [f"b = {b:g}" for b in dims])
         below.set_ylim(-0.7, len(dims) - 0.3)
         plain(below, "rate at which the gain ends (95 % over seeds)")
         below.set_xlabel(RATE[kind], fontsize=9)
-    panels[0][0].set_ylabel(f"{LEFT} (bands: 95 % over seeds and documents)", fontsize=8)
+    key = {line.get_label(): line for axes in panels[0] for line in axes.get_legend_handles_labels()[0]}
+    figure.legend(list(key.values()), list(key), loc="outside lower center", ncols=len(key), frameon=False, fontsize=8)
+    panels[0][0].set_ylabel(f"{LEFT}\n(bands: 95 % over seeds and documents)", fontsize=8)
     return figure
 
 
@@ -346,7 +350,7 @@ def gain_by_czs(model: str, numbers: Frames) -> dict[str, Figure]:
         axes.axhline(0, color=GREY, linestyle="--", linewidth=1)
         axes.set_xlabel("CZ of a block's circuit")
         axes.set_ylabel(_gain_from(float(numbers["text"]["base"].iloc[0])))
-        legend(axes, loc="lower right", title="bars: 95 % over documents")
+        legend(axes, loc="lower left", bbox_to_anchor=(1, 0), title="bars: 95 % over documents")
         plain(axes, "")
         figures[f"circuits-{sites}"] = figure
     return figures

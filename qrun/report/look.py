@@ -16,7 +16,6 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, to_hex
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
 
 from qrun.report.curves import COLOURS
 
@@ -120,9 +119,9 @@ def heat_maps(panels: Sequence[Sequence[Map]], title: str, xlabels: Sequence[str
                     continue
                 words = "-" if np.isnan(share) else f"{share:.0%}" if share > -10 else "< -1,000%"
                 white = abs(share) > 0.6
-                halo = [withStroke(linewidth=2, foreground=image.to_rgba(share))]
+                ground = {"facecolor": image.to_rgba(share), "edgecolor": "none", "pad": 0.4}  # the line goes behind
                 axes.text(x, y, "0%" if words == "-0%" else words, ha="center", va="center", fontsize=8,
-                          color="w" if white else "k", path_effects=[] if np.isnan(share) else halo)  # fmt: skip
+                          color="w" if white else "k", bbox=None if np.isnan(share) else ground)  # fmt: skip
             axes.set_xticks(range(len(shown.grid.columns)), [f"{rate:g}" for rate in shown.grid.columns], fontsize=8)
             axes.set_yticks(range(len(shown.grid.index)), [f"b = {b:g}" for b in shown.grid.index], fontsize=8)
             axes.set_title(shown.title, fontsize=9, loc="left")
