@@ -112,6 +112,7 @@ Words = Annotated[
 Cfg = Annotated[Shown | None, typer.Option("--cfg", help="Print the resolved config (job) or its hash, and stop.")]
 ConfigDir = Annotated[str | None, typer.Option("--config-dir", metavar="DIR", help=OWN)]
 DRY = "List the cells with their parameters, and stop; needs no weights."
+Draw = Annotated[str | None, typer.Option(help="Draw to this file: .png, .svg, .pdf.")]
 RESUME = "Continue the unfinished run of this very config, if there is one."
 Results = Annotated[str, typer.Option(help="Folder of the store.")]
 URI = "MLflow server or database that runs went to; by default MLFLOW_TRACKING_URI, else SQLite below --results."
@@ -243,11 +244,13 @@ def report(
     run(results, out, source, studies, tracking_uri)
 
 
-@app.command(epilog="Example: qrun plan model=llama")
-def plan(words: Words = None, cfg: Cfg = None, config_dir: ConfigDir = None, multirun: NoGrid = False) -> None:
+@app.command(epilog="Example: qrun plan model=llama --draw chip.png")
+def plan(
+    words: Words = None, cfg: Cfg = None, draw: Draw = None, config_dir: ConfigDir = None, multirun: NoGrid = False
+) -> None:
     """What a run would cost on a QPU: packing, circuits, shots, jobs, seconds, errors. Sends nothing."""
     if (config := _composed("plan", words, cfg, config_dir)) is not None:
-        _recipe("plan.plan", config)
+        _recipe("plan.plan", config, draw)
 
 
 @app.command(epilog='Example: qrun generate "Return the sum of" adapter.path=<folder> device=noisy noise=heron_r2')
@@ -260,17 +263,18 @@ def generate(
         _recipe("generate.generate", config, prompt)
 
 
-@app.command(epilog="Example: qrun circuit dim=8 noise=heron_r2 --qasm block.qasm")
+@app.command(epilog="Example: qrun circuit dim=8 noise=heron_r2 --draw circuit.png")
 def circuit(
     words: Words = None,
     cfg: Cfg = None,
     qasm: Annotated[str | None, typer.Option(help="Write OpenQASM 3 to this file.")] = None,
+    draw: Draw = None,
     config_dir: ConfigDir = None,
     multirun: NoGrid = False,
 ) -> None:
     """Draw one block circuit with its gate counts, depth and estimated fidelity."""
     if (config := _composed("circuit", words, cfg, config_dir)) is not None:
-        _recipe("circuit.circuit", config, qasm)
+        _recipe("circuit.circuit", config, qasm, draw)
 
 
 @qpu.command()

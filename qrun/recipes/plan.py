@@ -4,9 +4,13 @@ qrun plan model=llama                       the paper's one v_proj site: 64 pair
                                             for 83 tokens
 qrun plan model=smollm2 adapter=cayley      all 210 sites
 qrun plan estimate=calibrated signs=two_settings      twice the circuits of half the shots, and those of calibration
+qrun plan device=fake --draw chip.png                 the chip with the places of blocks; without device, the lattice
 """
 
 from dataclasses import replace
+from pathlib import Path
+
+from matplotlib.figure import Figure
 
 from qrun.adapters.methods import spec
 from qrun.adapters.sites import check_divides, select, sites
@@ -14,20 +18,23 @@ from qrun.config.devices import Estimator, Rates, Sign
 from qrun.config.verbs import PlanConfig
 from qrun.errors import InputError
 from qrun.language.models import model_shape
-from qrun.quantum.calibration import read_calibration
+from qrun.quantum.calibration import Calibration, read_calibration
 from qrun.quantum.encoding import qubits
 from qrun.quantum.estimates import REPEATS, SLICES
-from qrun.quantum.layout import drawing, heavy_hex
+from qrun.quantum.layout import coupling, drawing, heavy_hex
 from qrun.quantum.plan import JOBS_PER_MINUTE, OPEN_PLAN_S, QUICK_S, best_share, block_cost
 from qrun.quantum.plan import plan as cost
 from qrun.quantum.services import named_backend
 from qrun.quantum.wiring import Wiring
 from qrun.recipes.checks import own_ansatz
+from qrun.report.pictures import check_picture, chip_map
 from qrun.report.screen import say, table
 
 
-def plan(config: PlanConfig) -> None:
-    """Print the plan. Raises InputError for a b that is no circuit or does not divide, and for an unknown backend."""
+def plan(config: PlanConfig, draw: str | None) -> None:
+    """Print the plan, and draw the chip if asked. Raises InputError for a b that is no circuit or does not divide, and
+    for an unknown backend."""
+    check_picture(draw)
     shape = model_shape(config.model)
     if shape is None:
         raise InputError(f"model={config.model.name}: its shape is not stated; give model.path=<local folder>")
@@ -92,9 +99,24 @@ def plan(config: PlanConfig) -> None:
         best, error = best_share(errors, dim, shots)
         gain = f"{best} of {len(all_places)} places have the least error, {error**0.5:.1%} rms with shots"
         say(f"at the QPU time of device.keep=1: {gain}; device.keep={config.device.keep:g} takes {block.places}")
+    if draw:
+        draw_places(wiring, chip, n, not nominal).savefig(Path(draw).expanduser(), dpi=120)
+        say(f"picture written to {draw}")
     if config.device.budget_s is not None and found.estimate > config.device.budget_s:
         need = f"this run needs about {found.estimate:,.0f} s by estimate; what exceeds the budget would not be sent"
         say(f"over budget: device.budget_s={config.device.budget_s:g} s, {need}")
     if found.quick_seconds > OPEN_PLAN_S:
         tokens = int(config.tokens * OPEN_PLAN_S / found.quick_seconds)
         say(f"the open plan's {OPEN_PLAN_S} s hold about {tokens:,} of these tokens")
+
+
+def draw_places(wiring: Wiring, chip: Calibration, n: int, calibrated: bool) -> Figure:
+    """The chip with the places of circuits of n qubits, coloured by their errors where qubits differ."""
+    chosen, couplings = wiring.chosen(n), wiring.couplings(n)
+    edges = [couplings[coupling(chip, place, couplings)] for place in chosen]
+    places = [(place, [(place[a], place[b]) for a, b in own]) for place, own in zip(chosen, edges, strict=True)]
+    out = [int(name) for name in chip.left_out if "-" not in name]
+    pairs = [name.split("-") for name in chip.left_out if "-" in name]
+    errors = wiring.errors(n, chosen) ** 0.5 if calibrated else None
+    title = f"{chip.name}: {len(chosen)} places of {n} qubits, {n * len(chosen)} of {len(chip.qubits)} that work"
+    return chip_map(chip.size, [*chip.couplers, *((int(a), int(b)) for a, b in pairs)], out, places, errors, title)

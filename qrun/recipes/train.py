@@ -6,7 +6,7 @@
 2. Perplexity of the frozen model.
 3. Train K (or a control's parameters), keep the best by validation.
 4. Perplexity with the adapter, paired difference with its interval.
-5. Diagnostics, save and record.
+5. Diagnostics, save and record, with figures of the loss and of the blocks.
 """
 
 import json
@@ -14,7 +14,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
+from qrun.adapters.methods import spec
 from qrun.adapters.saving import save
+from qrun.adapters.spectra import haar_blocks, spectra, trained_blocks
 from qrun.cells.workspace import Workspace
 from qrun.config.compose import config_hash
 from qrun.config.tree import used
@@ -33,7 +37,7 @@ from qrun.recipes.record import (
     result_table,
     tags,
 )
-from qrun.report.figures import loss_curve
+from qrun.report.pictures import block_histograms, loss_curve
 from qrun.report.screen import say
 from qrun.tracking.store import Store
 from qrun.training.checkpoint import Progress, read_progress
@@ -99,6 +103,8 @@ def train_in(workspace: Workspace, config: TrainConfig, resuming: bool = False) 
             run.folder(folder / "adapter", "adapter")
             title = f"{name}: {config.model.name} on {job.opened.corpus.name}, {job.label}, {len(job.sites)} sites"
             run.figure(loss_curve(progress.history, progress.evaluations, title), "figures/loss_curve.png")
+            if spec(config.adapter.method).circuits:
+                run.figure(drawn_blocks(job, title), "figures/blocks.png")
     for file in (state, folder / BASE):
         file.unlink(missing_ok=True)
     split = f"{job.opened.corpus.name} {config.evaluation.split.value}"
@@ -111,6 +117,14 @@ def train_in(workspace: Workspace, config: TrainConfig, resuming: bool = False) 
     say(f"adapter  {shown_path}\nrun      {store.link('train', run.run_id)}")
     say(f"all      {store.link('train', view='trainings')}")
     return Trained(name, run.run_id, saved, base, adapted, gain, metrics, progress.history, progress.evaluations)
+
+
+def drawn_blocks(job: Job, title: str) -> Figure:
+    """Angles and operator-Schmidt values of the trained blocks beside those of random ones."""
+    (angles, values), (haar, others) = (
+        spectra(blocks) for blocks in (trained_blocks(job.adapter), haar_blocks(job.config.adapter.dim))
+    )
+    return block_histograms((angles, haar), None if values is None or others is None else (values, others), title)
 
 
 def frozen(job: Job, kept: Path, resumed: bool) -> Measurement:

@@ -51,7 +51,7 @@ def milli_decades(rate: float) -> float:
 GAIN = {"gain": "gain", "perplexity": "perplexity", "gain_low": "document_low", "gain_high": "document_high"}
 AXES = {
     "noise": Axis("relative", ["sites", "sign", "shots", "b", "axis"], "rate", milli_decades,
-                  {"relative_perplexity": "relative", "gain": "gain", "penalty": "penalty", "share_of_gain": "share"}),
+                  {"relative_perplexity": "relative", "gain": "gain", "penalty": "penalty", "gain_kept": "kept"}),
     "wall": Axis("kept", ["sites", "b", "way"], "rate", milli_decades,
                  {"gain_kept": "kept", "gain": "gain", "perplexity": "perplexity", "slice_error": "error"}),
     "dim": Axis("gains", ["sites", "method"], "b", float, GAIN),
@@ -69,9 +69,6 @@ def curves(study: str, numbers: Mapping[str, pd.DataFrame]) -> Iterator[Curve]:
     if axis is None or axis.frame not in numbers:
         return
     rows = numbers[axis.frame]
-    if axis.frame == "relative":  # the share of the exact gain that is left
-        exact = numbers["exact"].set_index(["sites", "b"])["gain"]
-        rows = rows.assign(share=rows["gain"] / pd.MultiIndex.from_frame(rows[["sites", "b"]]).map(exact))
     series = [name for name in axis.series if name in rows and rows[name].nunique(dropna=False) > 1]
     rows, colours = rows[rows[axis.column].notna()], cycle(COLOURS)
     groups = rows.groupby(series, sort=False, dropna=False) if series else [((), rows)]

@@ -4,6 +4,7 @@ results/<study>/<model>/   page.md, figures, cells.csv, units.json, study.json: 
                            an experiment's name stands for the model's
 results/README.md          the claims table, graded from studies that meet the standard
 results/LOG.md             negative results
+results/gain-<model>.png   gain of all methods over their parameters, from the dim and the controls study
 
 A study meets the standard if its axes, training, evaluation and adapter are the default's or an experiment's, with
 three seeds or more. Others get a folder with their key in its name and never touch the two pages. A folder is written
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Protocol
 
 from matplotlib import rc_context
+from matplotlib.figure import Figure
 
 from qrun.config.compose import plain
 from qrun.config.ranges import require_name
@@ -25,13 +27,14 @@ from qrun.config.tree import TREE, from_yaml
 from qrun.errors import InputError
 from qrun.evaluation.results import Results, read
 from qrun.report.claims import CLAIMS
-from qrun.report.figures import draw
+from qrun.report.figures import across, draw
 from qrun.report.page import About, Graded, Page, make_page, markdown
 from qrun.report.screen import say
 from qrun.tracking.store import Store
 
 ABOUT, MARK = "study.json", ".qrun-report"
 LEAST_SEEDS = 3
+DPI = 100
 DECIDING = ("study", "training", "evaluation", "protocol", "adapter", "compression", "device", "noise", "temperatures",
             "trials", "questions", "estimate", "signs")  # fmt: skip
 
@@ -82,7 +85,7 @@ def report(
         words = f"{len(page.verdicts)} verdicts" if entry.standard else "below the standard: not on the claims page"
         say(f"{target / folder}: {words}")
     if pages:
-        (target / "README.md").write_text(claims_page(pages))
+        (target / "README.md").write_text(claims_page(pages) + "".join(overviews(target, pages)))
         (target / "LOG.md").write_text(log_page(pages))
         say(f"{target / 'README.md'}: {len(CLAIMS)} claims; {target / 'LOG.md'}")
     return written
@@ -199,19 +202,31 @@ def swap(folder: Path, entry: Entry, page: Page) -> None:
 
 def write(folder: Path, entry: Entry, page: Page) -> None:
     """page.md, figures, and what they are made of."""
-    body = page.markdown
-    for name, figure in draw(entry.about.study, entry.about.model, page.numbers).items():
-        figure.savefig(folder / f"{name}.png", dpi=120)
-        with rc_context({"svg.hashsalt": name}):  # the same file from the same numbers
-            figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
-        body += f"\n![{name}]({name}.png)\n"
+    body, about = page.markdown, entry.about
+    body += "".join(picture(folder, *named) for named in draw(about.study, about.model, page.numbers).items())
     table = entry.results.table
-    facts = {key: value for key, value in json.loads(entry.about.to_json()).items() if key != "config"}
+    facts = {key: value for key, value in json.loads(about.to_json()).items() if key != "config"}
     facts["cells"], facts["wall seconds of all cells"] = len(table), round(table["wall_seconds"].sum())
     body += "\n" + "\n".join(markdown(["record", ""], [[k, str(v)] for k, v in facts.items()], numbers=False)) + "\n"
     (folder / "page.md").write_text(body)
-    (folder / ABOUT).write_text(entry.about.to_json())
+    (folder / ABOUT).write_text(about.to_json())
     entry.results.write(folder)
+
+
+def overviews(target: Path, pages: list[tuple[Path, Entry, Page]]) -> Iterator[str]:
+    """Figures across the studies of a model that ran their default; the Markdown that shows each."""
+    for model in dict.fromkeys(entry.standard for _, entry, _ in pages if entry.standard == entry.about.model):
+        studies = {entry.about.study: page.numbers for _, entry, page in pages if entry.standard == model}
+        for name, figure in across(str(model), studies).items():
+            yield picture(target, name, figure)
+
+
+def picture(folder: Path, name: str, figure: Figure) -> str:
+    """Write a figure as PNG and SVG; returns the Markdown that shows it."""
+    figure.savefig(folder / f"{name}.png", dpi=DPI)
+    with rc_context({"svg.hashsalt": name}):  # the same file from the same numbers
+        figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+    return f"\n![{figure.get_label()}]({name}.png)\n"
 
 
 def claims_page(pages: list[tuple[Path, Entry, Page]]) -> str:

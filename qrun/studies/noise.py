@@ -39,7 +39,7 @@ from qrun.studies.grid import (
     train_cell,
     usable,
 )  # fmt: skip
-from qrun.studies.statistics import RESAMPLES, SEED, documents_interval, gains, limits, nats, text, weight
+from qrun.studies.statistics import RESAMPLES, SEED, documents_interval, gain_kept, gains, limits, nats, text, weight
 
 PARTS = ("readout", "one_qubit", "two_qubit")
 PAIRS = ("gates", "two_qubit", "proportional")  # axes that mean a two-qubit error rate
@@ -139,7 +139,9 @@ def numbers(results: Results) -> Mapping[str, pd.DataFrame]:
     level = float(base["perplexity"].iloc[0])
     noisy["relative"] = 1 - noisy["gain"] / level
     by = [*SERIES, "b", "axis", "rate"]
-    relative = noisy.groupby(by, sort=False, dropna=False)[["relative", "gain", "penalty"]].mean().reset_index()
+    groups = noisy.groupby(by, sort=False, dropna=False)
+    relative = groups[["relative", "gain", "penalty"]].mean().reset_index()
+    relative = relative.join(pd.DataFrame([share_left(results, base, rows, exact) for _, rows in groups]))
     ends, costs = [], []
     for point, group in noisy.groupby([*SERIES, "b"], sort=False):
         here = dict(zip([*SERIES, "b"], point, strict=True))
@@ -150,6 +152,15 @@ def numbers(results: Results) -> Mapping[str, pd.DataFrame]:
         "text": text(results, base), "exact": gains(results, base, exact, ["sites", "b"]), "relative": relative,
         "ends": pd.DataFrame(ends), "preset": pd.DataFrame(costs),
     }  # fmt: skip
+
+
+def share_left(results: Results, base: pd.DataFrame, rows: pd.DataFrame, exact: pd.DataFrame) -> dict[str, float]:
+    """Share of the exact gain that one point of noise leaves, with its intervals; nan where there was no gain."""
+    sites, b = rows[["sites", "b"]].iloc[0]
+    own = exact[(exact["sites"] == sites) & (exact["b"] == b)]
+    if own["gain"].mean() > 0:
+        return gain_kept(results, base, rows, own)
+    return {"kept": math.nan, **limits("seed", None), **limits("document", None)}
 
 
 def curve_ends(group: pd.DataFrame, exact: pd.DataFrame) -> Iterator[dict[str, object]]:

@@ -11,6 +11,7 @@ from qrun.adapters.cayley import cayley
 from qrun.adapters.diagnostics import angles, describe, entropy, on_text, schmidt
 from qrun.adapters.linear import attach
 from qrun.adapters.sites import sites
+from qrun.adapters.spectra import HAAR, haar_blocks, spectra, trained_blocks
 from qrun.config.schema import AdapterConfig
 
 
@@ -50,3 +51,36 @@ def test_an_identity_adapter_moves_nothing_and_a_trained_one_is_described(tiny):
             parameter.normal_(0, 0.5)
     found = describe(adapter) | on_text(tiny.model, adapter, torch.arange(40).view(2, 20))
     assert 0 < found["sign_flips"] < 0.5 and 0.1 < found["relative_change"] < 2 and 0 < found["entropy_ratio"] < 1
+
+
+def test_the_spectra_of_known_blocks():
+    turn = np.array([[math.cos(0.2), -math.sin(0.2)], [math.sin(0.2), math.cos(0.2)]])
+    swap = np.eye(4)[[0, 2, 1, 3]]
+    degrees, values = spectra(torch.from_numpy(np.stack([np.kron(turn, np.eye(2)), swap])))
+    np.testing.assert_allclose(degrees[:2], np.rad2deg([0.2, 0.2]), atol=1e-6)
+    np.testing.assert_allclose(values, [[1, 0, 0, 0], [0.25] * 4], atol=1e-9)
+    degrees, values = spectra(torch.from_numpy(np.stack([np.pad(turn, (0, 1)) + np.diag([0, 0, 1])])))
+    assert degrees == pytest.approx(np.rad2deg([0.2])) and values is None  # an odd b has an axis that stays
+
+
+def test_spectra_of_an_adapter_are_those_that_its_means_describe(tiny):
+    adapter = attach(tiny.model, sites(tiny.shape), AdapterConfig(dim=4))
+    with torch.no_grad():
+        for parameter in adapter.tensors().values():
+            parameter.normal_(0, 0.5)
+    blocks, found = trained_blocks(adapter), describe(adapter)
+    degrees, values = spectra(blocks)
+    assert len(degrees) == 2 * len(blocks) and values.shape == (len(blocks), 4)
+    assert degrees.mean() == pytest.approx(found["rotation_degrees"]) and degrees.max() == pytest.approx(
+        found["rotation_degrees_largest"]
+    )
+    assert values[:, 1].mean() == pytest.approx(found["second_schmidt"])
+
+
+def test_the_reference_turns_as_haar_random_planes_do():
+    """One plane turns by any angle alike, Schmidt values share out evenly on average."""
+    degrees, _ = spectra(haar_blocks(2))
+    assert len(degrees) == HAAR and degrees.mean() == pytest.approx(90, abs=4 * 52 / math.sqrt(HAAR))
+    _, values = spectra(haar_blocks(8))
+    np.testing.assert_allclose(values.sum(1), 1)
+    assert (entropy(torch.from_numpy(values)) > 1).all()

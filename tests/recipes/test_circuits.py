@@ -213,6 +213,37 @@ def test_the_plan_of_the_paper_is_found_from_the_models_shape(qrun):
     assert qrun("plan", "device=noisy")[0] == 2
 
 
+def test_a_chip_and_a_circuit_are_drawn_to_a_file(qrun, tmp_path):
+    code, out, err = qrun("plan", "model=llama", "--draw", tmp_path / "chip.png")
+    assert code == 0 and "picture written" in out, err
+    assert (tmp_path / "chip.png").read_bytes().startswith(b"\x89PNG")
+    code, out, err = qrun("circuit", "dim=4", "--draw", tmp_path / "block.svg")
+    assert code == 0 and "measurement" in out, err
+    drawn = (tmp_path / "block.svg").read_text()
+    assert all(f"<!-- {word} -->" in drawn for word in ("preparation", "Q", "measure", "bit 0", "bit 1"))
+    code, _, err = qrun("plan", "model=llama", "--draw", tmp_path / "chip.txt")
+    assert code == 2 and ".png, .svg, .pdf" in err
+
+
+def test_the_marks_of_a_circuit_stand_between_its_parts():
+    from qrun.quantum.circuits import generic, to_qiskit
+    from qrun.quantum.synthesis import path
+    from qrun.recipes.circuit import gates_of, marked
+
+    circuits, angles = generic(8, path(3)), [0.1] * 7
+    whole = to_qiskit(circuits, 0, angles)
+    parts = [[]]
+    for instruction in marked(whole, circuits).data:
+        if instruction.operation.name == "barrier":
+            parts.append([])
+        else:
+            parts[-1].append(instruction.operation.name)
+    assert [part.count("cz") for part in parts] == [3, 14, 0] and parts[2] == ["measure"] * 3
+    assert sum(map(len, parts)) == len(whole.data)
+    gates = list(gates_of(circuits, angles))
+    assert [sum(g.words == "CZ" for g in gates if g.part == part) for part in range(3)] == [3, 14, 0]
+
+
 def test_text_is_generated_the_same_on_exact_and_on_noiseless_circuits(qrun, adapter):
     words = [*adapter[1], f"adapter.path={adapter[0]}", "tokens=6", "temperature=0"]
     code, exact, err = qrun("generate", "the model reads", *words)

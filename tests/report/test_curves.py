@@ -19,18 +19,17 @@ def test_every_study_with_an_axis_is_one():
 def test_a_noise_study_is_a_curve_per_dimension_and_axis_with_the_share_of_the_gain():
     rows = [
         {"sites": "all", "sign": "input", "shots": 8192, "b": b, "axis": axis, "rate": rate,
-         "relative": 1.0 - gain / 28, "gain": gain, "penalty": 0.5 - gain}
+         "relative": 1.0 - gain / 28, "gain": gain, "penalty": 0.5 - gain, "kept": gain / 0.5}
         for b in (4, 8) for axis in ("gates", "readout", "preset")
         for rate, gain in (((np.nan, 0.1),) if axis == "preset" else ((1e-2, -0.4), (1e-3, 0.2)))
     ]  # fmt: skip
-    exact = pd.DataFrame({"sites": "all", "b": [4, 8], "gain": [0.4, 0.5]})
-    found = list(curves("noise", {"relative": pd.DataFrame(rows), "exact": exact}))
+    found = list(curves("noise", {"relative": pd.DataFrame(rows)}))
     assert [curve.name for curve in found] == ["b=4 gates", "b=4 readout", "b=8 gates", "b=8 readout"]
     assert found[2].params == {"b": 8, "axis": "gates"} and len({curve.colour for curve in found}) == 4
     steps = found[2].rows
     assert [step for step, _ in steps] == [3000, 4000]  # rising, whatever the table's order
     assert steps[0][1] == pytest.approx(
-        {"gain": 0.2, "penalty": 0.3, "relative_perplexity": 1 - 0.2 / 28, "share_of_gain": 0.4}
+        {"gain": 0.2, "penalty": 0.3, "relative_perplexity": 1 - 0.2 / 28, "gain_kept": 0.4}
     )
 
 

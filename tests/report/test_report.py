@@ -135,7 +135,7 @@ def test_a_study_of_the_standard_gets_its_folder_and_the_two_pages(tmp_path, wri
     assert set(found) == {"README.md", "LOG.md", *(f"dim/nano/{name}" for name in (
         "page.md", "dim-one.png", "dim-one.svg", "cells.csv", "units.json", ABOUT, MARK))}  # fmt: skip
     page = found["dim/nano/page.md"].decode()
-    assert page.startswith("# dim, nano\n") and "`qrun sweep dim`" in page and "![dim-one](dim-one.png)" in page
+    assert page.startswith("# dim, nano\n") and "`qrun sweep dim`" in page and "without noise](dim-one.png)" in page
     assert "| 4 | 288 | 31.010 | +0.990 |" in page and "| cells | 19 |" in page
     assert "**reproduced** Perplexity improves monotonically" in page
     readme = found["README.md"].decode()

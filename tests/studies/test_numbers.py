@@ -218,6 +218,47 @@ def test_without_lora_or_oft_there_is_nothing_to_compare():
     assert "oft" not in pairs and "per_thousand" not in pairs
 
 
+def test_gains_stand_over_parameters_with_nulls_apart():
+    from qrun.report.figures import draw
+
+    (figure,) = draw("controls", "nano", controls.numbers(controls_table())).values()
+    trained, nulls = figure.axes
+    dots = [line for line in trained.lines if line.get_marker() == "o" and len(line.get_xdata())]
+    assert [dot.get_xydata()[0].tolist() for dot in dots] == [
+        pytest.approx(point) for point in ([288, 1.0], [288, 1.0], [256, 0.6])
+    ]
+    assert nulls.lines[0].get_ydata().tolist() == [-0.5]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "the adapter", "   cayley", "other orthogonal", "   oft", "low rank", "   lora"]  # fmt: skip
+
+
+def test_an_interval_far_beyond_all_gains_ends_in_an_arrow():
+    from qrun.report.figures import gain_over_parameters
+
+    rows = pd.DataFrame({
+        "sites": "all", "null": "trained", "method": ["cayley", "lora", "dense"], "parameters": [10, 20, 9000],
+        "gain": [0.4, 0.5, 0.3], "seed_low": [0.3, math.nan, -9.0], "seed_high": [0.5, math.nan, 0.45],
+    })  # fmt: skip
+    axes = gain_over_parameters("nano", rows, 28.5).axes[0]
+    (arrow,) = [line for line in axes.lines if line.get_marker() == "v"]
+    assert arrow.get_xdata()[0] == pytest.approx(9000, rel=0.1) and axes.get_ylim()[0] == arrow.get_ydata()[0] > -1
+    assert [
+        line.get_ydata().tolist() for line in axes.lines if line.get_markerfacecolor() == "w" and len(line.get_xdata())
+    ] == [[0.5]]
+
+
+def test_across_studies_the_gain_with_more_seeds_stands_for_a_method():
+    from qrun.report.figures import across
+
+    few, many = controls.numbers(controls_table()), dim.numbers(dim_table())
+    assert across("nano", {"dim": many}) == {}
+    (figure,) = across("nano", {"dim": many, "controls": few}).values()
+    (line,) = [x for x in figure.axes[0].lines if x.get_marker() == "o" and len(x.get_xdata()) == 3]
+    assert line.get_xdata().tolist() == [96, 288, 672]  # one point at 288 parameters
+    other = {**few, "text": few["text"].assign(base=30.0)}
+    assert across("nano", {"dim": many, "controls": other}) == {}  # gains of another text
+
+
 # --- noise
 
 
@@ -325,6 +366,50 @@ def test_relative_perplexity_is_the_mean_over_seeds_by_axis_and_rate():
     assert "exact" not in set(relative["axis"]) and len(relative) == 6 + len(RATES)
 
 
+def test_the_share_left_is_that_of_nats_and_none_where_there_was_no_gain():
+    found = noise.numbers(noise_table())["relative"]
+    row = only(found, axis="preset")
+    each = [math.log(32 / (31.6 + s)) / math.log(32 / 31) for s in (-0.01, 0, 0.01)]
+    assert row["kept"] == pytest.approx(np.mean(each)) and (row["seed_low"], row["seed_high"]) == pytest.approx(
+        by_hand(each)
+    )
+    assert row["document_low"] < row["kept"] < row["document_high"]
+    results = noise_table()
+    harmful = results.table.assign(gain=-results.table["gain"])
+    assert noise.numbers(Results(harmful, results.units))["relative"]["kept"].isna().all()
+
+
+def test_the_figures_of_noise_are_a_map_and_curves_with_the_rate_where_the_gain_ends():
+    from qrun.report.figures import draw
+
+    numbers = noise.numbers(noise_table())
+    found = draw("noise", "nano", numbers)
+    assert set(found) == {"noise-map-input-8192", "noise-one-input-8192"}
+    curves, below = found["noise-one-input-8192"].axes
+    (end,) = numbers["ends"].to_dict("records")
+    kept = only(numbers["relative"], axis="quiet")["kept"]
+    lines = {line.get_label(): line for line in curves.lines}
+    assert lines["b = 4"].get_ydata().tolist() == numbers["relative"]["kept"].dropna()[6:].tolist()
+    null = lines["damage in proportion to the rate"]  # nothing lost at no rate, the same half lost at the same rate
+    x, y = null.get_data()
+    half = np.interp(-kept / 2, -lines["b = 4"].get_ydata(), np.log(RATES))
+    assert np.interp(half, np.log(x), y) == pytest.approx(kept / 2, abs=0.02) and y[0] == pytest.approx(kept, rel=0.01)
+    assert below.lines[0].get_xdata()[0] == end["critical_rate"]
+    ticks = [tick.get_text() for tick in below.get_xticklabels()]
+    assert ticks[-3:] == ["none", "preset", "uniform"] and "0.001" in ticks
+    x = found["noise-map-input-8192"].axes[0].lines[0].get_xdata()[0]
+    assert x == pytest.approx(np.interp(np.log(end["critical_rate"]), np.log(RATES), range(len(RATES))))
+
+
+def test_the_null_is_drawn_only_where_a_width_is_graded():
+    from qrun.report.figures import draw
+
+    found = draw("noise", "nano", noise.numbers(noise_table(1.0, (1e-3, 1e-3, 1.0))))
+    curves, below = found["noise-one-input-8192"].axes
+    assert "damage in proportion to the rate" not in {line.get_label() for line in curves.lines}
+    assert [text.get_text() for text in below.texts] == ["above 0.03"]
+
+
 def committed():
     """Gains of the study committed in 67ce7d5 (all rates in proportion) and what it found."""
     folder = Path(__file__).parent
@@ -372,6 +457,25 @@ def recover_table():
                 table.measure(level, 0.1, method="cayley", text=text, ratio=0.6, what="adapter, distilled", b=b,
                               seed=seed, parameters=100 * b)  # fmt: skip
     return table.results
+
+
+def test_recoveries_are_drawn_in_percent_with_controls_apart():
+    from qrun.report.figures import draw
+
+    numbers = recover.numbers(recover_table())
+    (figure,) = draw("recover", "nano", numbers).values()
+    (panel,) = figure.axes  # no controls in this table
+    assert panel.get_title("left") == "the paper's question: the adapter"
+    assert [tick.get_text() for tick in panel.get_yticklabels()] == [
+        "adapter, distilled, b = 4\n400 parameters", "adapter, distilled, b = 16\n1,600 parameters"]  # fmt: skip
+    first = panel.containers[0]
+    rows = numbers["recovery"]
+    assert first.get_label() == "shifted, 60%: 30.0 to 50.0"
+    assert first.lines[0].get_xdata().tolist() == (100 * rows[rows["text"] == "shifted"]["recovery"]).tolist()
+    controls_too = rows.assign(what=["adapter, distilled", "lora, distilled", "adapter, distilled"])
+    (figure,) = draw("recover", "nano", {"recovery": controls_too}).values()
+    assert [axes.get_title("left") for axes in figure.axes][1] == "controls"
+    assert figure.axes[1].get_yticklabels()[0].get_text() == "lora, distilled\n1,600 parameters"
 
 
 def test_recoveries_of_each_arm_are_shares_of_the_damage():
@@ -503,14 +607,17 @@ def test_a_wall_is_drawn_as_curves_and_as_a_map_of_what_is_left():
 
     found = draw("wall", "nano", wall.numbers(wall_table()))
     assert set(found) == {"wall-all", "wall-map-all"}
-    (panel,) = [axes for axes in found["wall-map-all"].axes if axes.get_title()]
-    assert panel.get_title() == wall.OURS
+    (panel,) = [axes for axes in found["wall-map-all"].axes if axes.get_title("left")]
+    assert panel.get_title("left") == wall.OURS
     assert [text.get_text() for text in panel.texts] == ["60%", "-60%"]
     kept = wall.numbers(wall_table())["kept"]
     more = kept.assign(way="merged/calibrated/input", b=4)[kept["rate"] == 1e-3]
     figure = draw("wall", "nano", {"kept": pd.concat([kept, more])})["wall-map-all"]
-    shown = {axes.get_title(): [text.get_text() for text in axes.texts] for axes in figure.axes if axes.get_title()}
-    assert shown == {wall.OURS: ["-", "-", "60%", "-60%"], "merged/calibrated/input": ["60%", "-", "-", "-"]}
+    shown = {t: [text.get_text() for text in axes.texts] for axes in figure.axes if (t := axes.get_title("left"))}
+    assert shown == {
+        wall.OURS: ["not measured", "60%", "-60%"],
+        "merged/calibrated/input": ["not measured", "60%", "-"],
+    }
 
 
 def test_shots_are_priced_beside_the_usual_ones():
