@@ -89,8 +89,8 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def config_hash(config: Any) -> str:
-    """8 hex digits over everything that can change the result: not where it is stored or what it is called."""
-    values = {k: v for k, v in plain(config).items() if k not in ("results", "name")}
+    """8 hex digits over everything that can change the result: not its place, its name or a cache."""
+    values = {k: v for k, v in plain(config).items() if k not in ("results", "name", "cache")}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 

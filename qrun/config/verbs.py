@@ -11,6 +11,7 @@ from qrun.adapters.methods import spec
 from qrun.config.schema import (
     AdapterConfig,
     Allocation,
+    CacheConfig,
     CompressionConfig,
     DataConfig,
     DeviceConfig,
@@ -42,6 +43,7 @@ class RunConfig:
     seed: int = 0
     results: str = "results"
     name: str | None = None  # run name; null builds it from model, adapter and seed
+    cache: CacheConfig = field(default_factory=CacheConfig)
 
     def __post_init__(self) -> None:
         require_name("name", self.name)

@@ -83,7 +83,7 @@ def measure_cell(task: Measure, workspace: Workspace, place: Place) -> str:
             adapter.set_executor(executor)
         with Interrupt().installed(), cell_run(place, {**tags(config, opened), **device_tags(config)}) as run:
             try:
-                result = measured("measuring", opened.language.model, opened.task, config.evaluation.batch)
+                result = measured("measuring", opened, config, adapter)
             finally:
                 if executor is not None:
                     record_device(run, executor.device)

@@ -1,7 +1,6 @@
 """A saved adapter in its model, and perplexities of the two: the step that evaluations, cells and generation share."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,10 +9,10 @@ from qrun.adapters.linear import Adapter, detach
 from qrun.adapters.methods import spec
 from qrun.adapters.saving import SavedAdapter
 from qrun.adapters.sites import sites
+from qrun.cells.workspace import Measurable, Opened
 from qrun.errors import InputError
 from qrun.evaluation.measurement import Measurement
 from qrun.evaluation.perplexity import measure
-from qrun.evaluation.protocols import Task
 from qrun.language.models import LanguageModel
 from qrun.report.screen import bar
 
@@ -46,9 +45,12 @@ def shuffled(value: Tensor, generator: torch.Generator) -> Tensor:
     return (value.cpu().flatten()[order] * signs).view(value.shape).to(value.device)
 
 
-def measured(title: str, model: Any, task: Task, batch: int) -> Measurement:
-    """`measure` behind a progress bar; `model` is a transformers model."""
-    with bar(title, task.scored, "tokens") as advance:
-        result = measure(model, task, batch, lambda tokens: advance(tokens, ""))
+def measured(title: str, opened: Opened, config: Measurable, adapter: Adapter | None) -> Measurement:
+    """`measure` of what is opened, as it stands, behind a progress bar. What is below the first layer of `adapter`,
+    attached or not, is taken from the cache."""
+    batch = config.evaluation.batch
+    trunk = opened.trunk_of(opened.task, batch, adapter, config.cache.gib)
+    with bar(title, opened.task.scored, "tokens") as advance:
+        result = measure(opened.language.model, opened.task, batch, lambda tokens: advance(tokens, ""), trunk)
         advance(0, f"perplexity {result.perplexity:.3f}")
     return result

@@ -34,7 +34,6 @@ def measure(config: PerplexityConfig) -> dict[str, Measurement]:
     """Measure the model, and the model with its adapter, on one task; returns the measurements by name."""
     saved = read(Path(config.adapter.path).expanduser()) if config.adapter.path else None
     opened, evaluation = Workspace().open(config), config.evaluation
-    model = opened.language.model
     adapter = attach_saved(opened.language, saved, str(config.adapter.path)) if saved else None
     circuits = config.device.kind != "exact"
     executor = open_executor(config, saved.config) if saved and circuits else None
@@ -50,17 +49,17 @@ def measure(config: PerplexityConfig) -> dict[str, Measurement]:
     with Interrupt().installed(), store.run("eval-perplexity", name, params, words) as run:
         open_record(run, config, opened)
         if adapter is None:
-            results = {"base": measured("model", model, opened.task, evaluation.batch)}
+            results = {"base": measured("model", opened, config, None)}
         else:
             with adapter.disabled():
-                results = {"base": measured("frozen model", model, opened.task, evaluation.batch)}
-            results["adapted"] = measured("with adapter", model, opened.task, evaluation.batch)
+                results = {"base": measured("frozen model", opened, config, adapter)}
+            results["adapted"] = measured("with adapter", opened, config, adapter)
             last = "adapted"
             if executor is not None:
                 last = config.device.kind
                 adapter.set_executor(executor)
                 try:
-                    results[last] = measured(f"on {last}", model, opened.task, evaluation.batch)
+                    results[last] = measured(f"on {last}", opened, config, adapter)
                 finally:  # what was sent belongs to the record of a failed run too
                     record_device(run, executor.device)
                 gap = difference(results[last], results["adapted"], evaluation.resamples, config.seed)

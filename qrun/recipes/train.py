@@ -52,7 +52,7 @@ def train(config: TrainConfig, resuming: bool = False) -> Path:
                 open_record(run, config, job.opened)
             base = frozen(job, folder / BASE, run_id is not None)
             progress = fit_adapter(job, run, state, progress, interrupt)
-            adapted = measured("with adapter", job.opened.language.model, job.opened.task, config.evaluation.batch)
+            adapted = measured("with adapter", job.opened, config, job.adapter)
             gain = difference(base, adapted, config.evaluation.resamples, config.seed)
             metrics = fit_metrics(job, progress)
             summary = summarise(job, base, adapted, gain, progress)
@@ -84,7 +84,7 @@ def frozen(job: Job, kept: Path, resumed: bool) -> Measurement:
         if found.fingerprint == opened.task.fingerprint:
             return found
     with job.adapter.disabled():
-        base = measured("frozen model", opened.language.model, opened.task, config.evaluation.batch)
+        base = measured("frozen model", opened, config, job.adapter)
     kept.parent.mkdir(parents=True, exist_ok=True)
     kept.write_text(base.to_json())
     return base
