@@ -83,7 +83,11 @@ def ways(case: Case) -> dict[str, tuple[Callable[[], None], Callable[[], None]]]
     found = {}
     for name, (method, pieces, kept, half) in WAYS.items():
         config = AdapterConfig(method, 4, rank=2, projections=case.projections, layers=case.layers)
-        chosen = select(sites(read_shape(base.config.to_dict())), config.projections, config.layers)
+        chosen = select(
+            sites(read_shape({**base.config.to_dict(), "architectures": ["LlamaForCausalLM"]})),
+            config.projections,
+            config.layers,
+        )
         layer = chosen[0].layer
         if kept and not layer:
             continue

@@ -112,7 +112,8 @@ class Workspace:
         if key not in self._opened:
             text = self.sources.text(config.data)
             positions = language.shape.max_position_embeddings
-            task = protocols.build(config.protocol, config.evaluation, text, language.tokenizer, positions)
+            words = (config.protocol, config.evaluation, text, language.tokenizer, positions, config.model.dtype)
+            task = protocols.build(*words)
             sizes = ", ".join(f"{split} {len(documents):,}" for split, documents in text.splits.items())
             stated = f"{task.scored:,} tokens scored, protocol {task.statement['protocol']} {task.fingerprint}"
             say(f"data {text.name}: {sizes} documents; {stated}")

@@ -22,7 +22,7 @@ from qrun.language import questions
 from qrun.recipes.compress import compress_into
 from qrun.recipes.device import open_executor
 from qrun.recipes.fitting import fit_adapter, fit_metrics, prepared, resume
-from qrun.recipes.measuring import attach_saved, measured, shuffled
+from qrun.recipes.measuring import attach_saved, measured, rounding, shuffled
 from qrun.recipes.record import Words, device_tags, interval_metrics, peak_memory_mb, record_device, tags
 from qrun.recipes.tasks import MADE, Measure
 from qrun.tracking.provenance import environment, git_state
@@ -94,6 +94,7 @@ def measure_cell(task: Measure, workspace: Workspace, place: Place) -> str:
             }  # fmt: skip
             for name, gap in _gaps(result, others, config.evaluation.resamples, config.seed).items():
                 metrics |= interval_metrics(name, gap)
+            metrics |= rounding(opened, config) if adapter is None else {}
             if adapter is not None:
                 metrics["parameters"] = adapter.count() if task.values == "trained" or task.czs else 0
             if executor is not None and adapter is not None:

@@ -13,7 +13,7 @@ from qrun.config.verbs import PerplexityConfig
 from qrun.errors import InputError
 from qrun.evaluation.measurement import Difference, Measurement, difference
 from qrun.recipes.device import circuit_line, open_executor
-from qrun.recipes.measuring import attach_saved, measured
+from qrun.recipes.measuring import attach_saved, measured, rounding
 from qrun.recipes.record import (
     device_tags,
     flat_params,
@@ -50,9 +50,11 @@ def measure(config: PerplexityConfig) -> dict[str, Measurement]:
         open_record(run, config, opened)
         if adapter is None:
             results = {"base": measured("model", opened, config, None)}
+            run.metrics(rounding(opened, config))
         else:
             with adapter.disabled():
                 results = {"base": measured("frozen model", opened, config, adapter)}
+                run.metrics(rounding(opened, config))
             results["adapted"] = measured("with adapter", opened, config, adapter)
             last = "adapted"
             if executor is not None:

@@ -18,7 +18,7 @@ from qrun.config.compose import config_hash
 from qrun.config.verbs import TrainConfig
 from qrun.evaluation.measurement import Difference, Measurement, difference
 from qrun.recipes.fitting import Job, fit_adapter, fit_metrics, prepared, resume
-from qrun.recipes.measuring import measured
+from qrun.recipes.measuring import measured, rounding
 from qrun.recipes.record import flat_params, measured_words, open_record, record_measurements, result_table, tags
 from qrun.report.figures import loss_curve
 from qrun.report.screen import say
@@ -51,6 +51,8 @@ def train(config: TrainConfig, resuming: bool = False) -> Path:
             if run_id is None:
                 open_record(run, config, job.opened)
             base = frozen(job, folder / BASE, run_id is not None)
+            with job.adapter.disabled():
+                run.metrics(rounding(job.opened, config))
             progress = fit_adapter(job, run, state, progress, interrupt)
             adapted = measured("with adapter", job.opened, config, job.adapter)
             gain = difference(base, adapted, config.evaluation.resamples, config.seed)
