@@ -110,19 +110,20 @@ def test_a_measurement_is_the_same_bit_for_bit(tiny, kind, monkeypatch):
     assert ran.count(1) == 2 * ran.count(0) > 0, "below the adapter once, above it twice"
 
 
-def damaged(path):
-    """A byte of the first record in another state, the second record cut short."""
-    content = bytearray(path.read_bytes())
-    record = 8 + 32 * 32 * 4
-    content[100] ^= 1
-    path.write_bytes(content[: record + 50])
+RECORD = 8 + 32 * 32 * 4
 
 
-def test_a_record_that_is_torn_or_lost_is_computed_again(folder, monkeypatch):
+def another_byte(content):
+    content[RECORD + 100] ^= 1
+    return content
+
+
+@pytest.mark.parametrize("damage", [another_byte, lambda content: content[: 5 * RECORD + 50]])
+def test_a_record_that_is_torn_or_lost_is_computed_again(folder, monkeypatch, damage):
     model, _ = adapted(CONFIGS[0], "3")
     ids = IDS[:, :-1]
     whole = opened(model).hidden(model, ids, range(6))
-    damaged(folder / "kept")
+    (folder / "kept").write_bytes(damage(bytearray((folder / "kept").read_bytes())))
     ran, trunk = layers_run(model, monkeypatch), opened(model)
     assert torch.equal(trunk.hidden(model, ids, range(6)), whole) and ran == [0, 1, 2, 3]
     assert torch.equal(trunk.hidden(model, ids, range(6)), whole) and ran == [0, 1, 2, 3, 3]
@@ -144,7 +145,6 @@ def test_a_full_disk_is_told_once_and_the_numbers_go_on(monkeypatch):
 
 def test_the_oldest_files_make_room_and_a_file_keeps_within_the_limit(folder):
     model, _ = adapted(CONFIGS[0], "3")
-    record = 8 + 32 * 32 * 4
     for age, name in enumerate(("young", "old")):
         opened(model, name=name).hidden(model, IDS[:, :-1], range(6))
         os.utime(folder / name, (1e9 - age, 1e9 - age))
@@ -152,11 +152,11 @@ def test_the_oldest_files_make_room_and_a_file_keeps_within_the_limit(folder):
     gib = (2 * size + 100) / 2**30
     opened(model, name="new", gib=gib, rows=6)
     assert {path.name for path in folder.iterdir()} == {"young", "new"}
-    trunk = opened(model, name="newest", gib=2.5 * record / 2**30, rows=2)
+    trunk = opened(model, name="newest", gib=2.5 * RECORD / 2**30, rows=2)
     trunk.hidden(model, IDS[:, :-1], range(6))
-    assert (folder / "newest").stat().st_size == 2 * record and not (folder / "young").exists()
+    assert (folder / "newest").stat().st_size == 2 * RECORD and not (folder / "young").exists()
     told: list[str] = []
-    assert opened(model, name="large", gib=2.5 * record / 2**30, told=told) is None and "cache.gib" in told[0]
+    assert opened(model, name="large", gib=2.5 * RECORD / 2**30, told=told) is None and "cache.gib" in told[0]
 
 
 def test_a_name_is_another_for_another_text_layer_type_or_batch():
