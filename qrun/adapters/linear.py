@@ -154,6 +154,18 @@ class Adapter:
     def snapshot(self) -> dict[str, Tensor]:
         return {name: p.detach().clone() for name, p in self.tensors().items()}
 
+    @property
+    def first_layer(self) -> int:
+        """Layers before this one are the frozen model's."""
+        return min(int(name.split(".")[1]) for name in self.modules)
+
+    def neutral(self) -> bool:
+        """Whether the model computes what the frozen one does, bit for bit: Q = I at every site, and nothing else."""
+        modules = [m for m in self.modules.values() if isinstance(m, AdaptedLinear) and m.kept == 1 and not m.executor]
+        identity = torch.eye(self.config.dim)
+        with torch.no_grad():
+            return len(modules) == len(self.modules) and all((m.blocks().cpu() == identity).all() for m in modules)
+
     def set_executor(self, executor: Executor | SiteExecutors | None) -> None:
         """Let a device compute every Q x. A plain executor is shared, one with sites gives each site its own stream of
         shots. None is exact."""

@@ -1,16 +1,20 @@
 """Models and texts that a process has opened, each once; the model that was not asked for longest makes room."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from qrun.adapters.linear import Adapter
 from qrun.cells.keys import Sources
 from qrun.config.compose import to_yaml
-from qrun.config.schema import DataConfig, EvaluationConfig, ModelConfig, ProtocolConfig
+from qrun.config.schema import CacheConfig, DataConfig, EvaluationConfig, ModelConfig, ProtocolConfig
 from qrun.evaluation import protocols
+from qrun.evaluation.perplexity import fed, pools
 from qrun.evaluation.protocols import Task
+from qrun.evaluation.trunk import Trunk, digest, open_trunk
 from qrun.language import models
 from qrun.language.corpus import Corpus
 from qrun.language.models import LanguageModel
@@ -28,6 +32,7 @@ class Measurable(Protocol):
     data: DataConfig
     protocol: ProtocolConfig
     evaluation: EvaluationConfig
+    cache: CacheConfig
 
 
 @dataclass
@@ -39,6 +44,35 @@ class Opened:
     task: Task
 
     windows: dict[int, Tensor] = field(default_factory=dict)  # training windows by context
+    trunks: dict[str, Trunk | None] = field(default_factory=dict)
+    neutral: dict[str, float] = field(default_factory=dict)  # nats per token of the frozen model, by validation
+
+    def trunk_of(self, task: Task, batch: int, adapter: Adapter | None, gib: float) -> Trunk | None:
+        """Where the frozen layers' states of a task's windows are kept."""
+        batches = [windows for pool in pools(task, batch) for windows in pool]
+        texts, rows = [fed(b)[:, :-1] for b in batches], [p.row for p in batches[0]]
+        return self.trunk(texts, rows, sum(map(len, batches)), batch, adapter, gib)
+
+    def trunk(
+        self, texts: Sequence[Tensor], rows: Sequence[int], visited: int, batch: int, adapter: Adapter | None,
+        gib: float,
+    ) -> Trunk | None:  # fmt: skip
+        """Hidden states of windows [.., T], so many of which are `visited`, below the first layer of `adapter`, kept;
+        `rows` are the numbers of the first batch. None where no layer is below, nothing is to be kept, or what is kept
+        would not be the same bit for bit."""
+        if adapter is None or not adapter.first_layer or not gib:
+            return None
+        model, layer = self.language.model, adapter.first_layer
+        key = digest(model, layer, [self.language.identity[part] for part in ("weights", "config")] + [batch], texts)
+        if key not in self.trunks:
+            size = visited, max(ids.shape[1] for ids in texts)
+            trunk = open_trunk(model, layer, key, size, gib, say)
+            with adapter.disabled():
+                if trunk and not trunk.agrees(model, texts[0][: len(rows)].to(model.device), rows):
+                    say("kept hidden states give other bits than the model here, so they are computed each time")
+                    trunk = None
+            self.trunks[key] = trunk
+        return self.trunks[key]
 
     def training_windows(self, context: int) -> Tensor:
         """Windows [count, context] of the training split, tokenised once."""
@@ -78,7 +112,8 @@ class Workspace:
         if key not in self._opened:
             text = self.sources.text(config.data)
             positions = language.shape.max_position_embeddings
-            task = protocols.build(config.protocol, config.evaluation, text, language.tokenizer, positions)
+            words = (config.protocol, config.evaluation, text, language.tokenizer, positions, config.model.dtype)
+            task = protocols.build(*words)
             sizes = ", ".join(f"{split} {len(documents):,}" for split, documents in text.splits.items())
             stated = f"{task.scored:,} tokens scored, protocol {task.statement['protocol']} {task.fingerprint}"
             say(f"data {text.name}: {sizes} documents; {stated}")

@@ -375,6 +375,8 @@ def ui(
 
 def main() -> None:
     """Entry point of the `qrun` command: known failures end in one line, bugs keep their traceback."""
+    # read when torch is imported, here and in workers: threads that wait would spin, against whoever shares the cores
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         app()
     except (InputError, RunFailed) as error:

@@ -24,7 +24,7 @@ from qrun.config import tree, words
 from qrun.config.verbs import VERBS
 from qrun.errors import InputError
 
-PLACES = ("results", "name", "tracking")  # where things are, which is nobody else's business
+PLACES = ("results", "name", "tracking", "cache")  # where things are, which is nobody else's business
 FAILURES = (HydraException, OmegaConfBaseException, YAMLError, AssertionError, ValueError)  # of Hydra on a user's words
 NOWHERE = (ConfigKeyError, ConfigAttributeError)
 
@@ -122,6 +122,6 @@ def to_yaml(config: Any, without: tuple[str, ...] = ()) -> str:
 
 
 def config_hash(config: Any) -> str:
-    """8 hex digits over everything that can change the result: not where it is stored or what it is called."""
+    """8 hex digits over everything that can change the result: not its place, its name or a cache."""
     values = {k: v for k, v in plain(config).items() if k not in PLACES}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]

@@ -202,6 +202,7 @@ class TrainingConfig:
     checkpoint_every: int = 20
     divergence: float = 3.0  # stop when a step's loss exceeds the first by this many nats
     threads: int = 0  # CPU threads; 0 leaves torch's choice
+    gradient_checkpointing: bool = False  # layers keep their input alone and compute twice: less memory, more time
 
     def __post_init__(self) -> None:
         counts = ("steps", "batch", "accumulation", "eval_every", "eval_tokens", "checkpoint_every")
@@ -301,6 +302,16 @@ class CompressionConfig:
         shared = "a profile shares out a ratio; set compression.bond=null"
         need(self, "compression.profile", whole or self.bond is None, shared)
         need(self, "compression.calibration", self.calibration >= 64, "give 64 tokens or more")
+
+
+@dataclass
+class CacheConfig:
+    """Hidden states of frozen layers, kept in ~/.cache/qrun/trunks. Changes no number."""
+
+    gib: float = 4.0  # most on disk; 0 keeps none
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "cache.gib")
 
 
 @dataclass

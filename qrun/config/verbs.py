@@ -12,6 +12,7 @@ from qrun.config.devices import Allocation, DeviceConfig, EstimateConfig, Sign, 
 from qrun.config.ranges import at_least, need, require, require_name
 from qrun.config.schema import (
     AdapterConfig,
+    CacheConfig,
     CompressionConfig,
     DataConfig,
     EvaluationConfig,
@@ -39,6 +40,7 @@ class RunConfig:
     results: str = "results"
     name: str | None = None  # run name; null builds it from model, adapter and seed
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
 
     def __post_init__(self) -> None:
         require_name("name", self.name)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,30 +13,36 @@ from torch.nn.functional import cross_entropy
 from qrun.errors import RunFailed
 from qrun.evaluation.measurement import Measurement
 from qrun.evaluation.protocols import Passage, Task, Window
+from qrun.evaluation.trunk import Trunk, last_hidden
 from qrun.rows import number as numbers
 from qrun.rows import numbered
 
-LOGITS = 2**26  # numbers of a logits table held at once; longer batches are scored in pieces
+LOGITS = 2**23  # numbers of a logits table held at once: it stays in the processor's cache
+POOL = 64  # batches whose windows are sorted by length, so that little is padding
+PADDED = 0.75  # the shortest window of a batch has at least this share of its longest
 
 
 @torch.no_grad()
-def measure(model: Any, task: Task, batch: int, progress: Callable[[int], None] = lambda _: None) -> Measurement:
-    """Run every window once. `progress` is told the tokens scored. Raises RunFailed if a log-likelihood is not
-    finite."""
+def measure(
+    model: Any, task: Task, batch: int, progress: Callable[[int], None] = lambda _: None, trunk: Trunk | None = None
+) -> Measurement:
+    """Run every window once, at most `batch` together. `progress` is told the tokens scored; `trunk` keeps what the
+    frozen layers make of the task's windows. Raises RunFailed if a log-likelihood is not finite."""
     started = time.perf_counter()
     documents = len(task.words)
     nats, tokens, size = np.zeros(documents), np.zeros(documents, dtype=np.int64), np.zeros(documents, dtype=np.int64)
-    for passages in _batches(task, batch):
-        losses = window_losses(model, passages)
-        scored = 0
-        for (_, _, passage, window), loss in zip(passages, losses, strict=True):
-            at = slice(window.first, window.end)
-            document = passage.stream.document[at]
-            np.add.at(nats, document, loss)
+    for pool in pools(task, batch):
+        found: dict[int, np.ndarray] = {}
+        for windows in pool:
+            losses = window_losses(model, windows, trunk)
+            found |= {placed.row: loss for placed, loss in zip(windows, losses, strict=True)}
+            progress(sum(map(len, losses)))
+        for placed in sorted((p for windows in pool for p in windows), key=lambda p: p.row):
+            at = slice(placed.window.first, placed.window.end)
+            document = placed.passage.stream.document[at]
+            np.add.at(nats, document, found[placed.row])
             np.add.at(tokens, document, 1)
-            np.add.at(size, document, passage.stream.bytes[at])
-            scored += len(loss)
-        progress(scored)
+            np.add.at(size, document, placed.passage.stream.bytes[at])
     if not np.isfinite(nats).all():
         raise RunFailed("the model's log-likelihoods are not finite; nothing is averaged over what is missing")
     if task.bytes is not None:
@@ -46,30 +53,58 @@ def measure(model: Any, task: Task, batch: int, progress: Callable[[int], None] 
     return Measurement(rows[0], rows[1], rows[2], rows[3], task.statement, task.fingerprint, seconds)
 
 
-Placed = tuple[int, int, Passage, Window]  # number of the passage, of the window in it, and both
+@dataclass(frozen=True)
+class Placed:
+    """A window and where it stands: number in the task, of its passage, and in the passage."""
+
+    row: int
+    text: int
+    number: int
+    passage: Passage
+    window: Window
+
+    @property
+    def length(self) -> int:
+        """Tokens that are fed."""
+        return self.window.end - self.window.start - 1
 
 
-def _batches(task: Task, batch: int) -> Iterator[list[Placed]]:
-    everything = [(p, w, passage, window) for p, passage in enumerate(task.passages)
-                  for w, window in enumerate(passage.windows)]  # fmt: skip
-    for start in range(0, len(everything), batch):
-        yield everything[start : start + batch]
+def pools(task: Task, batch: int) -> Iterator[list[list[Placed]]]:
+    """Batches of windows of about one length, longest first, sorted within so many windows of the task."""
+    placed = [(p, w, passage, window) for p, passage in enumerate(task.passages)
+              for w, window in enumerate(passage.windows)]  # fmt: skip
+    everything = [Placed(row, *place) for row, place in enumerate(placed)]
+    for start in range(0, len(everything), POOL * batch):
+        batches: list[list[Placed]] = []
+        for placed_window in sorted(everything[start : start + POOL * batch], key=lambda p: -p.length):
+            full = not batches or len(batches[-1]) == batch
+            if full or placed_window.length < PADDED * batches[-1][0].length:
+                batches.append([])
+            batches[-1].append(placed_window)
+        yield batches
 
 
-def window_losses(model: Any, windows: list[Placed]) -> list[np.ndarray]:
-    """Nats of each window's scored targets, float64. Shorter windows are padded at the end, where a causal model cannot
-    see it."""
-    longest = max(w.end - w.start - 1 for _, _, _, w in windows)
-    ids = torch.zeros(len(windows), longest + 1, dtype=torch.long)
-    rows = np.empty((len(windows), longest), np.int64)
-    for row, (text, number, passage, window) in enumerate(windows):
-        ids[row, : window.end - window.start] = torch.from_numpy(passage.stream.ids[window.start : window.end])
-        rows[row] = numbers(text, number, window.end - window.start - 1, longest)
-    ids = ids.to(model.device)
+def fed(windows: list[Placed]) -> Tensor:
+    """Token ids [batch, longest + 1] of a batch. Shorter windows are padded at the end, where a causal model cannot see
+    it."""
+    ids = torch.zeros(len(windows), windows[0].length + 1, dtype=torch.long)
+    for row, placed in zip(ids, windows, strict=True):
+        row[: placed.length + 1] = torch.from_numpy(placed.passage.stream.ids[placed.window.start : placed.window.end])
+    return ids
+
+
+def window_losses(model: Any, windows: list[Placed], trunk: Trunk | None = None) -> list[np.ndarray]:
+    """Nats of each window's scored targets, float64, for windows with the longest first."""
+    ids = fed(windows).to(model.device)
+    rows = np.stack([numbers(p.text, p.number, p.length, windows[0].length) for p in windows])
     with numbered(rows):
-        hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
+        if trunk is None:
+            hidden = last_hidden(model, ids[:, :-1])
+        else:
+            hidden = trunk.hidden(model, ids[:, :-1], [p.row for p in windows])
     losses = token_losses(model, hidden, ids[:, 1:]).double().cpu().numpy()
-    return [losses[row, w.first - w.start - 1 : w.end - w.start - 1] for row, (_, _, _, w) in enumerate(windows)]
+    places = [(p.window.first - p.window.start - 1, p.length) for p in windows]
+    return [loss[first:end] for loss, (first, end) in zip(losses, places, strict=True)]
 
 
 def token_losses(model: Any, hidden: Tensor, targets: Tensor) -> Tensor:

@@ -14,12 +14,12 @@ All three also give bits per byte = nats / ln 2 / bytes of the scored tokens.
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from qrun.config.schema import EvaluationConfig, ProtocolConfig, ProtocolKind, Sample
+from qrun.config.schema import Dtype, EvaluationConfig, ProtocolConfig, ProtocolKind, Sample
 from qrun.errors import InputError
 from qrun.language.corpus import Corpus, text_digest
 from qrun.language.tokens import Array, TokenStream, page_streams, stream, tokenizer_digest
@@ -55,16 +55,25 @@ class Task:
     def fingerprint(self) -> str:
         return hashlib.sha256(json.dumps(self.statement, sort_keys=True).encode()).hexdigest()[:12]
 
+    def head(self, windows: int) -> "Task":
+        """The first so many windows."""
+        kept = []
+        for passage in self.passages:
+            kept.append(Passage(passage.stream, passage.windows[: max(windows, 0)]))
+            windows -= len(passage.windows)
+        return replace(self, passages=kept)
+
     @property
     def scored(self) -> int:
         return sum(w.end - w.first for p in self.passages for w in p.windows)
 
 
 def build(
-    protocol: ProtocolConfig, evaluation: EvaluationConfig, corpus: Corpus, tokenizer: Any, positions: int
-) -> Task:
-    """State the measurement. Raises InputError for a context beyond the model's positions or a text shorter than one
-    window."""
+    protocol: ProtocolConfig, evaluation: EvaluationConfig, corpus: Corpus, tokenizer: Any, positions: int,
+    dtype: Dtype = Dtype.float32,
+) -> Task:  # fmt: skip
+    """State the measurement of a model with weights of such a type. Raises InputError for a context beyond the model's
+    positions or a text shorter than one window."""
     ctx = protocol.ctx or positions
     if ctx > positions:
         raise InputError(f"protocol.ctx={ctx}: the model has {positions} positions")
@@ -75,6 +84,8 @@ def build(
         "data_digest": text_digest(documents), "tokenizer": tokenizer_digest(tokenizer),
         "max_tokens": evaluation.max_tokens,
     }  # fmt: skip
+    if dtype is not Dtype.float32:
+        statement["dtype"] = dtype.value
     drawn = evaluation.sample is Sample.passages
     if drawn:
         statement["sample"] = "passages"

@@ -23,7 +23,7 @@ from qrun.language.prompts import uses_chat
 from qrun.recipes.compress import compress_into
 from qrun.recipes.device import open_executor
 from qrun.recipes.fitting import fit_adapter, fit_metrics, prepared, resume
-from qrun.recipes.measuring import attach_saved, measured, shuffled
+from qrun.recipes.measuring import attach_saved, measured, rounding, shuffled
 from qrun.recipes.record import (
     Words,
     adapter_params,
@@ -96,7 +96,7 @@ def measure_cell(task: Measure, workspace: Workspace, place: Place) -> str:
             adapter.set_executor(executor)
         with Interrupt().installed(), cell_run(place, {**tags(config, opened), **device_tags(config)}) as run:
             try:
-                result = measured("measuring", opened.language.model, opened.task, config.evaluation.batch)
+                result = measured("measuring", opened, config, adapter)
             finally:
                 if executor is not None:
                     record_device(run, executor.device)
@@ -108,6 +108,7 @@ def measure_cell(task: Measure, workspace: Workspace, place: Place) -> str:
             gaps = _gaps(result, others, config.evaluation.resamples, config.seed)
             for name, gap in gaps.items():
                 metrics |= interval_metrics(name, gap)
+            metrics |= rounding(opened, config) if adapter is None else {}
             if adapter is not None:
                 metrics["parameters"] = adapter.count() if task.values == "trained" or task.czs else 0
             if executor is not None and adapter is not None:

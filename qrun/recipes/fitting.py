@@ -24,6 +24,7 @@ from qrun.config.verbs import TrainConfig
 from qrun.errors import InputError
 from qrun.evaluation.perplexity import measure
 from qrun.evaluation.protocols import Task, build
+from qrun.evaluation.trunk import Trunk
 from qrun.report.screen import bar, say
 from qrun.tracking.store import Run, Store
 from qrun.training.checkpoint import Progress, read_progress
@@ -42,6 +43,7 @@ class Job:
     sites: list[Site]
     windows: Tensor  # [count, context]
     validation: Task
+    trunk: Trunk | None  # of the windows
     teacher: Teacher | None
     facts: dict[str, object]  # what a checkpoint must have been written with
 
@@ -66,7 +68,8 @@ def prepared(config: TrainConfig, workspace: Workspace) -> Iterator[Job]:
         raise InputError(f"training.context={context}: the model has {positions} positions")
     windows = opened.training_windows(context)
     watched = EvaluationConfig(split=Split.validation, max_tokens=config.training.eval_tokens)
-    validation = build(ProtocolConfig(ctx=context), watched, opened.corpus, language.tokenizer, positions)
+    words = (ProtocolConfig(ctx=context), watched, opened.corpus, language.tokenizer, positions, config.model.dtype)
+    validation = build(*words)
     original = None
     if config.teacher is not None and config.training.distill_weight and plain(config.teacher) != plain(config.model):
         original = workspace.model(config.teacher)
@@ -81,7 +84,10 @@ def prepared(config: TrainConfig, workspace: Workspace) -> Iterator[Job]:
             teacher = teacher_of(original.model) if original is not None else own
         facts: dict[str, object] = {"config_hash": config_hash(config), "data": opened.corpus.digests}
         facts |= {key: language.identity[key] for key in ("weights", "config", "tokenizer")}
-        yield Job(config, opened, adapter, selected, windows, validation, teacher, facts)
+        batch, gib, steps = config.training.batch, config.cache.gib, config.training.steps
+        visited = min(len(windows), batch * (1 + steps * config.training.accumulation))
+        trunk = opened.trunk([windows[:, :-1]], range(min(batch, len(windows))), visited, batch, adapter, gib)
+        yield Job(config, opened, adapter, selected, windows, validation, trunk, teacher, facts)
     finally:
         detach(language.model, adapter)  # a failed cell must not leave its layers in the model that the next one uses
 
@@ -105,8 +111,18 @@ def fit_adapter(job: Job, run: Run, state: Path, progress: Progress, interrupt: 
     progress.facts = {**job.facts, "run_id": run.run_id}
 
     def validate() -> float:
-        result = measure(model, job.validation, job.config.evaluation.batch)
-        return sum(result.nats) / sum(result.tokens)
+        """Nats per token; those of an adapter that does nothing yet are the frozen model's, measured once."""
+        batch, own = job.config.evaluation.batch, job.opened.neutral
+        key = f"{job.validation.fingerprint} {batch}"
+        neutral = job.adapter.neutral()
+        if neutral and key in own:
+            return own[key]
+        trunk = job.opened.trunk_of(job.validation, batch, job.adapter, job.config.cache.gib)
+        result = measure(model, job.validation, batch, trunk=trunk)
+        nats = sum(result.nats) / sum(result.tokens)
+        if neutral:
+            own[key] = nats
+        return nats
 
     expecting = job.adapter.expecting(training.kept)
     with bar("training", training.steps - progress.step, "steps") as advance, expecting:
@@ -114,7 +130,7 @@ def fit_adapter(job: Job, run: Run, state: Path, progress: Progress, interrupt: 
         on_step = _curve(run, logged, interrupt, advance)
         best, progress = fit(
             model, job.adapter, job.windows, validate, training, job.config.seed, job.teacher, state, progress,
-            on_step, interrupt,
+            on_step, interrupt, job.trunk,
         )  # fmt: skip
     job.adapter.load(best)
     return progress

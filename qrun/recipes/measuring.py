@@ -1,7 +1,7 @@
 """A saved adapter in its model, and perplexities of the two: the step that evaluations, cells and generation share."""
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,13 +10,17 @@ from qrun.adapters.linear import Adapter, detach
 from qrun.adapters.methods import spec
 from qrun.adapters.saving import SavedAdapter
 from qrun.adapters.sites import sites
+from qrun.cells.workspace import Measurable, Opened
+from qrun.config.schema import Dtype
 from qrun.errors import InputError
 from qrun.evaluation.measurement import Measurement
 from qrun.evaluation.perplexity import measure
-from qrun.evaluation.protocols import Task
+from qrun.language import models
 from qrun.language.models import LanguageModel
 from qrun.report.screen import bar, say
 
+WINDOWS = 16  # on which the effect of model.dtype is measured
+COPY = 8 * 2**30  # bytes of a float32 copy of the model, at most
 SAME = ("weights", "config", "tokenizer")  # digests that model and adapter must share
 
 
@@ -48,6 +52,22 @@ def attach_saved(language: LanguageModel, saved: SavedAdapter, path: str | Path)
     return adapter
 
 
+def rounding(opened: Opened, config: Measurable) -> dict[str, float]:
+    """What model.dtype does to the frozen model, which stands as it is: its perplexity and that of a float32 copy on
+    the first windows, told and returned as metrics. Nothing for float32, and for a model whose copy would be large."""
+    dtype, model = config.model.dtype, opened.language.model
+    if dtype is Dtype.float32:
+        return {}
+    size = 4 * sum(p.numel() for p in model.parameters())
+    if size > COPY:
+        say(f"the effect of model.dtype={dtype.value} is not measured: a float32 copy takes {size / 2**30:.0f} GiB")
+        return {}
+    copy, head = models.load(replace(config.model, dtype=Dtype.float32)).model, opened.task.head(WINDOWS)
+    own, other = (measure(m, head, config.evaluation.batch).perplexity for m in (model, copy))
+    say(f"model.dtype={dtype.value} changes the frozen model's perplexity by {own - other:+.4f}, from {other:.3f}")
+    return {"dtype/perplexity": own, "dtype/float32_perplexity": other}
+
+
 def shuffled(value: Tensor, generator: torch.Generator) -> Tensor:
     """A rotation of the same size that knows nothing: the entries of K in another order and with other signs."""
     order = torch.randperm(value.numel(), generator=generator)
@@ -55,9 +75,12 @@ def shuffled(value: Tensor, generator: torch.Generator) -> Tensor:
     return (value.cpu().flatten()[order] * signs).view(value.shape).to(value.device)
 
 
-def measured(title: str, model: Any, task: Task, batch: int) -> Measurement:
-    """`measure` behind a progress bar; `model` is a transformers model."""
-    with bar(title, task.scored, "tokens") as advance:
-        result = measure(model, task, batch, lambda tokens: advance(tokens, ""))
+def measured(title: str, opened: Opened, config: Measurable, adapter: Adapter | None) -> Measurement:
+    """`measure` of what is opened, as it stands, behind a progress bar. What is below the first layer of `adapter`,
+    attached or not, is taken from the cache."""
+    batch = config.evaluation.batch
+    trunk = opened.trunk_of(opened.task, batch, adapter, config.cache.gib)
+    with bar(title, opened.task.scored, "tokens") as advance:
+        result = measure(opened.language.model, opened.task, batch, lambda tokens: advance(tokens, ""), trunk)
         advance(0, f"perplexity {result.perplexity:.3f}")
     return result

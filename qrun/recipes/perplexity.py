@@ -17,7 +17,7 @@ from qrun.config.verbs import PerplexityConfig
 from qrun.errors import InputError
 from qrun.evaluation.measurement import Difference, Measurement, difference
 from qrun.recipes.device import circuit_line, open_executor
-from qrun.recipes.measuring import attach_saved, measured
+from qrun.recipes.measuring import attach_saved, measured, rounding
 from qrun.recipes.record import (
     EVALUATIONS,
     cz_error,
@@ -63,7 +63,7 @@ def measure(config: PerplexityConfig) -> dict[str, Measurement]:
 
 def measure_in(opened: Opened, adapter: Adapter | None, config: PerplexityConfig) -> Measured:
     """The recipe on an opened model with that adapter in it, if any."""
-    evaluation, model = config.evaluation, opened.language.model
+    evaluation = config.evaluation
     circuits = config.device.kind != "exact"
     executor = open_executor(config, adapter.config) if adapter and circuits else None
     store = Store(config.results, config.tracking.uri)
@@ -79,17 +79,19 @@ def measure_in(opened: Opened, adapter: Adapter | None, config: PerplexityConfig
     with Interrupt().installed(), store.run("eval-perplexity", name, params, words) as run:
         open_record(run, config, opened)
         if adapter is None:
-            results = {"base": measured("model", model, opened.task, evaluation.batch)}
+            results = {"base": measured("model", opened, config, None)}
+            run.metrics(rounding(opened, config))
         else:
             with adapter.disabled():
-                results = {"base": measured("frozen model", model, opened.task, evaluation.batch)}
-            results["adapted"] = measured("with adapter", model, opened.task, evaluation.batch)
+                results = {"base": measured("frozen model", opened, config, adapter)}
+                run.metrics(rounding(opened, config))
+            results["adapted"] = measured("with adapter", opened, config, adapter)
             last = "adapted"
             if executor is not None:
                 last = config.device.kind
                 adapter.set_executor(executor)
                 try:
-                    results[last] = measured(f"on {last}", model, opened.task, evaluation.batch)
+                    results[last] = measured(f"on {last}", opened, config, adapter)
                 finally:  # what was sent belongs to the record of a failed run too
                     adapter.set_executor(None)
                     record_device(run, executor.device)

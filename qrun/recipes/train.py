@@ -25,7 +25,7 @@ from qrun.config.tree import used
 from qrun.config.verbs import TrainConfig
 from qrun.evaluation.measurement import Difference, Measurement, difference
 from qrun.recipes.fitting import Job, fit_adapter, fit_metrics, prepared, resume
-from qrun.recipes.measuring import measured
+from qrun.recipes.measuring import measured, rounding
 from qrun.recipes.record import (
     TRAININGS,
     adapter_params,
@@ -90,8 +90,10 @@ def train_in(workspace: Workspace, config: TrainConfig, resuming: bool = False) 
             if run_id is None:
                 open_record(run, config, job.opened)
             base = frozen(job, folder / BASE, run_id is not None)
+            with job.adapter.disabled():
+                run.metrics(rounding(job.opened, config))
             progress = fit_adapter(job, run, state, progress, interrupt)
-            adapted = measured("with adapter", job.opened.language.model, job.opened.task, config.evaluation.batch)
+            adapted = measured("with adapter", job.opened, config, job.adapter)
             gain = difference(base, adapted, config.evaluation.resamples, config.seed)
             metrics = fit_metrics(job, progress)
             summary = summarise(job, base, adapted, gain, progress)
@@ -135,7 +137,7 @@ def frozen(job: Job, kept: Path, resumed: bool) -> Measurement:
         if found.fingerprint == opened.task.fingerprint:
             return found
     with job.adapter.disabled():
-        base = measured("frozen model", opened.language.model, opened.task, config.evaluation.batch)
+        base = measured("frozen model", opened, config, job.adapter)
     kept.parent.mkdir(parents=True, exist_ok=True)
     kept.write_text(base.to_json())
     return base

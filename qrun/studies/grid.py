@@ -154,7 +154,8 @@ def base_cell(config: StudyRun, axes: Axes, data: DataConfig | None = None, mode
 def measurement(config: StudyRun, data: DataConfig | None = None) -> MeasureConfig:
     """What every cell of a study measures, without a device."""
     text = data or config.data
-    return MeasureConfig(config.model, text, config.protocol, config.evaluation, config.seed, config.results)
+    words = (config.model, text, config.protocol, config.evaluation, config.seed, config.results)
+    return MeasureConfig(*words, cache=config.cache)
 
 
 def train_cell(

@@ -8,7 +8,8 @@ stop with a clear word when the loss is not finite or runs away.
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ from torch import Tensor
 from qrun.adapters.linear import Adapter
 from qrun.config.schema import TrainingConfig
 from qrun.errors import InputError, Interrupted, RunFailed
+from qrun.evaluation.trunk import Trunk
 from qrun.training import checkpoint
 from qrun.training.checkpoint import Progress
 from qrun.training.interrupt import Interrupt
-from qrun.training.losses import Teacher, window_loss
+from qrun.training.losses import Hidden, Teacher, last_hidden, window_loss
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:
@@ -56,10 +58,12 @@ def batch_rows(windows: int, size: int, index: int, seed: int) -> Tensor:
 def fit(
     model: Any, adapter: Adapter, windows: Tensor, validate: Callable[[], float], config: TrainingConfig, seed: int,
     teacher: Teacher | None, path: Path, progress: Progress, on_step: Callable[[Progress], None], interrupt: Interrupt,
+    trunk: Trunk | None = None,
 ) -> tuple[dict[str, Tensor], Progress]:  # fmt: skip
     """Train from `progress` on (step 0, or what a checkpoint at `path` says) and return the best parameters by
-    validation. windows [count, context] int64; `validate` gives nats per token on validation text. Raises RunFailed on
-    divergence and Interrupted, after a checkpoint, on a signal."""
+    validation. windows [count, context] int64; `validate` gives nats per token on validation text; `trunk` keeps what
+    the frozen layers make of the windows. Raises RunFailed on divergence and Interrupted, after a checkpoint, on a
+    signal."""
     parameters = list(adapter.tensors().values())
     optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
     best = adapter.snapshot()
@@ -69,10 +73,10 @@ def fit(
         progress.best_nats = validate()
         progress.evaluations.append({"step": 0, "validation_nats": progress.best_nats})
         on_step(progress)
-    with interrupt.at_step_ends():
+    with interrupt.at_step_ends(), checkpointed(model, config.gradient_checkpointing):
         while progress.step < config.steps:
             started = time.perf_counter()
-            row = optimizer_step(model, windows, optimizer, parameters, config, progress.step, seed, teacher)
+            row = optimizer_step(model, windows, optimizer, parameters, config, progress.step, seed, teacher, trunk)
             progress.step += 1
             progress.history.append({"step": progress.step, **row})
             _check(row["loss"], progress, config)
@@ -95,7 +99,7 @@ def fit(
 
 def optimizer_step(
     model: Any, windows: Tensor, optimizer: torch.optim.Optimizer, parameters: list[Any], config: TrainingConfig,
-    step: int, seed: int, teacher: Teacher | None,
+    step: int, seed: int, teacher: Teacher | None, trunk: Trunk | None = None,
 ) -> dict[str, float]:  # fmt: skip
     """One update over `accumulation` batches. Returns loss and cross-entropy in nats per token, gradient norm and
     learning rate."""
@@ -106,7 +110,7 @@ def optimizer_step(
     for part in range(config.accumulation):
         rows = batch_rows(len(windows), config.batch, step * config.accumulation + part, seed)
         ids = windows[rows].to(model.device)
-        loss, ce = window_loss(model, ids, teacher, config.distill_weight, config.temperature)
+        loss, ce = window_loss(model, ids, teacher, config.distill_weight, config.temperature, _run(trunk, rows))
         (loss / config.accumulation).backward()
         loss_sum, ce_sum = loss_sum + loss.item(), ce_sum + ce
     norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip or math.inf).item()
@@ -115,6 +119,28 @@ def optimizer_step(
     optimizer.zero_grad()
     loss_mean, ce_mean = loss_sum / config.accumulation, ce_sum / config.accumulation
     return {"loss": loss_mean, "cross_entropy": ce_mean, "gradient_norm": norm, "lr": lr}
+
+
+def _run(trunk: Trunk | None, rows: Tensor) -> Hidden:
+    return last_hidden if trunk is None else lambda model, ids: trunk.hidden(model, ids, rows.tolist())
+
+
+@contextmanager
+def checkpointed(model: Any, wanted: bool) -> Iterator[None]:
+    """Each layer keeps its input alone and computes again in the backward pass. The layers' own switch asks for
+    `training`; what is inside them, dropout among it, stays in evaluation mode."""
+    layers = model.model.layers if wanted else []
+    if wanted:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    for layer in layers:
+        layer.training = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.training = False
+        if wanted:
+            model.gradient_checkpointing_disable()
 
 
 def _check(loss: float, progress: Progress, config: TrainingConfig) -> None:

@@ -117,3 +117,17 @@ def test_bfloat16_models_keep_float32_parameters(tiny):
     out.loss.backward()
     assert out.logits.dtype == torch.bfloat16
     assert all(p.dtype == torch.float32 and torch.isfinite(p.grad).all() for p in adapter.tensors().values())
+
+
+@pytest.mark.parametrize("side", list(Side))
+def test_a_neutral_adapter_leaves_the_frozen_model_bit_for_bit(tiny, side):
+    ids = torch.randint(0, 300, (3, 33), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        frozen = tiny.model(input_ids=ids).logits
+        adapter = attach(tiny.model, sites(tiny.shape), AdapterConfig(dim=4, side=side))
+        assert adapter.neutral() and torch.equal(tiny.model(input_ids=ids).logits, frozen)
+        with adapter.expecting(0.9):
+            assert not adapter.neutral()
+        last = next(reversed(adapter.tensors().values()))
+        last[0, 0] = 1e-3
+        assert not adapter.neutral() and adapter.first_layer == 0

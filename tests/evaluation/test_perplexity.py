@@ -5,7 +5,7 @@ import pytest
 import torch
 from tests_support import lm_eval_word_perplexity
 
-from qrun.config.schema import EvaluationConfig, ModelConfig, ProtocolConfig, ProtocolKind
+from qrun.config.schema import Dtype, EvaluationConfig, ModelConfig, ProtocolConfig, ProtocolKind
 from qrun.errors import InputError, RunFailed
 from qrun.evaluation import perplexity
 from qrun.evaluation.intervals import paired_interval
@@ -152,3 +152,29 @@ def test_interval_covers_the_true_difference_about_as_often_as_it_says():
         low, high = paired_interval(a, b, weight, 399, trial)
         hits += low <= truth <= high
     assert 0.88 <= hits / trials <= 0.99
+
+
+def test_windows_of_about_one_length_share_a_batch_and_little_is_padding(nano):
+    documents = [f"{TEXT[i % 9]} " * (1 + 7 * i % 23) for i in range(40)]
+    measured = task(nano, ProtocolConfig(ProtocolKind.lm_eval_wikitext, 512), documents)
+    batches = [batch for pool in perplexity.pools(measured, 8) for batch in pool]
+    padded = sum(len(batch) * batch[0].length for batch in batches)
+    real = sum(placed.length for batch in batches for placed in batch)
+    assert padded < 1.1 * real and max(map(len, batches)) == 8
+    rows = sorted(placed.row for batch in batches for placed in batch)
+    assert rows == list(range(sum(len(p.windows) for p in measured.passages)))
+
+
+def test_documents_of_unequal_length_have_the_nats_they_have_alone(nano):
+    documents = [TEXT[i % 9] * (1 + 3 * i % 5) for i in range(7)]
+    kind = ProtocolConfig(ProtocolKind.lm_eval_wikitext, 128)
+    alone = measure(nano.model, task(nano, kind, documents), batch=1)
+    np.testing.assert_allclose(measure(nano.model, task(nano, kind, documents), batch=4).nats, alone.nats, rtol=1e-5)
+
+
+def test_numbers_of_another_weight_type_are_not_compared(nano):
+    words = (STRIDED, EvaluationConfig(), corpus(), nano.tokenizer, 1024)
+    full, half = (measure(nano.model, build(*words, dtype), 4) for dtype in (Dtype.float32, Dtype.bfloat16))
+    with pytest.raises(InputError, match="dtype None / bfloat16"):
+        difference(full, half, 99, 0)
+    assert full.fingerprint == measure(nano.model, task(nano), 4).fingerprint

@@ -10,7 +10,7 @@ from qrun.adapters.linear import attach
 from qrun.adapters.sites import sites
 from qrun.config.schema import AdapterConfig, TrainingConfig
 from qrun.errors import InputError, Interrupted, RunFailed
-from qrun.training import checkpoint, loop
+from qrun.training import checkpoint, loop, losses
 from qrun.training.checkpoint import Progress
 from qrun.training.interrupt import Interrupt
 from qrun.training.losses import Teacher, frozen_teacher, window_loss
@@ -129,8 +129,6 @@ def test_a_text_shorter_than_a_window_is_refused():
 
 
 def test_loss_in_pieces_equals_loss_at_once(tiny, monkeypatch):
-    from qrun.training import losses
-
     adapter = attach(tiny.model, sites(tiny.shape), AdapterConfig(dim=4))
     gradients = []
     for limit in (2**26, 4096 * 10):
@@ -142,6 +140,54 @@ def test_loss_in_pieces_equals_loss_at_once(tiny, monkeypatch):
             parameter.grad = None
         assert ce == pytest.approx(8.3, abs=0.3)
     torch.testing.assert_close(gradients[0], gradients[1], atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_loss_in_pieces_has_the_value_and_gradient_of_the_plain_one(tiny, monkeypatch, share):
+    monkeypatch.setattr(losses, "LOGITS", 4096 * 10)
+    adapter = attach(tiny.model, sites(tiny.shape), AdapterConfig(dim=4))
+    for parameter in adapter.tensors().values():
+        parameter.data.normal_(0, 0.3)
+    targets, found = WINDOWS[:3, 1:].flatten(), []
+    teacher = frozen_teacher(tiny.model, adapter) if share else None
+    loss, _ = window_loss(tiny.model, WINDOWS[:3], teacher, share, 2.0)
+    student = tiny.model(input_ids=WINDOWS[:3, :-1]).logits.flatten(0, 1)
+    with adapter.disabled(), torch.no_grad():
+        reference = (tiny.model(input_ids=WINDOWS[:3, :-1]).logits.flatten(0, 1) / 2).softmax(-1)
+    soft = 4 * (reference * (reference.log() - (student / 2).log_softmax(-1))).sum(-1).mean()
+    plain = (1 - share) * torch.nn.functional.cross_entropy(student, targets) + share * soft
+    for value in (loss, plain):
+        value.backward()
+        found.append(torch.cat([p.grad.flatten() for p in adapter.tensors().values()]))
+        tiny.model.zero_grad()
+    assert loss.item() == pytest.approx(plain.item(), rel=1e-6)
+    assert (found[0] - found[1]).norm() < 1e-6 * found[1].norm()
+
+
+def test_no_table_of_tokens_and_vocabulary_is_kept_for_the_backward_pass(tiny, monkeypatch):
+    monkeypatch.setattr(losses, "LOGITS", 4096 * 10)
+    attach(tiny.model, sites(tiny.shape), AdapterConfig(dim=4))
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t.numel()), t)[1], lambda t: t):
+        window_loss(tiny.model, WINDOWS[:3], None, 0, 1)[0].backward()
+    assert 0 < max(kept) <= 4096 * 32, "the largest is the head's weight, in one piece's own graph"
+
+
+def test_layers_that_compute_twice_give_the_same_training_from_less_memory(tiny_folder, tmp_path):
+    from qrun.config.schema import ModelConfig
+    from qrun.language.models import load
+
+    histories, sizes = [], []
+    for switch in (False, True):
+        language, kept = load(ModelConfig(name="tiny", path=str(tiny_folder))), []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: (kept.append(t.numel()), t)[1], lambda t: t):
+            _, _, progress = fit(
+                language, tmp_path / "c.safetensors", config(gradient_checkpointing=switch), validate=lambda: 1.0
+            )
+        histories.append(progress.history)
+        sizes.append(sum(kept))
+        assert not any(m.training for layer in language.model.model.layers for m in (layer, layer.self_attn))
+    assert histories[0] == histories[1] and sizes[1] < 0.9 * sizes[0]
 
 
 def test_distillation_from_itself_is_zero_and_its_formula_is_hintons(tiny):
