@@ -58,6 +58,8 @@ def read(word: str, grid: bool = False) -> Override:
 def typed(word: Override) -> str:
     """A word as `compose` takes it: open keys are added, and a group in a place is emptied (data@home=null)."""
     line = word.input_line or ""
+    if word.package and word.value() is None:
+        return f"{word.package}=null"
     return "++" + line if word.key_or_group.startswith(OPEN) else line
 
 

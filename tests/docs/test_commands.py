@@ -45,8 +45,11 @@ def test_commands_are_found_in_blocks_and_in_sentences():
 
 
 @pytest.mark.parametrize("line", COMMANDS)
-def test_a_named_command_parses_and_its_words_compose(qrun, line):
+def test_a_named_command_parses_and_its_words_compose(qrun, monkeypatch, tmp_path, line):
     words = COMMANDS[line]
+    (tmp_path / "noise").mkdir()
+    (tmp_path / "noise" / "fez.yaml").write_text("name: fez\ncz: 4e-3\n")  # which the page writes before
+    monkeypatch.setenv("QRUN_CONFIG_DIR", str(tmp_path))
     if words[0].startswith("--"):  # an option of the program itself
         assert any(words[0] in option.opts for option in get_command(app).params)
         return
