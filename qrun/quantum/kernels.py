@@ -8,7 +8,7 @@ what it calls is inside it.
 Shapes and conventions are simulator.py's.
 
 Forwards, every array is flat and has LANES slices in a row. LLVM makes vectors of a loop over a row where it knows how
-far apart rows are and that an index is not negative (which would count from the end): strides of the first five qubits
+far apart rows are and that an index is not negative (which would count from the end): strides of the first six qubits
 are therefore literals, one branch each, and indices pass `& WHOLE`. Chunks are always of LANES slices, the last one
 filled up, so that the bits of a slice do not depend on what is computed beside it.
 """
@@ -290,6 +290,8 @@ def _joined(r, rank, turn, table, g):  # type: ignore[no-untyped-def]
         _join(r, 64, turn, tt, ts, lt, shift)
     elif rank == 4:
         _join(r, 256, turn, tt, ts, lt, shift)
+    elif rank == 5:
+        _join(r, 1024, turn, tt, ts, lt, shift)
     else:
         _join(r, 1 << 2 * rank, turn, tt, ts, lt, shift)
 
@@ -307,6 +309,8 @@ def _turned(r, rank, strings, turn, table, g):  # type: ignore[no-untyped-def]
         _ry(r, 64, strings, turn, tt, tl, ts, lt, shift)
     elif rank == 4:
         _ry(r, 256, strings, turn, tt, tl, ts, lt, shift)
+    elif rank == 5:
+        _ry(r, 1024, strings, turn, tt, tl, ts, lt, shift)
     else:
         _ry(r, 1 << 2 * rank, strings, turn, tt, tl, ts, lt, shift)
 
@@ -323,6 +327,8 @@ def _waited(r, rank, strings, coherent, stay, shift):  # type: ignore[no-untyped
         _relax(r, 64, strings, coherent, stay, shift)
     elif rank == 4:
         _relax(r, 256, strings, coherent, stay, shift)
+    elif rank == 5:
+        _relax(r, 1024, strings, coherent, stay, shift)
     else:
         _relax(r, 1 << 2 * rank, strings, coherent, stay, shift)
 
@@ -349,6 +355,16 @@ def _coupled(r, low, high, strings, table, g):  # type: ignore[no-untyped-def]
         _cz(r, 16, 256, strings, table, g)
     elif high == 4 and low == 3:
         _cz(r, 64, 256, strings, table, g)
+    elif high == 5 and low == 0:
+        _cz(r, 1, 1024, strings, table, g)
+    elif high == 5 and low == 1:
+        _cz(r, 4, 1024, strings, table, g)
+    elif high == 5 and low == 2:
+        _cz(r, 16, 1024, strings, table, g)
+    elif high == 5 and low == 3:
+        _cz(r, 64, 1024, strings, table, g)
+    elif high == 5 and low == 4:
+        _cz(r, 256, 1024, strings, table, g)
     else:
         _cz(r, 1 << 2 * low, 1 << 2 * high, strings, table, g)
 
