@@ -8,6 +8,7 @@ meets |0> and is left out. Little-endian: bit q of a channel's index is qubit q.
 from functools import cache
 
 import numpy as np
+from numba import njit, prange
 from numpy.typing import NDArray
 
 from qrun.errors import InputError
@@ -29,17 +30,40 @@ def qubits(dim: int) -> int:
 def normalise(slices: Floats) -> tuple[Floats, Floats]:
     """Unit vectors [..., b] and norms [...]. Zero slices become the first basis state with norm 0. Raises InputError
     for NaN or infinity."""
-    largest = np.abs(slices).max(-1)  # before squares: those of 1e19 and of 1e-23 do not exist in float32
-    if not np.isfinite(largest).all():
+    values = np.ascontiguousarray(slices)
+    units, norms = np.empty_like(values), np.empty(values.shape[:-1], values.dtype)
+    finite = _normalise(values.reshape(-1, values.shape[-1]), units.reshape(-1, values.shape[-1]), norms.reshape(-1))
+    if not finite:
         raise InputError("a slice to encode is not finite (NaN or infinity in the hidden states)")
-    empty = largest < ZERO
-    units = slices / np.where(empty, 1, largest)[..., None]
-    sizes = np.sqrt(np.einsum("...i,...i->...", units, units))
-    units, norms = units / np.where(empty, 1, sizes)[..., None], sizes * largest
-    if empty.any():
-        first = np.eye(slices.shape[-1], dtype=slices.dtype)[0]
-        norms, units = np.where(empty, 0, norms), np.where(empty[..., None], first, units)
     return units, norms
+
+
+@njit(cache=True, parallel=True, error_model="numpy")
+def _normalise(slices, units, norms):  # type: ignore[no-untyped-def]
+    """False if a slice is not finite."""
+    rows, dim = slices.shape
+    bad = 0
+    for i in prange(rows):
+        largest = abs(slices[i, 0])  # before squares: those of 1e19 and of 1e-23 do not exist in float32
+        finite = np.isfinite(largest)
+        for k in range(1, dim):
+            largest = max(largest, abs(slices[i, k]))
+            finite = finite and np.isfinite(slices[i, k])
+        bad += 0 if finite else 1
+        size = largest * 0
+        for k in range(dim):
+            units[i, k] = slices[i, k] / largest
+            size += units[i, k] * units[i, k]
+        size = np.sqrt(size)
+        norms[i] = size * largest
+        if largest < ZERO:
+            norms[i] = 0
+            for k in range(dim):
+                units[i, k] = 1 if k == 0 else 0
+        else:
+            for k in range(dim):
+                units[i, k] /= size
+    return bad == 0
 
 
 @cache

@@ -1,12 +1,19 @@
 """The simulator's compiled kernels, in one file: a compiled function is kept on disk until its own file changes, and
 what it calls is inside it.
 
-    schmidt_turns, turns      cosines and sines of a preparation's angles
-    prepare_and_measure       noisy preparation forwards, 8 to 128 slices at a time, and the outcome probabilities
+    schmidt_angles            cosines and sines of the Schmidt form's angles
+    prepare_and_measure       noisy preparation forwards, 64 slices side by side, and the outcome probabilities
     heisenberg                the readout backwards through a block's noisy gates
 
 Shapes and conventions are simulator.py's.
+
+Forwards, every array is flat and has LANES slices in a row. LLVM makes vectors of a loop over a row where it knows how
+far apart rows are and that an index is not negative (which would count from the end): strides of the first six qubits
+are therefore literals, one branch each, and indices pass `& WHOLE`. Chunks are always of LANES slices, the last one
+filled up, so that the bits of a slice do not depend on what is computed beside it.
 """
+
+import math
 
 import numpy as np
 from numba import njit, prange
@@ -14,6 +21,13 @@ from numba import njit, prange
 from qrun.quantum.encoding import EMPTY
 from qrun.quantum.gates import CZ, RY, RZ, SX
 
+LANES = 64  # slices side by side
+TOGETHER = 64  # blocks of a task, which runs them one after another
+LINE = 16  # numbers of neighbouring blocks that are loaded and stored together: a cache line
+WHOLE = 2**40 - 1
+FAST = {"contract", "nsz"}
+compiled = njit(cache=True, fastmath=FAST, error_model="numpy")
+inlined = njit(inline="always", fastmath=FAST, error_model="numpy")
 TINY = 1e-35  # beside a unit slice nothing; its inverse is still a number in float32
 # CZ on the pair (a, b), index 4 a + b: expectation of string i comes from string SOURCE[i] with SIGN[i]; it is its own
 # inverse and transpose.
@@ -112,202 +126,367 @@ def heisenberg(kind, first, second, angle, offsets, split, one, two, waiting, wa
             _wait(o, a, place, waits[g, 0], waiting)
 
 
-@njit(cache=True)
-def _half(c, s, lanes):  # type: ignore[no-untyped-def]
+@inlined
+def _half(c, s, rows):  # type: ignore[no-untyped-def]
     """Principal square roots of the unit numbers c + i s, in place; each branch avoids cancellation near -1."""
     half = c.dtype.type(0.5)
-    for i in range(c.shape[0]):
-        for k in range(lanes):
-            large = np.sqrt(half * (1 + abs(c[i, k])))
-            small = half * abs(s[i, k]) / large
-            near = c[i, k] >= 0
-            c[i, k] = large if near else small
-            s[i, k] = np.copysign(small if near else large, s[i, k])
+    for k in range(rows * LANES):
+        large = np.sqrt(half + half * abs(c[k]))
+        small = half * abs(s[k]) / large
+        near = c[k] >= 0
+        c[k] = large if near else small
+        s[k] = math.copysign(small if near else large, s[k])
 
 
-@njit(cache=True)
-def _angles(weight, masks, level, c, s, ct, st, lanes):  # type: ignore[no-untyped-def]
-    """cos and sin of a level's RY angles, in circuit order, from the tree's weights [2^(level+1), lanes] (amplitudes on
-    the last level)."""
+@compiled
+def _angles(weights, at, masks, shape, level, c, s, ct, st):  # type: ignore[no-untyped-def]
+    """cos and sin of a level's RY angles, in circuit order, from its weights."""
     count = 1 << level
-    one, zero, least = weight.dtype.type(1), weight.dtype.type(0), weight.dtype.type(EMPTY)
-    for node in range(count):
-        for k in range(lanes):
-            left, right = weight[node, k], weight[node + count, k]
-            power = left * left + right * right
-            empty = power < least
-            inverse = one / np.sqrt(one if empty else power)
-            ct[node, k] = one if empty else left * inverse
-            st[node, k] = zero if empty or right == 0 else right * inverse  # -0 would pick another branch below
+    at, size, begin = at & WHOLE, count * LANES & WHOLE, (count - 1) * LANES & WHOLE
+    one, zero, least = weights.dtype.type(1), weights.dtype.type(0), weights.dtype.type(EMPTY)
+    for k in range(size):
+        left, right = weights[at + k], weights[at + size + k]
+        power = left * left + right * right
+        empty = power < least
+        inverse = one / np.sqrt(one if empty else power)
+        ct[k] = one if empty else left * inverse
+        st[k] = zero if empty or right == 0 else right * inverse  # -0 would pick another branch below
     if level == 0:
-        for k in range(lanes):
-            a, b = ct[0, k], st[0, k]
-            ct[0, k], st[0, k] = a * a - b * b, a * b + a * b
+        for k in range(LANES):
+            a, b = ct[k], st[k]
+            ct[k], st[k] = a * a - b * b, a * b + a * b
     for _ in range(level - 1):
-        _half(ct[:count], st[:count], lanes)
-    step = 1
-    while step < count:  # (u, v) -> (u v, u / v): a Walsh-Hadamard transform of the arguments
-        for start in range(0, count, 2 * step):
-            for i in range(start, start + step):
-                j = i + step
-                for k in range(lanes):
-                    a, b, p, q = ct[i, k], st[i, k], ct[j, k], st[j, k]
-                    ct[i, k], st[i, k] = a * p - b * q, a * q + b * p
-                    ct[j, k], st[j, k] = a * p + b * q, b * p - a * q
-        step *= 2
+        _half(ct, st, count)
+    if level > 0:
+        _pairs(ct, st, 1, count)
+    if level > 1:
+        _pairs(ct, st, 2, count)
+    if level > 2:
+        _pairs(ct, st, 4, count)
+    for step in range(3, level):
+        _pairs(ct, st, 1 << step, count)
     for j in range(count):
-        for k in range(lanes):
-            c[j, k], s[j, k] = ct[masks[level, j], k], st[masks[level, j], k]
+        to, there = begin + (j * LANES & WHOLE), masks[shape, level, j] * LANES & WHOLE
+        for k in range(LANES):
+            c[to + k], s[to + k] = ct[there + k], st[there + k]
 
 
-@njit(cache=True)
-def _ry(r, stride, strings, c, s, rates, lanes):  # type: ignore[no-untyped-def]
+@inlined
+def _pairs(c, s, step, count):  # type: ignore[no-untyped-def]
+    """(u, v) -> (u v, u / v): a pass of a Walsh-Hadamard transform of the arguments."""
+    for top in range(0, count, 2 * step):
+        for node in range(top, top + step):
+            i = node * LANES & WHOLE
+            for k in range(i, i + LANES):
+                a, b, p, q = c[k], s[k], c[k + step * LANES], s[k + step * LANES]
+                c[k], s[k] = a * p - b * q, a * q + b * p
+                c[k + step * LANES], s[k + step * LANES] = a * p + b * q, b * p - a * q
+
+
+@inlined
+def _weights(values, at, tree, to, size):  # type: ignore[no-untyped-def]
+    """A level of the tree from the one below it."""
+    for k in range(size):
+        a, b = values[at + k], values[at + size + k]
+        tree[to + k] = np.sqrt(a * a + b * b)
+
+
+@compiled
+def _turns(stage, own, tree, masks, shape, schmidt, n, c, s, ct, st):  # type: ignore[no-untyped-def]
+    """Cosines and sines [2^n - 1] of the angles of the slices that begin at `own`. Level l of their tree has 2^(l+1)
+    weights and begins behind those above it; the last one is the slices."""
+    own, top = own & WHOLE, n - 1
+    for level in range(n - 2, 1 if schmidt else -1, -1):
+        size = (2 << level) * LANES & WHOLE
+        to = ((2 << level) - 2) * LANES & WHOLE
+        if level == n - 2:
+            _weights(stage, own, tree, to, size)
+        else:
+            _weights(tree, to + size, tree, to, size)
+    if schmidt and n == 3:
+        schmidt_turns(stage, own, c, s)
+    elif schmidt:
+        schmidt_turns(tree, 6 * LANES, c, s)
+    for level in range(3 if schmidt else 0, top):
+        _angles(tree, ((2 << level) - 2) * LANES, masks, shape, level, c, s, ct, st)
+    if not schmidt or n > 3:
+        _angles(stage, own, masks, shape, top, c, s, ct, st)
+
+
+@inlined
+def _join(r, strings, turn, tt, ts, lt, shift):  # type: ignore[no-untyped-def]
+    """A qubit joins in |0> and is turned."""
+    for string in range(strings):
+        i = string * LANES & WHOLE
+        for k in range(LANES):
+            here = r[i + k]
+            r[i + strings * LANES + k] = tt * turn[LANES + k] * here
+            r[i + 2 * strings * LANES + k] = ts * here
+            r[i + 3 * strings * LANES + k] = (lt * turn[k] + shift) * here
+
+
+@inlined
+def _ry(r, stride, strings, turn, tt, tl, ts, lt, shift):  # type: ignore[no-untyped-def]
     """Noisy RY = rz(pi) sx rz(angle + pi) sx with the noise after each sx."""
-    t, l, shift = rates[0], rates[1], rates[2]  # noqa: E741
     for top in range(0, strings, 4 * stride):
         for base in range(top, top + stride):
-            ri, rx, ry, rz = r[base], r[base + stride], r[base + 2 * stride], r[base + 3 * stride]
-            for k in range(lanes):
-                x, z = rx[k], rz[k]
-                rx[k] = t * t * (x * c[k] + z * s[k])
-                ry[k] = t * (l * ry[k] + shift * ri[k])
-                rz[k] = l * t * (z * c[k] - x * s[k]) + shift * ri[k]
+            i = base * LANES & WHOLE
+            for k in range(LANES):
+                here, x = r[i + k], r[i + stride * LANES + k]
+                y, z = r[i + 2 * stride * LANES + k], r[i + 3 * stride * LANES + k]
+                r[i + stride * LANES + k] = tt * (x * turn[k] + z * turn[LANES + k])
+                r[i + 2 * stride * LANES + k] = tl * y + ts * here
+                r[i + 3 * stride * LANES + k] = lt * (z * turn[k] - x * turn[LANES + k]) + shift * here
 
 
-@njit(cache=True)
-def _cz(r, low, high, strings, rl, rh, lanes):  # type: ignore[no-untyped-def]
+@inlined
+def _relax(r, stride, strings, coherent, stay, shift):  # type: ignore[no-untyped-def]
+    """A waiting qubit."""
+    for top in range(0, strings, 4 * stride):
+        for base in range(top, top + stride):
+            i = base * LANES & WHOLE
+            for k in range(i, i + LANES):
+                r[k + stride * LANES] *= coherent
+                r[k + 2 * stride * LANES] *= coherent
+                r[k + 3 * stride * LANES] = stay * r[k + 3 * stride * LANES] + shift * r[k]
+
+
+@inlined
+def _cz(r, low, high, strings, table, g):  # type: ignore[no-untyped-def]
     """Noisy CZ on digits of strides low < high: the pair's depolarising, then each qubit's own noise."""
-    tl, ll, sl, keep = rl[0], rl[1], rl[2], rl[3]
-    th, lh, sh = rh[0], rh[1], rh[2]
-    ktl, kll, kth, klh = keep * tl, keep * ll, keep * th, keep * lh
+    kh, kl, kk, lkh, lsh = table[g, 0], table[g, 1], table[g, 2], table[g, 3], table[g, 4]
+    hkl, hsl, ih, sh, il = table[g, 5], table[g, 6], table[g, 7], table[g, 8], table[g, 9]
+    sl, both, z_i, i_z, none = table[g, 10], table[g, 11], table[g, 12], table[g, 13], table[g, 14]
+    l, h = low * LANES, high * LANES  # noqa: E741
     for top in range(0, strings, 4 * high):
         for middle in range(top, top + high, 4 * low):
-            for b in range(middle, middle + low):
-                i_x, i_y, i_z = r[b + high], r[b + 2 * high], r[b + 3 * high]
-                x_i, y_i, z_i = r[b + low], r[b + 2 * low], r[b + 3 * low]
-                x_x, x_y, x_z = r[b + low + high], r[b + low + 2 * high], r[b + low + 3 * high]
-                y_x, y_y, y_z = r[b + 2 * low + high], r[b + 2 * low + 2 * high], r[b + 2 * low + 3 * high]
-                z_x, z_y, z_z = r[b + 3 * low + high], r[b + 3 * low + 2 * high], r[b + 3 * low + 3 * high]
-                ii = r[b]
-                for k in range(lanes):
-                    ix, iy, iz, xi, yi, zi = z_x[k], z_y[k], i_z[k], x_z[k], y_z[k], z_i[k]
-                    xx, xy, yx, yy = y_y[k], -y_x[k], -x_y[k], x_x[k]
-                    xz, yz, zx, zy, zz = x_i[k], y_i[k], i_x[k], i_y[k], z_z[k]
-                    i_x[k], i_y[k] = kth * ix, kth * iy
-                    x_i[k], y_i[k] = ktl * xi, ktl * yi
-                    x_x[k], x_y[k], y_x[k], y_y[k] = ktl * th * xx, ktl * th * xy, ktl * th * yx, ktl * th * yy
-                    x_z[k], y_z[k] = tl * (klh * xz + sh * keep * xi), tl * (klh * yz + sh * keep * yi)
-                    z_x[k], z_y[k] = th * (kll * zx + sl * keep * ix), th * (kll * zy + sl * keep * iy)
-                    i_z[k], z_i[k] = klh * iz + sh * ii[k], kll * zi + sl * ii[k]
-                    z_z[k] = ll * (klh * zz + sh * keep * zi) + sl * klh * iz + sl * sh * ii[k]
+            for base in range(middle, middle + low):
+                i = base * LANES & WHOLE
+                for k in range(i, i + LANES):
+                    ii, iz, zi, zz = r[k], r[k + 3 * h], r[k + 3 * l], r[k + 3 * l + 3 * h]
+                    ix, iy, xi, yi = r[k + 3 * l + h], r[k + 3 * l + 2 * h], r[k + l + 3 * h], r[k + 2 * l + 3 * h]
+                    xx, xy, yx, yy = r[k + 2 * l + 2 * h], r[k + 2 * l + h], r[k + l + 2 * h], r[k + l + h]
+                    xz, yz, zx, zy = r[k + l], r[k + 2 * l], r[k + h], r[k + 2 * h]
+                    r[k + h], r[k + 2 * h], r[k + l], r[k + 2 * l] = kh * ix, kh * iy, kl * xi, kl * yi
+                    r[k + l + h], r[k + l + 2 * h] = kk * xx, -kk * xy
+                    r[k + 2 * l + h], r[k + 2 * l + 2 * h] = -kk * yx, kk * yy
+                    r[k + l + 3 * h], r[k + 2 * l + 3 * h] = lkh * xz + lsh * xi, lkh * yz + lsh * yi
+                    r[k + 3 * l + h], r[k + 3 * l + 2 * h] = hkl * zx + hsl * ix, hkl * zy + hsl * iy
+                    r[k + 3 * h], r[k + 3 * l] = ih * iz + sh * ii, il * zi + sl * ii
+                    r[k + 3 * l + 3 * h] = both * zz + z_i * zi + i_z * iz + none * ii
 
 
-@njit(cache=True)
-def _relax(r, stride, strings, transverse, longitudinal, lanes):  # type: ignore[no-untyped-def]
-    """A waiting qubit."""
-    shift = 1 - longitudinal
-    for top in range(0, strings, 4 * stride):
-        for base in range(top, top + stride):
-            ri, rx, ry, rz = r[base], r[base + stride], r[base + 2 * stride], r[base + 3 * stride]
-            for k in range(lanes):
-                rx[k] *= transverse
-                ry[k] *= transverse
-                rz[k] = longitudinal * rz[k] + shift * ri[k]
+@compiled
+def _joined(r, rank, turn, table, g):  # type: ignore[no-untyped-def]
+    """Strides as literals, here and in the next three."""
+    tt, ts, lt, shift = table[g, 0], table[g, 2], table[g, 3], table[g, 4]
+    if rank == 0:
+        _join(r, 1, turn, tt, ts, lt, shift)
+    elif rank == 1:
+        _join(r, 4, turn, tt, ts, lt, shift)
+    elif rank == 2:
+        _join(r, 16, turn, tt, ts, lt, shift)
+    elif rank == 3:
+        _join(r, 64, turn, tt, ts, lt, shift)
+    elif rank == 4:
+        _join(r, 256, turn, tt, ts, lt, shift)
+    elif rank == 5:
+        _join(r, 1024, turn, tt, ts, lt, shift)
+    else:
+        _join(r, 1 << 2 * rank, turn, tt, ts, lt, shift)
 
 
-@njit(cache=True)
-def _turns(tree, masks, schmidt, n, c, s, ct, st, lanes):  # type: ignore[no-untyped-def]
-    """Cosines and sines [2^n - 1, lanes] of the slice's angles."""
-    first = 0
-    if schmidt:
-        schmidt_turns(tree[2], c, s, lanes)
-        first = 3
-    for level in range(first, n):
-        begin, end = (1 << level) - 1, (2 << level) - 1
-        _angles(tree[level], masks, level, c[begin:end], s[begin:end], ct, st, lanes)
+@compiled
+def _turned(r, rank, strings, turn, table, g):  # type: ignore[no-untyped-def]
+    tt, tl, ts, lt, shift = table[g, 0], table[g, 1], table[g, 2], table[g, 3], table[g, 4]
+    if rank == 0:
+        _ry(r, 1, strings, turn, tt, tl, ts, lt, shift)
+    elif rank == 1:
+        _ry(r, 4, strings, turn, tt, tl, ts, lt, shift)
+    elif rank == 2:
+        _ry(r, 16, strings, turn, tt, tl, ts, lt, shift)
+    elif rank == 3:
+        _ry(r, 64, strings, turn, tt, tl, ts, lt, shift)
+    elif rank == 4:
+        _ry(r, 256, strings, turn, tt, tl, ts, lt, shift)
+    elif rank == 5:
+        _ry(r, 1024, strings, turn, tt, tl, ts, lt, shift)
+    else:
+        _ry(r, 1 << 2 * rank, strings, turn, tt, tl, ts, lt, shift)
 
 
-@njit(cache=True, parallel=True, fastmath={"contract", "nsz"})
-def prepare_and_measure(  # type: ignore[no-untyped-def]
-    units, matrices, kind, first, second, turns, parameter, offsets, split, one, two, waiting, waits, ranks, signs,
-    shape, schmidt, n, lanes, out,
-):  # fmt: skip
-    tokens, blocks, dim = units.shape
-    chunks = (tokens + lanes - 1) // lanes
-    dtype, zero = units.dtype, units.dtype.type(0)
-    for task in prange(chunks * blocks):
-        block, begin = task // chunks, (task % chunks) * lanes
-        place = block % one.shape[0]
-        rank, masks = ranks[shape[block]], signs[shape[block]]
-        here = min(lanes, tokens - begin)
-        tree = np.zeros((n, dim, lanes), dtype)
-        r = np.empty((4**n, lanes), dtype)
-        c, s = np.empty((dim, lanes), dtype), np.empty((dim, lanes), dtype)
-        ct, st = np.empty((dim // 2, lanes), dtype), np.empty((dim // 2, lanes), dtype)
-        for k in range(here):
-            for i in range(dim):
-                tree[n - 1, i, k] = units[begin + k, block, i]
-        for k in range(here, lanes):
-            tree[n - 1, 0, k] = 1
-        for level in range(n - 2, -1, -1):
-            size = 2 << level
-            for i in range(size):
-                for k in range(lanes):
-                    a, b = tree[level + 1, i, k], tree[level + 1, i + size, k]
-                    tree[level, i, k] = np.sqrt(a * a + b * b)
-        _turns(tree, masks, schmidt, n, c, s, ct, st, lanes)
-        r[0] = 1
-        strings = 1
-        for g in range(offsets[block], split[block]):
-            a = first[g]
-            low = 4 ** rank[a]
-            if low == strings:  # a qubit joins, in |0>
-                for i in range(strings):
-                    for k in range(lanes):
-                        r[i + strings, k] = zero
-                        r[i + 2 * strings, k] = zero
-                        r[i + 3 * strings, k] = r[i, k]
-                strings *= 4
-            if waits[g, 0] > 0:
-                stay, coherent = (
-                    np.exp(-waits[g, 0] * waiting[place, a, 0]),
-                    np.exp(-waits[g, 0] * waiting[place, a, 1]),
-                )
-                _relax(r, low, strings, coherent, stay, lanes)
-            if kind[g] == RY:
-                cosine, sine = turns[g, 0], turns[g, 1]
-                p = parameter[g]
-                for k in range(lanes):
-                    x = c[p, k] if p >= 0 else dtype.type(1)
-                    y = s[p, k] if p >= 0 else zero
-                    ct[0, k], st[0, k] = x * cosine - y * sine, x * sine + y * cosine
-                _ry(r, low, strings, ct[0], st[0], one[place, a], lanes)
+@compiled
+def _waited(r, rank, strings, coherent, stay, shift):  # type: ignore[no-untyped-def]
+    if rank == 0:
+        _relax(r, 1, strings, coherent, stay, shift)
+    elif rank == 1:
+        _relax(r, 4, strings, coherent, stay, shift)
+    elif rank == 2:
+        _relax(r, 16, strings, coherent, stay, shift)
+    elif rank == 3:
+        _relax(r, 64, strings, coherent, stay, shift)
+    elif rank == 4:
+        _relax(r, 256, strings, coherent, stay, shift)
+    elif rank == 5:
+        _relax(r, 1024, strings, coherent, stay, shift)
+    else:
+        _relax(r, 1 << 2 * rank, strings, coherent, stay, shift)
+
+
+@compiled
+def _coupled(r, low, high, strings, table, g):  # type: ignore[no-untyped-def]
+    if high == 1:
+        _cz(r, 1, 4, strings, table, g)
+    elif high == 2 and low == 0:
+        _cz(r, 1, 16, strings, table, g)
+    elif high == 2:
+        _cz(r, 4, 16, strings, table, g)
+    elif high == 3 and low == 0:
+        _cz(r, 1, 64, strings, table, g)
+    elif high == 3 and low == 1:
+        _cz(r, 4, 64, strings, table, g)
+    elif high == 3:
+        _cz(r, 16, 64, strings, table, g)
+    elif high == 4 and low == 0:
+        _cz(r, 1, 256, strings, table, g)
+    elif high == 4 and low == 1:
+        _cz(r, 4, 256, strings, table, g)
+    elif high == 4 and low == 2:
+        _cz(r, 16, 256, strings, table, g)
+    elif high == 4 and low == 3:
+        _cz(r, 64, 256, strings, table, g)
+    elif high == 5 and low == 0:
+        _cz(r, 1, 1024, strings, table, g)
+    elif high == 5 and low == 1:
+        _cz(r, 4, 1024, strings, table, g)
+    elif high == 5 and low == 2:
+        _cz(r, 16, 1024, strings, table, g)
+    elif high == 5 and low == 3:
+        _cz(r, 64, 1024, strings, table, g)
+    elif high == 5 and low == 4:
+        _cz(r, 256, 1024, strings, table, g)
+    else:
+        _cz(r, 1 << 2 * low, 1 << 2 * high, strings, table, g)
+
+
+@compiled
+def _read(r, matrices, block, out, to):  # type: ignore[no-untyped-def]
+    """out [b] = r [4^n] @ o [4^n, b] from row `to` on, four strings and four (of two: two) outcomes at a time."""
+    strings, outcomes = matrices.shape[1], matrices.shape[2]
+    zero = out.dtype.type(0)
+    for k in range(to, to + outcomes * LANES):
+        out[k] = zero
+    for string in range(0, strings, 4):
+        i = string * LANES & WHOLE
+        for outcome in range(0, outcomes, 4):
+            j = to + outcome * LANES & WHOLE
+            a0, b0 = matrices[block, string, outcome], matrices[block, string, outcome + 1]
+            a1, b1 = matrices[block, string + 1, outcome], matrices[block, string + 1, outcome + 1]
+            a2, b2 = matrices[block, string + 2, outcome], matrices[block, string + 2, outcome + 1]
+            a3, b3 = matrices[block, string + 3, outcome], matrices[block, string + 3, outcome + 1]
+            if outcomes == 2:
+                for k in range(LANES):
+                    x0, x1, x2, x3 = r[i + k], r[i + LANES + k], r[i + 2 * LANES + k], r[i + 3 * LANES + k]
+                    out[j + k] = out[j + k] + a0 * x0 + a1 * x1 + a2 * x2 + a3 * x3
+                    out[j + LANES + k] = out[j + LANES + k] + b0 * x0 + b1 * x1 + b2 * x2 + b3 * x3
                 continue
-            b = second[g]
-            high = 4 ** rank[b]
-            if waits[g, 1] > 0:
-                stay, coherent = (
-                    np.exp(-waits[g, 1] * waiting[place, b, 0]),
-                    np.exp(-waits[g, 1] * waiting[place, b, 1]),
-                )
-                _relax(r, high, strings, coherent, stay, lanes)
-            if low < high:
-                _cz(r, low, high, strings, two[place, a, b], two[place, b, a], lanes)
-            else:
-                _cz(r, high, low, strings, two[place, b, a], two[place, a, b], lanes)
-        o = matrices[block]
-        total = np.empty(lanes, dtype)
-        for k in range(dim):
-            total[:] = zero
-            for i in range(4**n):
-                factor = o[i, k]
-                for lane in range(lanes):
-                    total[lane] += factor * r[i, lane]
-            for lane in range(here):
-                out[begin + lane, block, k] = total[lane]
+            c0, d0 = matrices[block, string, outcome + 2], matrices[block, string, outcome + 3]
+            c1, d1 = matrices[block, string + 1, outcome + 2], matrices[block, string + 1, outcome + 3]
+            c2, d2 = matrices[block, string + 2, outcome + 2], matrices[block, string + 2, outcome + 3]
+            c3, d3 = matrices[block, string + 3, outcome + 2], matrices[block, string + 3, outcome + 3]
+            for k in range(LANES):
+                x0, x1, x2, x3 = r[i + k], r[i + LANES + k], r[i + 2 * LANES + k], r[i + 3 * LANES + k]
+                out[j + k] = out[j + k] + a0 * x0 + a1 * x1 + a2 * x2 + a3 * x3
+                out[j + LANES + k] = out[j + LANES + k] + b0 * x0 + b1 * x1 + b2 * x2 + b3 * x3
+                out[j + 2 * LANES + k] = out[j + 2 * LANES + k] + c0 * x0 + c1 * x1 + c2 * x2 + c3 * x3
+                out[j + 3 * LANES + k] = out[j + 3 * LANES + k] + d0 * x0 + d1 * x1 + d2 * x2 + d3 * x3
 
 
-@njit(cache=True, inline="always")
+@compiled
+def _load(values, at, apart, here, stage, width):  # type: ignore[no-untyped-def]
+    """Side by side: `width` neighbours of `here` slices that lie `apart`."""
+    apart = apart & WHOLE
+    for j in range(width):
+        i, to = at + j & WHOLE, j * LANES & WHOLE
+        for k in range(here):
+            stage[to + k] = values[i + k * apart]
+
+
+@compiled
+def _store(stage, values, at, apart, here, width):  # type: ignore[no-untyped-def]
+    """The way back."""
+    apart = apart & WHOLE
+    for j in range(width):
+        i, to = at + j & WHOLE, j * LANES & WHOLE
+        for k in range(here):
+            values[i + k * apart] = stage[to + k]
+
+
+@compiled
+def _simulate(program, table, begin, end, c, s, turn, r):  # type: ignore[no-untyped-def]
+    """The noisy state r [4^n] after gates begin to end."""
+    one, zero = r.dtype.type(1), r.dtype.type(0)
+    strings = 1
+    for k in range(LANES):
+        r[k] = one
+    for g in range(begin, end):
+        kind, low, high, p, waits = program[g, 0], program[g, 1], program[g, 2], program[g, 3], program[g, 4]
+        if waits & 1:
+            _waited(r, low, strings, table[g, 15], table[g, 16], table[g, 17])
+        if waits & 2:
+            _waited(r, high, strings, table[g, 18], table[g, 19], table[g, 20])
+        if kind == CZ:
+            _coupled(r, low, high, strings, table, g)
+            continue
+        cosine, sine, there = table[g, 5], table[g, 6], p * LANES & WHOLE
+        for k in range(LANES):
+            x = c[there + k] if p >= 0 else one
+            y = s[there + k] if p >= 0 else zero
+            turn[k], turn[LANES + k] = x * cosine - y * sine, x * sine + y * cosine
+        if 1 << 2 * low == strings:
+            _joined(r, low, turn, table, g)
+            strings *= 4
+        else:
+            _turned(r, low, strings, turn, table, g)
+
+
+@njit(cache=True, parallel=True, fastmath=FAST, error_model="numpy")
+def prepare_and_measure(  # type: ignore[no-untyped-def]
+    units, matrices, program, table, offsets, shape, masks, schmidt, n, out
+):
+    tokens, blocks, dim = units.shape
+    readouts = matrices.shape[0] // blocks
+    chunks, groups = (tokens + LANES - 1) // LANES, (blocks + TOGETHER - 1) // TOGETHER
+    beside = max(LINE // dim, 1)
+    flat, found = units.reshape(-1), out.reshape(-1)
+    for task in prange(chunks * groups):
+        begin, first = (task // groups) * LANES, (task % groups) * TOGETHER
+        here, last = min(LANES, tokens - begin), min(first + TOGETHER, blocks)
+        tree, r = np.zeros(2 * dim * LANES, units.dtype), np.empty(dim * dim * LANES, units.dtype)
+        c, s = np.empty(dim * LANES, units.dtype), np.empty(dim * LANES, units.dtype)
+        ct, st = np.empty(dim * LANES, units.dtype), np.empty(dim * LANES, units.dtype)
+        stage, read = (
+            np.zeros(beside * dim * LANES, units.dtype),
+            np.empty(readouts * beside * dim * LANES, units.dtype),
+        )
+        for j in range(beside):
+            for k in range(here, LANES):
+                stage[j * dim * LANES + k] = 1
+        for line in range(first, last, beside):
+            at, width = (begin * blocks + line) * dim, (min(line + beside, last) - line) * dim
+            _load(flat, at, blocks * dim, here, stage, width)
+            for block in range(line, min(line + beside, last)):
+                own = (block - line) * dim * LANES
+                _turns(stage, own, tree, masks, shape[block], schmidt, n, c, s, ct, st)
+                _simulate(program, table, offsets[block], offsets[block + 1], c, s, ct, r)
+                for readout in range(readouts):
+                    _read(r, matrices, readout * blocks + block, read, readout * beside * dim * LANES + own)
+            for readout in range(readouts):
+                mine = read[readout * beside * dim * LANES :]
+                _store(mine, found, readout * tokens * blocks * dim + at, blocks * dim, here, width)
+
+
+@inlined
 def _unit(a, b, one):  # type: ignore[no-untyped-def]
     """(a, b) scaled to length one, (1, 0) for zero; the larger entry first, since squares of tiny numbers vanish."""
     size = max(abs(a), abs(b))
@@ -319,27 +498,27 @@ def _unit(a, b, one):  # type: ignore[no-untyped-def]
     return a * inverse if ok else one, b * inverse
 
 
-@njit(cache=True, inline="always")
+@inlined
 def _half_turn(c, s, half):  # type: ignore[no-untyped-def]
     """Cosine and sine of half the angle, the half in (-pi/2, pi/2], without cancellation near -1."""
     large = np.sqrt(half + half * abs(c))
     small = half * abs(s) / large
-    return (large, np.copysign(small, s)) if c >= 0 else (small, np.copysign(large, s))
+    return (large, math.copysign(small, s)) if c >= 0 else (small, math.copysign(large, s))
 
 
-@njit(cache=True)
-def schmidt_turns(x, c, s, lanes):  # type: ignore[no-untyped-def]
-    """Cosines and sines [7, lanes] of SCHMIDT's angles, from unit slices [8, lanes]."""
+@compiled
+def schmidt_turns(x, at, c, s):  # type: ignore[no-untyped-def]
+    """Cosines and sines [7] of SCHMIDT's angles, from unit slices [8]."""
     one, half = x.dtype.type(1), x.dtype.type(0.5)
-    for k in range(lanes):
-        a0, a1, a2, a3 = x[0, k], x[2, k], x[4, k], x[6, k]
-        b0, b1, b2, b3 = x[1, k], x[3, k], x[5, k], x[7, k]
+    for k in range(LANES):
+        a0, a1, a2, a3 = x[at + k], x[at + 2 * LANES + k], x[at + 4 * LANES + k], x[at + 6 * LANES + k]
+        b0, b1, b2, b3 = x[at + LANES + k], x[at + 3 * LANES + k], x[at + 5 * LANES + k], x[at + 7 * LANES + k]
         # qubit 0 turned by phi so that the two rows become orthogonal, the longer one first
         across = a0 * b0 + a1 * b1 + a2 * b2 + a3 * b3
         longer = a0 * a0 + a1 * a1 + a2 * a2 + a3 * a3 - (b0 * b0 + b1 * b1 + b2 * b2 + b3 * b3)
         c2, s2 = _unit(longer, across + across, one)
         c1, s1 = _half_turn(c2, s2, half)
-        c[1, k], s[1, k] = c2, s2
+        c[LANES + k], s[LANES + k] = c2, s2
         u0, u1, u2, u3 = c1 * a0 + s1 * b0, c1 * a1 + s1 * b1, c1 * a2 + s1 * b2, c1 * a3 + s1 * b3
         v0, v1, v2, v3 = c1 * b0 - s1 * a0, c1 * b1 - s1 * a1, c1 * b2 - s1 * a2, c1 * b3 - s1 * a3
         first = np.sqrt(u0 * u0 + u1 * u1 + u2 * u2 + u3 * u3)
@@ -351,7 +530,7 @@ def schmidt_turns(x, c, s, lanes):  # type: ignore[no-untyped-def]
         w0, w1, w2, w3 = v0 * inverse, v1 * inverse, v2 * inverse, v3 * inverse
         length = np.sqrt(w0 * w0 + w1 * w1 + w2 * w2 + w3 * w3)
         p, q = _unit(first, size * length, one)
-        c[0, k], s[0, k] = p * p - q * q, p * q + p * q
+        c[k], s[k] = p * p - q * q, p * q + p * q
         # quaternions (w, x, y, z) = (00, 11, 01, 10): a = (u0, u3, u1, u2), b likewise; m = b conj(a)
         mx = -w0 * u3 + w3 * u0 - w1 * u2 + w2 * u1
         my = -w0 * u1 + w1 * u0 - w2 * u3 + w3 * u2
@@ -364,8 +543,8 @@ def schmidt_turns(x, c, s, lanes):  # type: ignore[no-untyped-def]
         flat = np.sqrt(mx * mx + mz * mz)
         my, flat = _unit(my, flat, one)
         cy, sy = _unit(-mx, mz, one)
-        c[4, k], s[4, k] = my, flat
-        c[5, k], s[5, k] = cy, sy
+        c[4 * LANES + k], s[4 * LANES + k] = my, flat
+        c[5 * LANES + k], s[5 * LANES + k] = cy, sy
         cm, sm = _half_turn(my, flat, half)
         ch, sh = _half_turn(cy, sy, half)
         lw, ly, lz, lx = cm * ch, cm * sh, sm * ch, sm * sh
@@ -377,7 +556,20 @@ def schmidt_turns(x, c, s, lanes):  # type: ignore[no-untyped-def]
         p, q = np.sqrt(rw * rw + ry * ry), np.sqrt(rz * rz + rx * rx)
         tc, ts = _unit(rw, ry, one)  # half the sum of first and last
         dc, ds = _unit(rz, rx, one)  # half of last less first
-        c[2, k], s[2, k] = tc * dc + ts * ds, ts * dc - tc * ds
-        c[6, k], s[6, k] = tc * dc - ts * ds, ts * dc + tc * ds
+        c[2 * LANES + k], s[2 * LANES + k] = tc * dc + ts * ds, ts * dc - tc * ds
+        c[6 * LANES + k], s[6 * LANES + k] = tc * dc - ts * ds, ts * dc + tc * ds
         p, q = _unit(p, q, one)
-        c[3, k], s[3, k] = p * p - q * q, p * q + p * q
+        c[3 * LANES + k], s[3 * LANES + k] = p * p - q * q, p * q + p * q
+
+
+@compiled
+def schmidt_angles(x, c, s):  # type: ignore[no-untyped-def]
+    """Cosines and sines [N, 7] of SCHMIDT's angles, from unit slices [N, 8]."""
+    stage, cosine, sine = np.zeros(8 * LANES, x.dtype), np.empty(7 * LANES, x.dtype), np.empty(7 * LANES, x.dtype)
+    stage[:LANES] = 1
+    for first in range(0, len(x), LANES):
+        here = min(LANES, len(x) - first)
+        _load(x.reshape(-1), first * 8, 8, here, stage, 8)
+        schmidt_turns(stage, 0, cosine, sine)
+        _store(cosine, c.reshape(-1), first * 7, 7, here, 7)
+        _store(sine, s.reshape(-1), first * 7, 7, here, 7)

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from qrun.quantum.encoding import Floats, gray_controls, node_angles, preparation_angles
-from qrun.quantum.kernels import schmidt_turns
+from qrun.quantum.kernels import schmidt_angles
 from qrun.quantum.synthesis import STAR, Edges, path
 
 SEEDS = 20  # routings tried; the one of fewest CZ is kept
@@ -49,9 +49,9 @@ class Preparation:
             return preparation_angles(units)
         flat = np.asarray(units, float).reshape(-1, 2**self.qubits)
         three = flat if self.qubits == 3 else np.hypot(flat[:, :8], flat[:, 8:])
-        cosine, sine = np.empty((7, len(flat))), np.empty((7, len(flat)))
-        schmidt_turns(np.ascontiguousarray(three.T), cosine, sine, len(flat))
-        angles = np.arctan2(sine, cosine).T
+        cosine, sine = np.empty((len(flat), 7)), np.empty((len(flat), 7))
+        schmidt_angles(np.ascontiguousarray(three), cosine, sine)
+        angles = np.arctan2(sine, cosine)
         if self.qubits == 4:
             signs = np.array([[(-1) ** (s & mask).bit_count() for mask in self.masks] for s in range(8)])
             angles = np.hstack([angles, node_angles(flat[:, :8], flat[:, 8:]) @ signs / 8])

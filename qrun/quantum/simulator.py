@@ -5,7 +5,7 @@ A block circuit is a preparation, different for every slice, and Q, the same for
     p(slice) = r(slice) @ O(block)          r [4^n] Pauli expectations of the noisy prepared state,  O [4^n, 2^n]
 
 O is the readout, errors included, carried backwards through Q's noisy gates (Heisenberg picture), once per block. r is
-simulated forwards, 128 slices at a time so that every inner loop runs over slices and is vectorised. No angle is
+simulated forwards, 64 slices side by side so that every inner loop runs over slices and is vectorised. No angle is
 computed: cosines and sines come from the slice by products and square roots (quantum/preparation.py for the Schmidt
 form; at each node of the level-by-level tree u = (left + i right) / norm, RY angles are halves of halves of arg u,
 hence complex square roots, and their Gray-code combinations are products, a Walsh-Hadamard transform in the exponent).
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from qrun.quantum.circuits import Circuits
 from qrun.quantum.encoding import gray_controls
+from qrun.quantum.gates import CZ
 from qrun.quantum.kernels import heisenberg, prepare_and_measure
 from qrun.quantum.places import Places
 from qrun.quantum.preparation import Preparation
@@ -41,10 +42,18 @@ class Prepared:
     places: Places
     waits: Array
     matrices: Array
-    rank: Array  # per coupling, position of each qubit in the state
     masks: Array  # per coupling, signs of the level-by-level angles
-    turns: Array  # cosine and sine of each gate's own angle
-    rates: tuple[Array, ...]  # the places' tables
+    program: Array  # [P, 5] of all gates before Q, block after block: kind, digits, parameter, who waits
+    table: Array  # [P, 21] what they multiply by
+    offsets: Array  # [B + 1] of each block's part of both
+
+    def begins_like(self, other: "Prepared") -> bool:
+        """Whether both bring slices into the same states, and only readouts differ."""
+        mine, others = (
+            [made.program, made.table, made.offsets, made.circuits.shape, np.asarray(made.circuits.before)]
+            for made in (self, other)
+        )
+        return all(np.array_equal(a, b) for a, b in zip(mine, others, strict=True))
 
 
 def prepare(
@@ -74,9 +83,48 @@ def prepare(
     for index, order in enumerate(orders):
         here = circuits.shape == index
         out[here] = out[here][:, order]
-    turns = np.stack([np.cos(circuits.angle), np.sin(circuits.angle)], 1).astype(dtype)
-    rates = tuple(table.astype(dtype) for table in (one, two, waiting))
-    return Prepared(preparations, circuits, places, waits.astype(dtype), out.astype(dtype), rank, masks, turns, rates)
+    program, table, offsets = _program(circuits, places, rank, waits)
+    return Prepared(
+        preparations, circuits, places, waits.astype(dtype), out.astype(dtype), masks, program, table.astype(dtype),
+        offsets,
+    )  # fmt: skip
+
+
+def _program(circuits: Circuits, places: Places, rank: Array, waits: Array) -> tuple[Array, Array, Array]:
+    """What kernels.prepare_and_measure runs: gates up to the last parameter with their digits, and their noise."""
+    counts = circuits.split - circuits.offsets[:-1]
+    offsets = np.append(0, np.cumsum(counts))
+    block = np.repeat(np.arange(len(circuits)), counts)
+    gate = np.arange(offsets[-1]) - offsets[block] + circuits.offsets[block]
+    kind, a, b, waited = circuits.kind[gate], circuits.first[gate], circuits.second[gate], waits[gate]
+    place, digits = block % len(places), rank[circuits.shape[block]]
+    low, high = (np.take_along_axis(digits, on[:, None].astype(int), 1)[:, 0] for on in (a, np.maximum(b, 0)))
+    one, two, waiting = places.tables
+    table = np.zeros((len(gate), 21))
+    t, l, shift = one[place, a].T  # noqa: E741
+    turned = np.stack(
+        [t * t, t * l, t * shift, l * t, shift, np.cos(circuits.angle[gate]), np.sin(circuits.angle[gate])]
+    )
+    first, second = two[place, a, b], two[place, b, a]
+    swapped = (low > high)[:, None]
+    (tl, ll, sl, keep), (th, lh, sh, _) = np.where(swapped, second, first).T, np.where(swapped, first, second).T
+    paired = [
+        keep * th, keep * tl, keep * tl * th, keep * tl * lh, keep * tl * sh, keep * th * ll, keep * th * sl,
+        keep * lh, sh, keep * ll, sl, keep * ll * lh, keep * ll * sh, keep * sl * lh, sl * sh,
+    ]  # fmt: skip
+    table[:, :7] = turned.T
+    pair = kind == CZ
+    table[pair, :15] = np.stack(paired, 1)[pair]
+    swapped = swapped[:, 0] & pair
+    waited[swapped], on = waited[swapped, ::-1], np.stack([a, b], 1)
+    on[swapped] = on[swapped, ::-1]
+    for side in range(2):
+        stay, coherent = np.exp(-waited[:, side, None] * waiting[place, on[:, side]]).T
+        table[:, 15 + 3 * side : 18 + 3 * side] = np.stack([coherent, stay, 1 - stay], 1)
+    low, high = np.where(pair, np.minimum(low, high), low), np.maximum(low, high)
+    who = (waited[:, 0] > 0) + 2 * (waited[:, 1] > 0)
+    program = np.stack([kind, low, high, circuits.parameter[gate], who], 1).astype(np.int64)
+    return program, table, offsets
 
 
 def _joining(preparation: Preparation) -> list[int]:
@@ -98,16 +146,14 @@ def _measurement(n: int, places: Places, place: int) -> Array:
     return total
 
 
-def probabilities(units: Array, prepared: Prepared) -> Array:
-    """Outcome probabilities [N, B, 2^n] of unit slices [N, B, 2^n]."""
-    tokens, _, dim = units.shape
-    circuits, n, dtype = prepared.circuits, prepared.circuits.qubits, prepared.matrices.dtype
-    one, two, waiting = prepared.rates
-    out = np.empty((tokens, len(circuits), dim), dtype)
-    lanes = 128 if tokens > 64 else 32 if tokens > 8 else 8
+def probabilities(units: Array, *prepared: Prepared) -> Array:
+    """Outcome probabilities [R, N, B, 2^n] of unit slices [N, B, 2^n], of one Prepared [N, B, 2^n]. Several that begin
+    alike are one simulation with several readouts."""
+    first = prepared[0]
+    matrices = first.matrices if len(prepared) == 1 else np.concatenate([made.matrices for made in prepared])
+    out = np.empty((len(prepared), *units.shape), matrices.dtype)
     prepare_and_measure(
-        np.ascontiguousarray(units, dtype), prepared.matrices, circuits.kind, circuits.first, circuits.second,
-        prepared.turns, circuits.parameter, circuits.offsets, circuits.split, one, two, waiting, prepared.waits,
-        prepared.rank, prepared.masks, circuits.shape, prepared.preparations[0].schmidt, n, lanes, out,
+        np.ascontiguousarray(units, out.dtype), matrices, first.program, first.table, first.offsets,
+        first.circuits.shape, first.masks, first.preparations[0].schmidt, first.circuits.qubits, out,
     )  # fmt: skip
-    return out
+    return out[0] if len(prepared) == 1 else out

@@ -185,6 +185,25 @@ def test_the_same_seed_gives_the_same_bits_on_any_split(n, split):
     np.testing.assert_array_equal(np.concatenate(parts), whole)
 
 
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_two_settings_share_a_simulation_and_give_the_bits_that_each_gives_alone(n, monkeypatch):
+    from qrun.quantum.devices import noisy
+
+    device = NoisyDevice(Wiring(FULL), 500)
+    blocks, units = rotations(n, 19), unit_slices(n, 70, 19).astype(np.float32)
+    mask, numbers, simulated = np.ones((70, 19), bool), np.arange(70), []
+    made = [device.prepare(blocks), device.prepare(blocks, turned=True), device.prepare(rotations(n, 19, seed=9))]
+    alone = [device.run(own, units, mask, 7, numbers) for own in made]
+    through = noisy.probabilities
+    monkeypatch.setattr(noisy, "probabilities", lambda x, *p: simulated.append(len(p)) or through(x, *p))
+    together = device.run_all([(own, units, mask, 7, numbers) for own in made])
+    np.testing.assert_array_equal(together, alone)
+    assert not np.array_equal(together[0], together[1])
+    assert simulated == ([1, 1, 1] if n == 1 else [2, 1])  # of one qubit both settings are one RY, of the whole angle
+    device.run_all([(own, units.copy(), mask, 7, numbers) for own in made])
+    assert simulated[-3:] == [1, 1, 1]  # other slices
+
+
 @pytest.mark.parametrize("shots", [1, 7, 100, 8192])
 @pytest.mark.parametrize("p", [[0.5, 0.3, 0.15, 0.04, 0.01], [0.97, 0.03], [1e-4, 0.9998, 0.0, 1e-4], [0.25] * 4])
 def test_sampled_counts_follow_the_multinomial_distribution(p, shots):
@@ -286,7 +305,7 @@ def test_slices_over_forty_decades_give_probabilities_in_float32(n):
     for noise in (Noise(), FULL):
         device = NoisyDevice(Wiring(noise), None)
         prepared, found = device.prepare(blocks), []
-        for size in (1, 7, 40, 300):  # narrow, middle and wide lanes
+        for size in (1, 7, 40, 300):  # one slice, part of a chunk, most of one, several
             cuts = range(0, 300, size)
             parts = [units[s : s + size].astype(np.float32) for s in cuts]
             runs = [device.run(prepared, p, np.ones(p.shape[:2], bool), 0, numbers[: len(p)]) for p in parts]

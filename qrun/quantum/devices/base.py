@@ -107,7 +107,9 @@ class Device(ABC):
         return units if circuits is None else circuits.encoded(units)
 
     def _run(self, prepared: Any, units: Floats, mask: np.ndarray, key: int, numbers: np.ndarray) -> Floats:
-        p = self._probabilities(prepared, units, mask)
+        return self._counted(self._probabilities(prepared, units, mask), mask, key, numbers)
+
+    def _counted(self, p: Floats, mask: np.ndarray, key: int, numbers: np.ndarray) -> Floats:
         return p if self.shots is None else sample(p, self.shots if mask.dtype == bool else mask, key, numbers)
 
     def confusion(self, prepared: Any, dim: int, counted: int | None, seed: int = 0) -> NDArray[np.float64]:

@@ -1,5 +1,6 @@
 """`device=noisy`: the fast simulator of gate-level noise, on the processor or a GPU."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,7 @@ import numpy as np
 from qrun.files import cache_folder
 from qrun.quantum.cache import BlockCache
 from qrun.quantum.circuits import Circuits
-from qrun.quantum.devices.base import Device, Setting
+from qrun.quantum.devices.base import Device, Request, Setting
 from qrun.quantum.encoding import Floats
 from qrun.quantum.simulator import Prepared, prepare, probabilities
 from qrun.quantum.synthesis import Written
@@ -53,10 +54,26 @@ class NoisyDevice(Device):
     def _encoded(self, prepared: Any, units: Any) -> Any:
         return units if self.accelerator else super()._encoded(prepared, units)
 
+    def run_all(self, requests: Sequence[Request]) -> list[Floats]:
+        """Requests for the same slices and preparation, such as the two settings of a block, share one simulation."""
+        if self.accelerator:
+            return super().run_all(requests)
+        found: dict[int, Floats] = {}
+        for index, (made, units, *_) in enumerate(requests):
+            if index in found:
+                continue
+            alike = [
+                i
+                for i, (other, slices, *_) in enumerate(requests)
+                if i == index or (i > index and slices is units and made.begins_like(other))
+            ]
+            p = probabilities(self._encoded(made, units), *(requests[i][0] for i in alike))
+            for i, own in zip(alike, p if len(alike) > 1 else [p], strict=True):
+                found[i] = self._counted(own, *requests[i][2:])
+        return [found[index] for index in range(len(requests))]
+
     def _run(self, prepared: Any, units: Any, mask: Any, key: int, numbers: np.ndarray) -> Any:
         """On an accelerator slices that are there stay there, and so do their frequencies."""
-        if self.accelerator is None:
-            return super()._run(prepared, units, mask, key, numbers)
         import torch
 
         from qrun.quantum import accelerated, resident
