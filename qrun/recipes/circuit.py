@@ -24,6 +24,7 @@ from qrun.quantum.gates import BASIS, RY, RZ
 from qrun.quantum.kernels import heisenberg
 from qrun.quantum.synthesis import Written
 from qrun.quantum.wiring import Wiring
+from qrun.recipes.device import tell_compiling
 from qrun.report.pictures import Gate, check_picture, circuit_picture
 from qrun.report.screen import console, say
 
@@ -38,8 +39,7 @@ def circuit(config: CircuitConfig, qasm: str | None, draw: str | None) -> None:
     block, title, written = _block(config)
     n, noise = qubits(len(block)), config.noise
     wiring = Wiring(noise, config.device.circuit, config.device.coupling, config.device.keep)
-    if not any(Path(heisenberg.stats.cache_path or "").glob("kernels.heisenberg-*")):
-        say("compiling the simulator once, about 15 s")
+    tell_compiling(heisenberg, 15)
     unit = np.random.default_rng(config.seed).normal(size=len(block))
     circuits = wiring.circuits(block[None], written)
     prepared = circuits.encoded(unit[None, None] / np.linalg.norm(unit))[0, 0]

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -12,6 +12,7 @@ from qrun.config.devices import DeviceConfig, EstimateConfig, Sign, SignsConfig
 from qrun.config.schema import AdapterConfig, ModelConfig
 from qrun.quantum.devices.base import Device, Setting
 from qrun.quantum.encoding import qubits
+from qrun.quantum.kernels import prepare_and_measure
 from qrun.quantum.noise import Noise
 from qrun.quantum.synthesis import Ansatz
 from qrun.recipes.checks import own_ansatz
@@ -57,8 +58,16 @@ def open_executor(config: OnDevice, adapter: AdapterConfig) -> CircuitExecutor:
     device = open_device(config, ansatz)
     if ansatz is not None and config.device.kind != "shots" and not device.wiring.runs_as_written(adapter.dim):
         say(f"blocks of {len(ansatz.pairs)} CZ are written anew: they run as they are with circuit=line, b up to 16")
+    if config.device.kind == "noisy" and device.accelerator is None:
+        tell_compiling(prepare_and_measure, 60)
     constrained, allocation = adapter.sign_constrained, config.device.allocation
     return CircuitExecutor(device, config.signs.kind, config.seed, constrained, config.estimate, allocation)
+
+
+def tell_compiling(kernel: Any, seconds: int) -> None:
+    """Say so before the first call of a compiled function on this machine."""
+    if not any(Path(kernel.stats.cache_path or "").glob(f"kernels.{kernel.__name__}-*")):
+        say(f"compiling the simulator once, about {seconds} s")
 
 
 def circuit_line(summary: dict[str, float], config: OnDevice) -> str:
