@@ -18,6 +18,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test reaches for a hub
 os.environ.pop("MLFLOW_TRACKING_URI", None)  # nor records in a store of the user's
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")  # threads that wait for each other spin, and sums keep one order
+os.environ["COLUMNS"] = "160"  # of tables, whatever terminal, if any, the tests are started in
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="qrun-tests-")  # nor writes to the user's cache
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -11,10 +11,10 @@ import qrun
 
 given = builtins.__import__
 
-def without(name, globals=None, *rest):
+def without(name, globals=None, *rest, **more):
     if name in UNIX and ((globals or {}).get("__name__") or "").startswith("qrun"):
         raise ImportError(f"{globals['__name__']} imports {name}")
-    return given(name, globals, *rest)
+    return given(name, globals, *rest, **more)
 
 builtins.__import__ = without
 names = [m.name for m in pkgutil.walk_packages(qrun.__path__, "qrun.") if m.name != "qrun.__main__"]

@@ -64,9 +64,12 @@ def refresh(backend: str, out: str) -> None:
     target = Path(out).expanduser()
     if target.suffix not in (".yaml", ".json"):
         raise InputError(f"--out {out}: give a .yaml file (medians) or .json file (every qubit)")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {out}: its folder cannot be made ({error})") from error
     chip = read_calibration(named_backend("fake" if backend in FAKES else "ibm", backend))
     noise = chip.typical
-    target.parent.mkdir(parents=True, exist_ok=True)
     if target.suffix == ".json":
         target.write_text(chip.to_json())
     else:

@@ -267,7 +267,7 @@ def test_fetch_keeps_what_has_ended_and_names_what_has_not(tmp_path, capsys):
     (tmp_path / "qpu" / "jobs.json").write_text("{}")
     fetch(str(tmp_path), cloud)
     out = capsys.readouterr().out
-    for words in ("jobs.json", "waiting or running", "failed by", "fetched now", "estimated s"):
+    for words in ("jobs.json", "waiting or running", "failed by the service", "fetched now", "estimated s"):
         assert words in out
     assert [job.state for job in d.book.jobs()] == ["sent", "failed", "done"]
     with pytest.raises(InputError, match="no jobs"):

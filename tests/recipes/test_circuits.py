@@ -303,5 +303,6 @@ def test_a_preset_is_refreshed_from_a_calibration(qrun, tmp_path):
     assert qrun("qpu", "noise", "FakeTorino", "--out", tmp_path / "chip.json")[0] == 0
     assert calibration(str(tmp_path / "chip.json")) == chip
     assert qrun("qpu", "noise", "FakeNowhere", "--out", tmp_path / "x.yaml")[0] == 2
+    (tmp_path / "no").write_text("a file")
     assert qrun("qpu", "noise", "FakeTorino", "--out", tmp_path / "no" / "x.yaml")[0] == 2
     assert qrun("qpu", "fetch", "--results", tmp_path)[0] == 2

@@ -219,10 +219,10 @@ def test_a_failed_cell_is_named_and_does_not_stop_the_others(qrun, words, dims, 
 
     step = loop.optimizer_step
 
-    def fail_at_seed_one(model, windows, optimizer, parameters, config, index, seed, teacher):
+    def fail_at_seed_one(model, windows, optimizer, parameters, config, index, seed, *rest):
         if seed == 1 and parameters[0].shape[1] == 6:
             raise RunFailed("this one breaks")
-        return step(model, windows, optimizer, parameters, config, index, seed, teacher)
+        return step(model, windows, optimizer, parameters, config, index, seed, *rest)
 
     monkeypatch.setattr(loop, "optimizer_step", fail_at_seed_one)
     code, _, err = qrun("sweep", "dim", *words, f"results={tmp_path}", "name=dims")
@@ -299,7 +299,7 @@ def test_the_whole_grid_is_listed_without_store_or_text(qrun, words, tmp_path):
         ("noise", ["study.axes=[gates,nowhere]"], "study.axes"),
         ("noise", ["study.rates=[1e-3]", "noise=none"], "its cz is 0"),
         ("dim", ["study.dims=[4,5]", "study.indivisible=stop"], "study.indivisible=skip leaves such dimensions out"),
-        ("dim", ["model=local,nano"], "not compared in one study"),
+        ("dim", ["model=local,nano"], "one run takes one model"),
         ("dim", ["study.controls=[cayley]"], "oft"),
         ("dim", ["study.controls=[oft]"], "qrun sweep controls"),
         ("dim", ["study.control_lr.nothing=0.1"], "study.control_lr.nothing"),
