@@ -32,6 +32,7 @@ from qrun.errors import InputError, RunFailed
 # 1 spelled the adapter's fields out, and lost those it did not know; 2 had all of it in PEFT_CONFIG
 FORMAT, FORMAT_VERSION, READS = "qrun-cayley", 3, (2, 3)
 CONFIG, PEFT_CONFIG, WEIGHTS = "qrun.json", "adapter_config.json", "adapter_model.safetensors"
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 KEYS = {"base_model": dict, "adapter": dict, "sites": list, "parameters": int, "facts": dict}
 
 
@@ -142,7 +143,7 @@ def _read_peft(folder: Path, values: dict[str, Any]) -> SavedAdapter:
 
 def _check_finite(folder: Path, tensors: dict[str, Tensor]) -> None:
     for name, value in tensors.items():
-        if not value.is_floating_point() or not torch.isfinite(value).all():
+        if value.dtype not in FLOATS or not torch.isfinite(value).all():
             raise InputError(f"{folder / WEIGHTS}: {name} is not a finite table of numbers")
 
 

@@ -85,11 +85,12 @@ def _told(error: BaseException, verb: str, found: Sequence[Override]) -> str:
         return f"{key}: no file {cause.missing_cfg_file}; possible: {', '.join(cause.options or [])}"
     if isinstance(cause, MissingMandatoryValue):
         return f"{key}: a value is needed; set {key}=..."
-    if word is not None and word.key_or_group in tree.files():
-        place, having = word.get_key_element(), tree.commands_with(word.get_key_element())
+    if word is not None and (place := word.get_key_element().partition(".")[0]).partition("@")[0] in tree.files():
+        having = tree.commands_with(place)
         if tree.spoken(verb) not in having:
             return f"{place}: this command has no {place}; these have: {', '.join(having) or 'none'}"
     if isinstance(cause, NOWHERE):
+        key = word.get_key_element() if word is not None and word.key_or_group != "experiment" else key
         return f"{key}: no such key for this command; {_near(key, verb)}"
     return f"{key}: {what}" if key else what
 

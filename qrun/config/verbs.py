@@ -206,10 +206,11 @@ class CircuitConfig:
     def __post_init__(self) -> None:
         need(self, "dim", self.dim in (2, 4, 8, 16, 32, 64), "circuits have 2, 4, 8, 16, 32 or 64 amplitudes")
         at_least(self, 0, "block")
+        _check_seed(self.seed)
 
 
 def _check_seed(seed: int) -> None:
-    require(0 <= seed < 2**63, "seed", seed, "give a number from 0 to 2^63 - 1")
+    require(0 <= seed < 2**32, "seed", seed, "give a number from 0 to 2^32 - 1")
 
 
 def _check_noise(device: DeviceConfig, noise: Noise) -> None:

@@ -222,6 +222,18 @@ def test_a_path_may_be_quoted_for_hydra_or_null_and_a_text_below_home_is_found()
     assert config.data.path == str(Path.home() / "texts")
 
 
+@pytest.mark.parametrize(
+    ("verb", "word", "said"),
+    [("train", "noise.block=1", r"^noise: this command has no noise; these have: .*sweep noise"),
+     ("train", "study.dims=[2]", r"^study\.dims: no such key"),
+     ("train", "seed=4294967296", r"^seed=4294967296: give a number from 0 to 2\^32 - 1"),
+     ("circuit", "seed=-1", r"^seed=-1: give a number")],
+)  # fmt: skip
+def test_a_key_of_another_command_or_an_impossible_seed_is_named(verb, word, said):
+    with pytest.raises(InputError, match=said):
+        compose(verb, [word])
+
+
 def test_an_experiment_is_not_blamed_for_another_wrong_word():
     with pytest.raises(InputError, match=r"^adapter.dim: .*converted to Integer"):
         compose("train", ["experiment=nano_v_proj", "adapter.dim=abc"])
