@@ -27,8 +27,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from qrun.adapters.methods import spec
 from qrun.adapters.sites import select, sites
-from qrun.config.compose import option
 from qrun.config.schema import AdapterConfig, ModelConfig
+from qrun.config.tree import option
 from qrun.evaluation import perplexity
 from qrun.evaluation.trunk import Trunk, last_hidden, open_trunk
 from qrun.language.models import load, read_shape
