@@ -11,7 +11,7 @@ from qrun.cells.cell import Cell, Scalar
 from qrun.config.devices import Sign
 from qrun.config.ranges import require
 from qrun.config.schema import AdapterConfig, DataConfig, LauncherConfig, ModelConfig, TrainingConfig
-from qrun.config.verbs import TrainConfig
+from qrun.config.verbs import RunConfig, TrainConfig
 from qrun.errors import InputError
 from qrun.language.models import model_shape
 from qrun.recipes.tasks import Measure, MeasureConfig, Train
@@ -151,7 +151,7 @@ def base_cell(config: StudyRun, axes: Axes, data: DataConfig | None = None, mode
     return Cell({**axes, "method": "none"}, Measure(measurement(config, data)), needs)
 
 
-def measurement(config: StudyRun, data: DataConfig | None = None) -> MeasureConfig:
+def measurement(config: RunConfig, data: DataConfig | None = None) -> MeasureConfig:
     """What every cell of a study measures, without a device."""
     text = data or config.data
     words = (config.model, text, config.protocol, config.evaluation, config.seed, config.results)

@@ -15,14 +15,14 @@ import pandas as pd
 from qrun.cells.cell import Cell, Scalar
 from qrun.config.compose import PLACES, compose
 from qrun.config.ranges import require
-from qrun.config.schema import LauncherConfig, ModelConfig, TrackingConfig
+from qrun.config.schema import CacheConfig, LauncherConfig, ModelConfig, TrackingConfig
 from qrun.config.verbs import PerplexityConfig, TrainConfig
 from qrun.config.words import points, values
 from qrun.evaluation.results import Results
 from qrun.recipes.checks import check_device, check_sites
-from qrun.recipes.tasks import Measure, MeasureConfig, Train
+from qrun.recipes.tasks import Measure, Train
 from qrun.report.grade import Verdict
-from qrun.studies.grid import Say
+from qrun.studies.grid import Say, measurement
 
 
 @dataclass
@@ -36,6 +36,7 @@ class Config:
     launcher: LauncherConfig
     results: str
     tracking: TrackingConfig
+    cache: CacheConfig
     name: str | None = None
 
 
@@ -56,19 +57,20 @@ def configure(verb: str, words: list[str]) -> Config:
         require(key.partition(".")[0] not in PLACES, "-m", key, "one for the whole grid; give one value")
     first, *_ = [compose(verb, [*fixed, *point]) for point in each]
     kept = [word for word in fixed if word.partition("=")[0].partition(".")[0] not in PLACES]
-    return Config(verb, kept, each, first.model, launcher, first.results, first.tracking, first.name)
+    return Config(verb, kept, each, first.model, launcher, first.results, first.tracking, first.cache, first.name)
 
 
 def cells(config: Config, say: Say) -> Iterator[Cell]:
     """Per point the frozen model, and the adapter: trained and measured, or the saved one, exact and on its device."""
     for words in config.points:
-        point = compose(config.verb, [*config.words, *words, f"results={config.results}"])
+        places = [f"results={config.results}", f"cache.gib={config.cache.gib}"]
+        point = compose(config.verb, [*config.words, *words, *places])
         yield from (_trained if isinstance(point, TrainConfig) else _measured)(point, values(words))
 
 
 def _trained(config: TrainConfig, axes: Mapping[str, Scalar]) -> Iterator[Cell]:
     check_sites(config.model, config.adapter)
-    measure = MeasureConfig(config.model, config.data, config.protocol, config.evaluation, config.seed, config.results)
+    measure = measurement(config)
     base = Cell({**axes, "role": "frozen"}, Measure(measure))
     trained = Cell({**axes, "role": "adapter"}, Train(replace(config, name=None)))
     yield from (base, trained, Cell(trained.axes, Measure(measure), {"adapter": trained, "base": base}))
@@ -76,7 +78,7 @@ def _trained(config: TrainConfig, axes: Mapping[str, Scalar]) -> Iterator[Cell]:
 
 def _measured(config: PerplexityConfig, axes: Mapping[str, Scalar]) -> Iterator[Cell]:
     check_device(config.model, config.device, config.adapter.path)
-    measure = MeasureConfig(config.model, config.data, config.protocol, config.evaluation, config.seed, config.results)
+    measure = measurement(config)
     base = Cell({**axes, "role": "frozen"}, Measure(measure))
     yield base
     if config.adapter.path is None:

@@ -39,9 +39,8 @@ PARENT = "mlflow.parentRunId"  # tag of a cell
 PORT = "ui.port"  # of the `qrun ui` that serves this results folder
 MODEL = "logged_model"  # tag: id of the run's adapter among the logged models
 WHERE = "results_folder"  # tag: who may call a run of a shared store his own
-VERSION = (
-    "3"  # of what runs and tags mean; 3: training and measuring are cells of their own, studies keep numbers alone
-)
+# Of what runs and tags mean; 3: training and measuring are cells of their own, studies keep numbers alone.
+VERSION = "3"
 
 
 def _uri(database: Path) -> str:

@@ -22,12 +22,15 @@ def text(tiny_folder, story_file, tmp_path):
 
 def test_a_grid_says_what_it_computes_before_anything_runs(tiny_folder, story_file):
     words = ["model=local", f"model.path={tiny_folder}", "data=text", f"data.path={story_file}", "name=g", "results=r"]
-    config = multirun.configure("train", [*words, "adapter.dim=2,4", "seed=range(0,3)", "launcher.workers=1"])
+    config = multirun.configure(
+        "train", [*words, "adapter.dim=2,4", "seed=range(0,3)", "launcher.workers=1", "cache.gib=0"]
+    )
     grid = list(module("multirun").cells(config, print))
     assert len(grid) == 3 * 6 and config.launcher.workers == 1 and (config.name, config.results) == ("g", "r")
     trained = [cell.task.config for cell in grid if cell.task.kind == "train"]
     assert [(c.adapter.dim, c.seed) for c in trained] == [(b, s) for b in (2, 4) for s in range(3)]
     assert {c.training.lr for c in trained} == {0.006}  # as the words stand: a study would scale it to b
+    assert {cell.task.config.cache.gib for cell in grid} == {0}
 
 
 @pytest.mark.parametrize("word", ["results=a,b", "name=a,b"])
