@@ -1,4 +1,7 @@
-"""Runs on an MLflow server: what is trained from one results folder is used, measured and reported from another."""
+"""Runs on an MLflow server: what is trained from one results folder is used, measured and reported from another.
+
+The server's database is SQLite, or an empty one of yours: QRUN_TEST_DATABASE=postgresql+psycopg://user@host/name.
+"""
 
 import os
 import shutil
@@ -31,7 +34,8 @@ def server(tmp_path_factory):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{folder}/server.db"]
+    database = os.environ.get("QRUN_TEST_DATABASE", f"sqlite:///{folder}/server.db")
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", database]
     command += ["--artifacts-destination", str(folder / "kept"), "--host", "127.0.0.1", "--port", str(port)]
     quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with (folder / "log").open("w") as log:
