@@ -12,9 +12,7 @@ imported. The digest of the weights is kept in ~/.cache/qrun/identities.json, by
 
 import hashlib
 import json
-import os
-import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +20,9 @@ from typing import Any
 
 from qrun.errors import InputError
 from qrun.files import cache_folder, replaced
+from qrun.foreign import Stored, brief, named, read_header, read_json
 
 SINGLE, INDEX, KEPT = "model.safetensors", "model.safetensors.index.json", "identities.json"
-FLOATS = ("F64", "F32", "F16", "BF16")
 CHUNK = 1 << 24  # bytes read at once
 VERSION = 1  # of what is digested: raise it and kept digests are not found
 
@@ -57,17 +55,6 @@ class Identity:
         return _hex(f"{self.weights} {self.config} {self.tokenizer}".encode())
 
 
-@dataclass(frozen=True)
-class _Tensor:
-    """Where a tensor's bytes are."""
-
-    path: Path
-    dtype: str
-    shape: list[int]
-    start: int
-    size: int
-
-
 def identify(folder: Path) -> Identity:
     """Identity of a model folder in the hub's layout; InputError in one line for what is missing, broken or unsafe."""
     return Identity(weights_digest(folder), config_digest(folder), tokenizer_files_digest(folder))
@@ -97,9 +84,9 @@ def weight_files(folder: Path) -> list[Path]:
     names = sorted({str(name) for name in places.values()})
     for name in names:
         if not name.endswith(".safetensors") or "/" in name or "\\" in name:
-            raise InputError(f"model.path={folder}: {INDEX} names {name!r}; only *.safetensors beside it are read")
+            raise InputError(f"model.path={folder}: {INDEX} names {brief(name)}; only *.safetensors beside it are read")
         if not (folder / name).is_file():
-            raise InputError(f"model.path={folder}: {INDEX} names {name}, which is not there")
+            raise InputError(f"model.path={folder}: {INDEX} names {named(name)}, which is not there")
     return [folder / name for name in names]
 
 
@@ -117,13 +104,20 @@ def weights_digest(folder: Path) -> str:
     return weights
 
 
-def _digest_tensors(folder: Path, files: list[Path]) -> str:
-    where: dict[str, _Tensor] = {}
+def stored_tensors(folder: Path, files: list[Path]) -> dict[str, Stored]:
+    """All tensors of a model by name, from the headers of its files."""
+    where: dict[str, Stored] = {}
     for path in files:
-        for name, tensor in _tensors(folder, path):
+        for name, tensor in read_header(path, f"model.path={folder}: {path.name}:").items():
             if name in where:
-                raise InputError(f"model.path={folder}: {name} is both in {where[name].path.name} and in {path.name}")
+                both = f"both in {where[name].path.name} and in {path.name}"
+                raise InputError(f"model.path={folder}: {named(name)} is {both}")
             where[name] = tensor
+    return where
+
+
+def _digest_tensors(folder: Path, files: list[Path]) -> str:
+    where = stored_tensors(folder, files)
     digest, buffer = hashlib.sha256(), memoryview(bytearray(CHUNK))
     with ExitStack() as stack:
         opened = {path: stack.enter_context(path.open("rb", buffering=0)) for path in files}
@@ -138,32 +132,6 @@ def _digest_tensors(folder: Path, files: list[Path]) -> str:
                 digest.update(buffer[:count])
                 left -= count
     return digest.hexdigest()[:16]
-
-
-def _tensors(folder: Path, path: Path) -> Iterator[tuple[str, _Tensor]]:
-    """Tensors by the header of a safetensors file: its length (8 bytes), JSON, then the bytes."""
-    incomplete = f"model.path={folder}: {path.name} could not be loaded (not a complete safetensors file)"
-    try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size - 8
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > size:
-                raise InputError(incomplete)
-            header = dict(json.loads(file.read(length)))
-        header.pop("__metadata__", None)
-        found = {
-            name: _Tensor(path, str(entry["dtype"]), [int(n) for n in entry["shape"]], 8 + length + start, end - start)
-            for name, entry in header.items()
-            for start, end in [entry["data_offsets"]]
-        }
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, struct.error) as error:
-        raise InputError(incomplete) from error
-    for name, tensor in found.items():
-        if tensor.size < 0 or not 8 + length <= tensor.start <= 8 + size - tensor.size:
-            raise InputError(incomplete)
-        if tensor.dtype not in FLOATS:
-            raise InputError(f"model.path={folder}: {name} is of type {tensor.dtype}; possible: {', '.join(FLOATS)}")
-    yield from found.items()
 
 
 def config_digest(folder: Path) -> str:
@@ -238,17 +206,6 @@ def tokenizer_settings(folder: Path) -> dict[str, Any]:
     kind = str(kept["tokenizer_class"] or "")
     kept["tokenizer_class"] = "TokenizersBackend" if kind == "PreTrainedTokenizerFast" else kind.removesuffix("Fast")
     return kept
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, or one line that says what is wrong with the file."""
-    try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not readable as JSON ({error})") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: not a JSON object")
-    return values
 
 
 def _canonical(values: Any) -> bytes:

@@ -292,7 +292,7 @@ def test_a_shard_that_is_not_there_and_a_tensor_in_two_shards_are_named(folder):
 @pytest.mark.parametrize("cut", [0, 5, 5000, -1])
 def test_a_cut_weight_file_is_refused(folder, cut):
     (folder / SINGLE).write_bytes((folder / SINGLE).read_bytes()[:cut])
-    with pytest.raises(InputError, match=r"model\.safetensors could not be loaded"):
+    with pytest.raises(InputError, match=r"model\.safetensors: not a complete safetensors file"):
         identify(folder)
 
 
