@@ -14,7 +14,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,18 @@ IGNORED = (
     "_name_or_path", "transformers_version", "transformers_weights", "torch_dtype", "dtype", "use_cache",
     "initializer_range", "attention_dropout", "pad_token_id", "bos_token_id", "eos_token_id",
 )  # fmt: skip
-DEFAULTS = {"hidden_act": "silu", "rms_norm_eps": 1e-6, "pretraining_tp": 1}
-KEY_VALUE_HEADS = {"mistral": 8, "qwen2": 32}  # where config.json has none; else as many as there are heads
+# What transformers takes where config.json has no such key, of all architectures and of some.
+DEFAULTS: Mapping[str, Any] = {"hidden_act": "silu", "rms_norm_eps": 1e-6, "pretraining_tp": 1}
+OWN_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "mistral": {"num_key_value_heads": 8, "sliding_window": 4096},
+    "qwen2": {"num_key_value_heads": 32},
+    "qwen3": {"num_key_value_heads": 32, "head_dim": 128},
+    "smollm3": {"num_key_value_heads": 4, "rope_theta": 2_000_000.0, "tie_word_embeddings": True},
+    "olmo2": {"rms_norm_eps": 1e-5},
+    "gemma": {
+        "num_key_value_heads": 16, "head_dim": 256, "hidden_act": "gelu_pytorch_tanh", "tie_word_embeddings": True,
+    },
+}  # fmt: skip
 SCALED = ("llama3", "yarn", "longrope")  # RoPE types that know the length of pretraining
 
 TOKENIZER_KEYS = (
@@ -144,14 +154,20 @@ def config_digest(folder: Path) -> str:
         raise InputError(f"model.path={folder}: config.json is not that of a decoder ({said})") from error
 
 
+def with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json with what transformers takes for keys that it has not."""
+    values = {**DEFAULTS, **OWN_DEFAULTS.get(str(config.get("model_type")), {}), **config}
+    if values.get("head_dim") is None:
+        values["head_dim"] = values["hidden_size"] // values["num_attention_heads"]
+    if values.get("num_key_value_heads") is None:
+        values["num_key_value_heads"] = values["num_attention_heads"]
+    return values
+
+
 def _normal(config: Mapping[str, Any]) -> dict[str, Any]:
     """One spelling of config.json; null and false are what an absent key means."""
-    values = {**DEFAULTS, **{k: v for k, v in config.items() if k not in IGNORED}}
-    kind, heads = values.get("model_type"), values["num_attention_heads"]
-    values["head_dim"] = values.get("head_dim") or values["hidden_size"] // heads
-    if values.get("num_key_value_heads") is None:
-        missing = "num_key_value_heads" not in values
-        values["num_key_value_heads"] = KEY_VALUE_HEADS.get(str(kind), heads) if missing else heads
+    values = {k: v for k, v in with_defaults(config).items() if k not in IGNORED}
+    kind = values.get("model_type")
     rope = dict(values.pop("rope_scaling", None) or values.get("rope_parameters") or {})
     rope.setdefault("rope_type", rope.get("type", "default"))
     rope.pop("type", None)
@@ -163,13 +179,21 @@ def _normal(config: Mapping[str, Any]) -> dict[str, Any]:
         rope.setdefault("original_max_position_embeddings", values["max_position_embeddings"])
         rope["original_max_position_embeddings"] = stated or rope["original_max_position_embeddings"]
     values["rope_parameters"] = rope
-    if kind == "mistral":
-        values.setdefault("sliding_window", 4096)
-    if kind == "qwen2":  # its window acts on the upper layers, and only if it is switched on
+    layers = range(values["num_hidden_layers"])
+    if kind in ("qwen2", "qwen3"):  # their window acts on the upper layers, and only if it is switched on
         window = values.get("sliding_window", 4096) if values.pop("use_sliding_window", False) else None
-        first, layers = values.pop("max_window_layers", 28), range(values["num_hidden_layers"])
+        first = values.pop("max_window_layers", 28)
         spread = ["sliding_attention" if window is not None and i >= first else "full_attention" for i in layers]
         values["layer_types"], values["sliding_window"] = values.get("layer_types") or spread, window
+    if kind == "smollm3":  # every fourth layer has no positions, and the window if there is one
+        every = values.pop("no_rope_layer_interval", 4)
+        turned = values.get("no_rope_layers") or [int((i + 1) % every != 0) for i in layers]
+        window = values.get("sliding_window") if values.pop("use_sliding_window", False) else None
+        spread = ["full_attention" if on or window is None else "sliding_attention" for on in turned]
+        values["no_rope_layers"], values["layer_types"] = turned, values.get("layer_types") or spread
+        values["sliding_window"] = window
+    if kind == "gemma" and values["hidden_act"] == "gelu":  # transformers reads it so, too
+        values["hidden_act"] = "gelu_pytorch_tanh"
     return values
 
 
@@ -238,3 +262,15 @@ def _keep(known: dict[str, Any]) -> None:
     """A cache that cannot be written is only slower."""
     with suppress(OSError, RuntimeError), replaced(cache_folder() / KEPT) as file:
         file.write_text(json.dumps(known))
+
+
+def remember(name: str, identity: Identity) -> None:
+    """Keep what was fetched from the hub under a name."""
+    if known_as(name) != identity:
+        _keep({**_kept(), name: asdict(identity)})
+
+
+def known_as(name: str) -> Identity | None:
+    """What was last fetched from the hub under a name on this machine."""
+    entry = _kept().get(name)
+    return Identity(**entry) if isinstance(entry, dict) and entry.keys() == {"weights", "config", "tokenizer"} else None

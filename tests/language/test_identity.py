@@ -198,7 +198,7 @@ def test_spellings_and_defaults_of_config_json_are_one(tmp_path, first, second, 
     assert (settings(tmp_path, **first) == settings(tmp_path, **second)) == same
 
 
-@pytest.mark.parametrize("kind", ["Llama", "Mistral", "Qwen2"])
+@pytest.mark.parametrize("kind", ["Llama", "Mistral", "Qwen2", "Qwen3", "SmolLM3", "Olmo2", "Gemma"])
 def test_what_save_pretrained_writes_out_changes_nothing(tmp_path, kind):
     import transformers
 
