@@ -138,7 +138,7 @@ def read(folder: Path) -> SavedAdapter:
         raise InputError(f"adapter.path={folder}: no {CONFIG} and no {PEFT_CONFIG} there; {how}")
     values = read_json(file, JSON_BYTES)
     if "peft_type" in values:
-        found = read_peft(file, values, _tensors(folder / WEIGHTS))
+        found = read_peft(file, values, read_tensors(folder / WEIGHTS))
         base = {"name": found.base}
         return SavedAdapter(found.config, base, found.tensors, {}, found.sites, found.remark, found.shared)
     if values.get("format") != FORMAT:
@@ -151,7 +151,7 @@ def read(folder: Path) -> SavedAdapter:
         raise InputError(f"{file}: written by {advice} (format {brief(version)}, this qrun reads {reads})")
     stored = typed(Stored, values, file)
     config = _adapter_config(stored["adapter"], file)
-    read = _tensors(folder / WEIGHTS, stored["parameters"])
+    read = read_tensors(folder / WEIGHTS, stored["parameters"])
     if any(name.startswith(PREFIX) for name in read):
         read = from_peft(config.method, read, folder / WEIGHTS)
     owned = {site: [n for n in sorted(read) if n == site or n.startswith(f"{site}.")] for site in stored["sites"]}
@@ -192,7 +192,7 @@ def _adapter_config(values: dict[str, Any], file: Path) -> AdapterConfig:
     return config
 
 
-def _tensors(path: Path, parameters: int | None = None) -> dict[str, Tensor]:
+def read_tensors(path: Path, parameters: int | None = None) -> dict[str, Tensor]:
     """Tensors of a safetensors file: FLOATS of finite values, `parameters` of them if that is stated. Header and size
     are checked before anything is read."""
     header = read_header(path)
