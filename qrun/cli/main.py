@@ -233,6 +233,16 @@ def compress(
         _recipe("compress.compress", config, out)
 
 
+@app.command(epilog="Example: qrun rerun nano-b4-s0-1a2b3c4d")
+def rerun(
+    run: Annotated[str, typer.Argument(help="Name or id of a finished run, cell or study in the store.")],
+    results: Results = "results",
+    tracking_uri: Tracking = None,
+) -> None:
+    """Repeat a run from its record, in a temporary store, and compare bit for bit; else what differs, and why."""
+    _recipe("rerun.rerun", run, results, tracking_uri, studies)
+
+
 @app.command()
 def report(
     results: Results = "results",
