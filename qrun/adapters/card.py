@@ -31,7 +31,8 @@ def card(values: Mapping[str, Any], config: AdapterConfig, peft: bool, licence: 
         datasets=facts.get("data_hub_id"), tags=["qrun", config.method], eval_results=results or None,
     )  # fmt: skip
     shown = {k: round(v, DECIMALS) if isinstance(v, float) else v for k, v in facts.items()}
-    rows = "\n".join(f"| {k} | {v} |" for k, v in shown.items() if v is not None and not isinstance(v, dict | list))
+    told = {k: v for k, v in shown.items() if v is not None and not isinstance(v, dict | list)}
+    rows = "\n".join(f"| {_cell(k)} | {_cell(v)} |" for k, v in told.items())
     load = "`qrun eval perplexity adapter.path=<this folder>`"
     load += "; or with PEFT, `PeftModel.from_pretrained(model, <this folder>)`" if peft else ""
     return (
@@ -40,3 +41,8 @@ def card(values: Mapping[str, Any], config: AdapterConfig, peft: bool, licence: 
         f"{values['parameters']:,} parameters, on the frozen model {base['name']} (revision {base.get('revision')}, "
         f"weights {base.get('weights')}).\n\n| fact | value |\n| --- | --- |\n{rows}\n\nLoad: {load}.\n"
     )
+
+
+def _cell(value: object) -> str:
+    """One cell of a table, whatever stands in the fact."""
+    return " ".join(str(value).split()).replace("|", r"\|")

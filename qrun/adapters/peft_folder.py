@@ -13,21 +13,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isqrt
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from qrun.adapters.cayley import cayley
 from qrun.adapters.layers import PeftAdapter
 from qrun.adapters.linear import Adapter
 from qrun.adapters.methods import spec
+from qrun.adapters.sites import PLACE
 from qrun.config.schema import PROJECTIONS, AdapterConfig, Side
 from qrun.errors import InputError
+from qrun.foreign import brief, named, typed
 
 PREFIX = "base_model.model.model."
 OFT = ".oft_R.weight"
-SITE = rf"base_model\.model\.(?:model\.)?(layers\.(\d+)\.(?:self_attn|mlp)\.({'|'.join(PROJECTIONS)}))\.(.+)"
+SITE = rf"base_model\.model\.(?:model\.)?({PLACE})\.([A-Za-z0-9_.]+)"
 READ = {
     "OFT": (
         "r", "oft_block_size", "module_dropout", "eps", "block_share", "use_cayley_neumann", "num_cayley_neumann_terms",
@@ -40,6 +44,23 @@ ABOUT = (
     "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "init_weights",
 )  # fmt: skip
 STARTS = (True, False, "gaussian", "eva", "orthogonal")  # of LoRA, those that leave the model's own weights alone
+
+
+class Oft(TypedDict, total=False):
+    """What is read of an OFT adapter's config."""
+
+    base_model_name_or_path: str | None
+    block_share: bool | None
+    use_cayley_neumann: bool | None
+    num_cayley_neumann_terms: Annotated[int, Field(ge=1, le=100)]
+
+
+class Lora(TypedDict, total=False):
+    """What is read of a LoRA adapter's config."""
+
+    base_model_name_or_path: str | None
+    lora_alpha: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    use_rslora: bool | None
 
 
 @dataclass
@@ -82,57 +103,72 @@ def to_peft(method: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {PREFIX + name.replace(".default", "", 1): value for name, value in tensors.items()}
 
 
-def from_peft(method: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of `to_peft`. Raises InputError for a tensor at no projection."""
+def from_peft(method: str, tensors: Mapping[str, Tensor], file: Path) -> dict[str, Tensor]:
+    """The inverse of `to_peft`, of the tensors of `file`. Raises InputError for a tensor at no projection."""
     found = {}
     for name, value in tensors.items():
         match = re.fullmatch(SITE, name)
         if match is None:
-            raise InputError(f"{name}: no tensor at one of the projections {', '.join(PROJECTIONS)}")
+            raise InputError(f"{file}: {named(name)} is at none of the projections {', '.join(PROJECTIONS)}")
         site, own = match[1], match[4]
         if method == "cayley":
             if f".{own}" != OFT:
-                raise InputError(f"{name}: expected {OFT[1:]}")
+                raise InputError(f"{file}: {named(name)}: expected {OFT[1:]}")
             found[site] = value * -2
         else:
             kind, dot, rest = own.partition(".")
             found[f"{site}.{kind}.default{dot}{rest}"] = value
+    if len(found) < len(tensors):
+        raise InputError(f"{file}: has a site twice, under two names")
     return found
 
 
 def read_peft(file: Path, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Foreign:
     """An adapter that PEFT wrote, from its config `values` and its tensors. Raises InputError for what changes the
-    output in a way that is not computed here."""
-    kind = str(values["peft_type"])
-    if kind not in READ:
-        raise InputError(f"{file}: peft_type={kind}: of PEFT's adapters {' and '.join(READ)} are read")
+    output in a way that is not computed here, and for tensors of other shapes than PEFT's."""
+    kind = values["peft_type"]
+    if not isinstance(kind, str) or kind not in READ:
+        raise InputError(f"{file}: peft_type={named(str(kind))}: of PEFT's adapters {' and '.join(READ)} are read")
     _check_fields(file, values, kind)
-    method = "cayley" if kind == "OFT" else "lora"
-    try:
-        found = {name: value.float() for name, value in from_peft(method, tensors).items()}
-    except InputError as error:
-        raise InputError(f"{file.parent}: {error}") from error
+    method, folder = "cayley" if kind == "OFT" else "lora", file.parent
+    found = {name: value.float() for name, value in from_peft(method, tensors, folder).items()}
+    if not found:
+        raise InputError(f"{folder}: no tensors there")
+    for name, value in found.items():
+        if value.ndim != 2 or 0 in value.shape:
+            raise InputError(
+                f"{folder}: {name}: tensor of shape {brief(list(value.shape))}, but PEFT's have two widths"
+            )
     places = [match for name in tensors if (match := re.fullmatch(SITE, name))]
     sites = list(dict.fromkeys(match[1] for match in places))
-    base = str(values.get("base_model_name_or_path") or "an unnamed model")
-    remark, dim, rank = f"made by PEFT for {base}; whether that is this model is not checked", 4, 1
+    dim, rank, shared = 4, 1, False
     if method == "cayley":
-        dim = _one_size(file, {(1 + isqrt(1 + 8 * value.shape[-1])) // 2 for value in found.values()}, "block")
-        if values.get("use_cayley_neumann"):
+        oft = typed(Oft, values, file)
+        base, shared = oft.get("base_model_name_or_path"), bool(oft.get("block_share"))
+        remark = ""
+        widths = _one_size(file, {value.shape[-1] for value in found.values()}, "block")
+        dim = (1 + isqrt(1 + 8 * widths)) // 2
+        if dim * (dim - 1) // 2 != widths:
+            raise InputError(f"{folder}: blocks of {widths} parameters; b(b-1)/2 are needed, as 1, 6 or 28")
+        if oft.get("use_cayley_neumann"):
             found = {name: -value for name, value in found.items()}  # PEFT's series is that of (I + S)(I - S)^-1
-            terms = int(values.get("num_cayley_neumann_terms", 5))
+            terms = oft.get("num_cayley_neumann_terms", 5)
             miss = max(_neumann_miss(value, dim, terms) for value in found.values())
-            remark += (
+            remark = (
                 f"; its Neumann series is run as the exact Cayley map, entries of a block differ by up to {miss:.1e}"
             )
     else:
+        lora = typed(Lora, values, file)
+        base, remark = lora.get("base_model_name_or_path"), ""
         rank = _one_size(file, {value.shape[0] for name, value in found.items() if ".lora_A." in name}, "rank")
-        scale = values.get("lora_alpha", 8) / (rank**0.5 if values.get("use_rslora") else rank)
+        scale = lora.get("lora_alpha", 8) / (rank**0.5 if lora.get("use_rslora") else rank)
         found = {name: value * scale if ".lora_B." in name else value for name, value in found.items()}
     chosen = [p for p in PROJECTIONS if p in {match[3] for match in places}]
     layers = sorted({int(match[2]) for match in places})
     config = AdapterConfig(method=method, dim=dim, rank=rank, projections=chosen, layers=layers)
-    return Foreign(config, found, sites, base, bool(values.get("block_share")), remark)
+    model = brief(base)[1:-1] if base else "an unnamed model"
+    remark = f"made by PEFT for {model}; whether that is this model is not checked{remark}"
+    return Foreign(config, found, sites, model, shared, remark)
 
 
 def _check_fields(file: Path, values: Mapping[str, Any], kind: str) -> None:
@@ -143,12 +179,13 @@ def _check_fields(file: Path, values: Mapping[str, Any], kind: str) -> None:
     for key, value in values.items():
         harmless = key in (*READ[kind], *ABOUT) or (key == "init_lora_weights" and value in STARTS)
         if not harmless and value and value != defaults.get(key):
-            raise InputError(f"{file}: {key}={value!r} is not computed here; only {key}={defaults.get(key)!r} is")
+            key, only = key[:60], brief(defaults.get(key))
+            raise InputError(f"{file}: {key}={brief(value)} is not computed here; only {key}={only} is")
 
 
 def _one_size(file: Path, sizes: set[int], what: str) -> int:
     if len(sizes) != 1:
-        raise InputError(f"{file.parent}: sites of {what} sizes {sorted(sizes)}; one size for all is read")
+        raise InputError(f"{file.parent}: sites of {what} sizes {brief(sorted(sizes))}; one size for all is read")
     return sizes.pop()
 
 

@@ -4,36 +4,76 @@ Where PEFT has the adapter (peft_folder.py) the tensors are PEFT's and an adapte
 PeftModel.from_pretrained loads the folder as it is.
 
 save(folder, adapter, base, facts)       written beside the target and renamed: an old adapter survives a failed save
-read(folder) -> SavedAdapter             ours or PEFT's; everything checked: version, names, shapes, finite values
+read(folder) -> SavedAdapter             ours or PEFT's; all is checked: version, types, names, shapes, finite values
 """
 
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired
 
+import psutil
 import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from pydantic import ConfigDict, Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from qrun.adapters.card import card
 from qrun.adapters.linear import Adapter
+from qrun.adapters.methods import spec
+from qrun.adapters.methods.base import BlockMethod
 from qrun.adapters.peft_folder import PREFIX, from_peft, peft_config, read_peft, to_peft
+from qrun.adapters.sites import PLACE, Site
 from qrun.config.compose import plain
 from qrun.config.schema import AdapterConfig
 from qrun.errors import InputError, RunFailed
+from qrun.foreign import brief, named, read_header, read_json, said, typed
 
 # 1 spelled the adapter's fields out, and lost those it did not know; 2 had all of it in PEFT_CONFIG
 FORMAT, FORMAT_VERSION, READS = "qrun-cayley", 3, (2, 3)
 CONFIG, PEFT_CONFIG, WEIGHTS = "qrun.json", "adapter_config.json", "adapter_model.safetensors"
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-KEYS = {"base_model": dict, "adapter": dict, "sites": list, "parameters": int, "facts": dict}
+FLOATS = ("F32", "F16", "BF16")
+JSON_BYTES = 1 << 24
+Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,120}$")]
+
+
+class Base(TypedDict):
+    """The model of an adapter: its identity, and where it came from."""
+
+    name: Word
+    weights: Word
+    config: NotRequired[Word]
+    tokenizer: NotRequired[Word]
+    hub_id: NotRequired[Annotated[str, Field(pattern=r"^[A-Za-z0-9_./-]{1,200}$")] | None]
+    revision: NotRequired[Word | None]
+    path: NotRequired[str | None]
+
+
+class Facts(TypedDict, total=False):
+    """What the card puts into its header; other facts are rows of its table."""
+
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]  # pydantic's own name
+    data: str | None
+    data_hub_id: str | None
+    data_split: str | None
+
+
+class Stored(TypedDict):
+    """qrun.json but for its format and version."""
+
+    base_model: Base
+    adapter: dict[str, Any]  # read by _adapter_config
+    sites: Annotated[list[Annotated[str, Field(pattern=f"^{PLACE}$")]], Field(min_length=1)]
+    parameters: int
+    facts: Facts
 
 
 @dataclass
@@ -96,55 +136,42 @@ def read(folder: Path) -> SavedAdapter:
     if not file.is_file():
         how = "give a folder written by `qrun train` or by PEFT"
         raise InputError(f"adapter.path={folder}: no {CONFIG} and no {PEFT_CONFIG} there; {how}")
-    try:
-        values = json.loads(file.read_text())
-    except (ValueError, OSError) as error:
-        raise InputError(f"{file}: not readable as JSON ({error})") from error
-    if isinstance(values, dict) and "peft_type" in values:
-        return _read_peft(folder, values)
-    found = values.get("format") if isinstance(values, dict) else None
-    if found != FORMAT:
-        raise InputError(f"{file}: not an adapter of qrun (format {found!r}, expected {FORMAT!r})")
+    values = read_json(file, JSON_BYTES)
+    if "peft_type" in values:
+        found = read_peft(file, values, read_tensors(folder / WEIGHTS))
+        base = {"name": found.base}
+        return SavedAdapter(found.config, base, found.tensors, {}, found.sites, found.remark, found.shared)
+    if values.get("format") != FORMAT:
+        raise InputError(f"{file}: not an adapter of qrun (format {brief(values.get('format'))}, expected {FORMAT!r})")
     version = values.get("format_version")
-    if version not in READS:
-        newer = isinstance(version, int) and version > FORMAT_VERSION
+    if type(version) is not int or version not in READS:
+        newer = type(version) is int and version > FORMAT_VERSION
         advice = "a newer qrun; update this one" if newer else "an older qrun; train it again"
         reads = " and ".join(map(str, READS))
-        raise InputError(f"{file}: written by {advice} (format {version}, this qrun reads {reads})")
-    for key, kind in KEYS.items():
-        if type(values.get(key)) is not kind:
-            raise InputError(f"{file}: {key}={values.get(key)!r} is not a {kind.__name__}")
-    for key in ("name", "weights"):
-        if not isinstance(values["base_model"].get(key), str):
-            raise InputError(f"{file}: base_model.{key}={values['base_model'].get(key)!r} is not a str")
-    if not all(isinstance(site, str) for site in values["sites"]):
-        raise InputError(f"{file}: sites={values['sites']} are not names")
-    config = _adapter_config(values["adapter"], file)
-    read = read_tensors(folder / WEIGHTS)
+        raise InputError(f"{file}: written by {advice} (format {brief(version)}, this qrun reads {reads})")
+    stored = typed(Stored, values, file)
+    config = _adapter_config(stored["adapter"], file)
+    read = read_tensors(folder / WEIGHTS, stored["parameters"])
     if any(name.startswith(PREFIX) for name in read):
-        read = from_peft(config.method, read)
-    owned = {site: [n for n in sorted(read) if n == site or n.startswith(f"{site}.")] for site in values["sites"]}
+        read = from_peft(config.method, read, folder / WEIGHTS)
+    owned = {site: [n for n in sorted(read) if n == site or n.startswith(f"{site}.")] for site in stored["sites"]}
     tensors = {name: read[name] for site in owned for name in owned[site]}
     if not all(owned.values()) or len(tensors) != len(read):
         raise InputError(f"{folder / WEIGHTS}: its sites are not those of {file.name}")
-    _check_finite(folder, tensors)
-    count = sum(value.numel() for value in tensors.values())
-    if count != values["parameters"]:
-        raise InputError(f"{folder / WEIGHTS}: {count} values, but parameters={values['parameters']} in {file.name}")
-    return SavedAdapter(config, values["base_model"], tensors, values["facts"], values["sites"])
+    _check_blocks(folder / WEIGHTS, config, tensors)
+    return SavedAdapter(config, dict(stored["base_model"]), tensors, dict(stored["facts"]), stored["sites"])
 
 
-def _read_peft(folder: Path, values: dict[str, Any]) -> SavedAdapter:
-    read = read_tensors(folder / WEIGHTS)
-    _check_finite(folder, read)
-    found = read_peft(folder / PEFT_CONFIG, values, read)
-    return SavedAdapter(found.config, {"name": found.base}, found.tensors, {}, found.sites, found.remark, found.shared)
-
-
-def _check_finite(folder: Path, tensors: dict[str, Tensor]) -> None:
-    for name, value in tensors.items():
-        if value.dtype not in FLOATS or not torch.isfinite(value).all():
-            raise InputError(f"{folder / WEIGHTS}: {name} is not a finite table of numbers")
+def _check_blocks(file: Path, config: AdapterConfig, tensors: Mapping[str, Tensor]) -> None:
+    """Blocks have [B, P] parameters, P of one block; how many blocks a site has the model says, when it is attached."""
+    method, one = spec(config.method), [Site(0, "q_proj", config.dim, config.dim)]
+    if isinstance(method, BlockMethod):
+        method.check(config, one)
+        each = method.count(config, one)
+        for name, value in tensors.items():
+            if value.ndim != 2 or value.shape[1] != each or not len(value):
+                has = f"method {config.method} with b = {config.dim} has [blocks, {each}]"
+                raise InputError(f"{file}: {name}: tensor of shape {brief(list(value.shape))}, but {has}")
 
 
 def _adapter_config(values: dict[str, Any], file: Path) -> AdapterConfig:
@@ -153,22 +180,35 @@ def _adapter_config(values: dict[str, Any], file: Path) -> AdapterConfig:
         merged = OmegaConf.merge(OmegaConf.structured(AdapterConfig), values)
         config: AdapterConfig = OmegaConf.to_object(merged)  # type: ignore[assignment]
     except InputError as error:
-        raise InputError(f"{file}: {error}") from error
+        raise InputError(f"{file}: {said(error)}") from error
     except OmegaConfBaseException as error:
-        given = values.get(str(error.full_key))
-        raise InputError(f"{file}: adapter.{error.full_key}={given!r}: {str(error.msg).splitlines()[0]}") from error
+        given, key = brief(values.get(str(error.full_key))), str(error.full_key)[:60]
+        raise InputError(f"{file}: adapter.{key}={given}: {said(str(error.msg).splitlines()[0])}") from error
     for key, value in plain(config).items():
         given = values.get(key, "(missing)")
         if json.dumps(given, sort_keys=True) != json.dumps(value, sort_keys=True):
-            raise InputError(f"{file}: adapter.{key}={given!r} cannot be kept; this qrun reads it as {value!r}")
+            read = f"cannot be kept; this qrun reads it as {brief(value)}"
+            raise InputError(f"{file}: adapter.{key}={brief(given)} {read}")
     return config
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file, or one line if it is missing or truncated."""
-    if not path.is_file():
-        raise InputError(f"{path}: missing")
+def read_tensors(path: Path, parameters: int | None = None) -> dict[str, Tensor]:
+    """Tensors of a safetensors file: FLOATS of finite values, `parameters` of them if that is stated. Header and size
+    are checked before anything is read."""
+    header = read_header(path)
+    for name, stored in header.items():
+        if stored.dtype not in FLOATS:
+            raise InputError(f"{path}: {named(name)} is of type {stored.dtype}; possible: {', '.join(FLOATS)}")
+    count = sum(prod(stored.shape) for stored in header.values())
+    if parameters is not None and count != parameters:
+        raise InputError(f"{path}: {count} values, but parameters={brief(parameters)} in {CONFIG}")
+    if (size := sum(stored.size for stored in header.values())) > (memory := psutil.virtual_memory().total):
+        raise InputError(f"{path}: {size:,} bytes; this machine has {memory:,}")
     try:
-        return load_file(path)
+        tensors = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: not a complete safetensors file ({error})") from error
+        raise InputError(f"{path}: not a complete safetensors file ({said(error)})") from error
+    for name, value in tensors.items():
+        if not torch.isfinite(value).all():
+            raise InputError(f"{path}: {named(name)} has values that are not finite")
+    return tensors

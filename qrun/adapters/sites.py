@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from qrun.config.schema import PROJECTIONS, ShapeConfig, Side
 from qrun.errors import InputError
 
+# a site's name, its layer and its projection as groups
+PLACE = rf"layers\.(0|[1-9][0-9]{{0,5}})\.(?:self_attn|mlp)\.({'|'.join(PROJECTIONS)})"
+
 
 @dataclass(frozen=True)
 class Site:

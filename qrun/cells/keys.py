@@ -23,7 +23,7 @@ from qrun.language import corpus
 from qrun.language.corpus import Corpus
 from qrun.language.docstrings import DOCUMENTED
 from qrun.language.identity import Identity, identify
-from qrun.language.models import model_folder
+from qrun.language.models import check_model, model_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 SILENT = ("cli", "config", "report", "tracking", "studies", "cells", "errors")  # rooms that cannot change a number
@@ -106,6 +106,7 @@ class Sources:
         """Of a model's weights, config and tokenizer, from its files; no weight is loaded."""
         key = json.dumps(plain(config))
         if key not in self._identities:
+            check_model(config)
             self._identities[key] = identify(model_folder(config))
         return self._identities[key]
 

@@ -167,6 +167,7 @@ def train(
             _study("multirun", config)
     elif (config := _composed("train", words, cfg, config_dir)) is not None:
         _recipe("checks.check_sites", config.model, config.adapter)
+        _recipe("checks.check_lengths", config)
         _recipe("train.train", config, resume)
 
 
@@ -180,6 +181,7 @@ def perplexity(words: Words = None, cfg: Cfg = None, config_dir: ConfigDir = Non
             _study("multirun", config)
     elif (config := _composed("perplexity", words, cfg, config_dir)) is not None:
         _recipe("checks.check_device", config.model, config.device, config.adapter.path)
+        _recipe("checks.check_lengths", config)
         _recipe("perplexity.measure", config)
 
 
@@ -187,6 +189,7 @@ def perplexity(words: Words = None, cfg: Cfg = None, config_dir: ConfigDir = Non
 def tasks_command(words: Words = None, cfg: Cfg = None, config_dir: ConfigDir = None) -> None:
     """Benchmarks of lm-evaluation-harness: the model, with its adapter, on a device; paired differences."""
     if (config := _composed("tasks", words, cfg, config_dir)) is not None:
+        _recipe("checks.check_device", config.model, config.device, config.adapter.path)
         _recipe("harness.run_tasks", config)
 
 
@@ -226,7 +229,18 @@ def compress(
 ) -> None:  # fmt: skip
     """Write a model whose projections are truncated SVDs or matrix-product operators."""
     if (config := _composed("compress", words, cfg, config_dir)) is not None:
+        _recipe("checks.check_model", config.model)
         _recipe("compress.compress", config, out)
+
+
+@app.command(epilog="Example: qrun rerun nano-b4-s0-1a2b3c4d")
+def rerun(
+    run: Annotated[str, typer.Argument(help="Name or id of a finished run, cell or study in the store.")],
+    results: Results = "results",
+    tracking_uri: Tracking = None,
+) -> None:
+    """Repeat a run from its record, in a temporary store, and compare bit for bit; else what differs, and why."""
+    _recipe("rerun.rerun", run, results, tracking_uri, studies)
 
 
 @app.command()
@@ -260,6 +274,8 @@ def generate(
 ) -> None:  # fmt: skip
     """Continue a text with the adapter on any device; prints tokens as they come."""
     if (config := _composed("generate", words, cfg, config_dir)) is not None:
+        _recipe("checks.check_device", config.model, config.device, config.adapter.path)
+        _recipe("checks.check_lengths", config)
         _recipe("generate.generate", config, prompt)
 
 
@@ -322,6 +338,7 @@ def export(
 ) -> None:
     """Write a saved adapter as a PEFT OFT adapter, merged into its model (model=... says which), or as circuits."""
     config = _composed("perplexity", [*(words or []), f"adapter.path={adapter}"], None, config_dir)
+    _recipe("checks.check_model", config.model)
     _recipe("export.export", config, to.value, out, czs)
 
 

@@ -8,13 +8,17 @@ mpo   W = G_1 G_2 ... G_k     cores [chi, o_k, i_k, chi'], out = prod o_k, in = 
 A rank and a bond are the same knob; both are called `bond` here.
 """
 
+import re
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from qrun.adapters.saving import read_tensors
+from qrun.adapters.sites import PLACE
 from qrun.compression.forms import Form
+from qrun.errors import InputError
+from qrun.foreign import named
 
 FACTORS = "factors.safetensors"
 
@@ -75,12 +79,21 @@ class FactoredLinear(nn.Module):
 
 
 def read_factors(folder: str | Path | None) -> dict[str, list[Tensor]]:
-    """Cores by site of a compressed model's folder; empty where there are none."""
+    """Cores by site of a compressed model's folder; empty where there are none. Raises InputError for a file that is
+    broken, and for cores that do not make a product."""
     path = Path(folder).expanduser() / FACTORS if folder else None
-    if path is None or not path.is_file():
+    if path is None or not path.exists():
         return {}
-    parts = [(name.rpartition("."), core) for name, core in load_file(path).items()]
-    found: dict[str, list[Tensor]] = {}
-    for (site, _, _), core in sorted(parts, key=lambda part: (part[0][0], int(part[0][2]))):
-        found.setdefault(site, []).append(core)
+    numbered: dict[str, dict[int, Tensor]] = {}
+    for name, core in read_tensors(path).items():
+        match = re.fullmatch(rf"({PLACE})\.([0-7])", name)
+        if match is None:
+            raise InputError(f"{path}: {named(name)} is no core of a projection")
+        numbered.setdefault(match[1], {})[int(match[4])] = core
+    found = {site: [cores[k] for k in sorted(cores)] for site, cores in numbered.items()}
+    for site, cores in found.items():
+        shapes = [list(core.shape) for core in cores]
+        whole = sorted(numbered[site]) == list(range(len(cores))) and all(len(shape) == 4 for shape in shapes)
+        if not whole or [1, *(s[3] for s in shapes)] != [*(s[0] for s in shapes), 1]:
+            raise InputError(f"{path}: the cores of {site} make no product [out, in]")
     return found

@@ -122,6 +122,19 @@ def to_yaml(config: Any, without: tuple[str, ...] = ()) -> str:
     return OmegaConf.to_yaml(OmegaConf.create({k: v for k, v in plain(config).items() if k not in without}))
 
 
+def from_yaml(text: str, schema: type) -> Any:
+    """The inverse of `to_yaml`: the checked dataclass of a record. Raises InputError in one line for a text that is
+    none of it."""
+    if "${" in text:  # a record has values, and no names of the environment's
+        raise InputError("config.yaml: has ${...}; a record has plain values only")
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(text)))
+    except (OmegaConfBaseException, YAMLError, ValueError) as error:
+        if isinstance(error.__cause__, InputError):
+            raise error.__cause__ from None
+        raise InputError(f"config.yaml: not a config of this version ({' '.join(str(error).split())[:160]})") from error
+
+
 def config_hash(config: Any) -> str:
     """8 hex digits over everything that can change the result: not its place, its name or a cache."""
     values = {k: v for k, v in plain(config).items() if k not in PLACES}

@@ -12,19 +12,17 @@ imported. The digest of the weights is kept in ~/.cache/qrun/identities.json, by
 
 import hashlib
 import json
-import os
-import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from qrun.errors import InputError
 from qrun.files import cache_folder, replaced
+from qrun.foreign import Stored, brief, named, read_header, read_json
 
 SINGLE, INDEX, KEPT = "model.safetensors", "model.safetensors.index.json", "identities.json"
-FLOATS = ("F64", "F32", "F16", "BF16")
 CHUNK = 1 << 24  # bytes read at once
 VERSION = 1  # of what is digested: raise it and kept digests are not found
 
@@ -33,8 +31,18 @@ IGNORED = (
     "_name_or_path", "transformers_version", "transformers_weights", "torch_dtype", "dtype", "use_cache",
     "initializer_range", "attention_dropout", "pad_token_id", "bos_token_id", "eos_token_id",
 )  # fmt: skip
-DEFAULTS = {"hidden_act": "silu", "rms_norm_eps": 1e-6, "pretraining_tp": 1}
-KEY_VALUE_HEADS = {"mistral": 8, "qwen2": 32}  # where config.json has none; else as many as there are heads
+# What transformers takes where config.json has no such key, of all architectures and of some.
+DEFAULTS: Mapping[str, Any] = {"hidden_act": "silu", "rms_norm_eps": 1e-6, "pretraining_tp": 1}
+OWN_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "mistral": {"num_key_value_heads": 8, "sliding_window": 4096},
+    "qwen2": {"num_key_value_heads": 32},
+    "qwen3": {"num_key_value_heads": 32, "head_dim": 128},
+    "smollm3": {"num_key_value_heads": 4, "rope_theta": 2_000_000.0, "tie_word_embeddings": True},
+    "olmo2": {"rms_norm_eps": 1e-5},
+    "gemma": {
+        "num_key_value_heads": 16, "head_dim": 256, "hidden_act": "gelu_pytorch_tanh", "tie_word_embeddings": True,
+    },
+}  # fmt: skip
 SCALED = ("llama3", "yarn", "longrope")  # RoPE types that know the length of pretraining
 
 TOKENIZER_KEYS = (
@@ -55,17 +63,6 @@ class Identity:
     @property
     def digest(self) -> str:
         return _hex(f"{self.weights} {self.config} {self.tokenizer}".encode())
-
-
-@dataclass(frozen=True)
-class _Tensor:
-    """Where a tensor's bytes are."""
-
-    path: Path
-    dtype: str
-    shape: list[int]
-    start: int
-    size: int
 
 
 def identify(folder: Path) -> Identity:
@@ -97,9 +94,9 @@ def weight_files(folder: Path) -> list[Path]:
     names = sorted({str(name) for name in places.values()})
     for name in names:
         if not name.endswith(".safetensors") or "/" in name or "\\" in name:
-            raise InputError(f"model.path={folder}: {INDEX} names {name!r}; only *.safetensors beside it are read")
+            raise InputError(f"model.path={folder}: {INDEX} names {brief(name)}; only *.safetensors beside it are read")
         if not (folder / name).is_file():
-            raise InputError(f"model.path={folder}: {INDEX} names {name}, which is not there")
+            raise InputError(f"model.path={folder}: {INDEX} names {named(name)}, which is not there")
     return [folder / name for name in names]
 
 
@@ -117,13 +114,20 @@ def weights_digest(folder: Path) -> str:
     return weights
 
 
-def _digest_tensors(folder: Path, files: list[Path]) -> str:
-    where: dict[str, _Tensor] = {}
+def stored_tensors(folder: Path, files: list[Path]) -> dict[str, Stored]:
+    """All tensors of a model by name, from the headers of its files."""
+    where: dict[str, Stored] = {}
     for path in files:
-        for name, tensor in _tensors(folder, path):
+        for name, tensor in read_header(path, f"model.path={folder}: {path.name}:").items():
             if name in where:
-                raise InputError(f"model.path={folder}: {name} is both in {where[name].path.name} and in {path.name}")
+                both = f"both in {where[name].path.name} and in {path.name}"
+                raise InputError(f"model.path={folder}: {named(name)} is {both}")
             where[name] = tensor
+    return where
+
+
+def _digest_tensors(folder: Path, files: list[Path]) -> str:
+    where = stored_tensors(folder, files)
     digest, buffer = hashlib.sha256(), memoryview(bytearray(CHUNK))
     with ExitStack() as stack:
         opened = {path: stack.enter_context(path.open("rb", buffering=0)) for path in files}
@@ -140,32 +144,6 @@ def _digest_tensors(folder: Path, files: list[Path]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _tensors(folder: Path, path: Path) -> Iterator[tuple[str, _Tensor]]:
-    """Tensors by the header of a safetensors file: its length (8 bytes), JSON, then the bytes."""
-    incomplete = f"model.path={folder}: {path.name} could not be loaded (not a complete safetensors file)"
-    try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size - 8
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > size:
-                raise InputError(incomplete)
-            header = dict(json.loads(file.read(length)))
-        header.pop("__metadata__", None)
-        found = {
-            name: _Tensor(path, str(entry["dtype"]), [int(n) for n in entry["shape"]], 8 + length + start, end - start)
-            for name, entry in header.items()
-            for start, end in [entry["data_offsets"]]
-        }
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, struct.error) as error:
-        raise InputError(incomplete) from error
-    for name, tensor in found.items():
-        if tensor.size < 0 or not 8 + length <= tensor.start <= 8 + size - tensor.size:
-            raise InputError(incomplete)
-        if tensor.dtype not in FLOATS:
-            raise InputError(f"model.path={folder}: {name} is of type {tensor.dtype}; possible: {', '.join(FLOATS)}")
-    yield from found.items()
-
-
 def config_digest(folder: Path) -> str:
     """Digest of what config.json says about the numbers."""
     values = read_json(folder / "config.json")
@@ -176,14 +154,20 @@ def config_digest(folder: Path) -> str:
         raise InputError(f"model.path={folder}: config.json is not that of a decoder ({said})") from error
 
 
+def with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json with what transformers takes for keys that it has not."""
+    values = {**DEFAULTS, **OWN_DEFAULTS.get(str(config.get("model_type")), {}), **config}
+    if values.get("head_dim") is None:
+        values["head_dim"] = values["hidden_size"] // values["num_attention_heads"]
+    if values.get("num_key_value_heads") is None:
+        values["num_key_value_heads"] = values["num_attention_heads"]
+    return values
+
+
 def _normal(config: Mapping[str, Any]) -> dict[str, Any]:
     """One spelling of config.json; null and false are what an absent key means."""
-    values = {**DEFAULTS, **{k: v for k, v in config.items() if k not in IGNORED}}
-    kind, heads = values.get("model_type"), values["num_attention_heads"]
-    values["head_dim"] = values.get("head_dim") or values["hidden_size"] // heads
-    if values.get("num_key_value_heads") is None:
-        missing = "num_key_value_heads" not in values
-        values["num_key_value_heads"] = KEY_VALUE_HEADS.get(str(kind), heads) if missing else heads
+    values = {k: v for k, v in with_defaults(config).items() if k not in IGNORED}
+    kind = values.get("model_type")
     rope = dict(values.pop("rope_scaling", None) or values.get("rope_parameters") or {})
     rope.setdefault("rope_type", rope.get("type", "default"))
     rope.pop("type", None)
@@ -195,13 +179,21 @@ def _normal(config: Mapping[str, Any]) -> dict[str, Any]:
         rope.setdefault("original_max_position_embeddings", values["max_position_embeddings"])
         rope["original_max_position_embeddings"] = stated or rope["original_max_position_embeddings"]
     values["rope_parameters"] = rope
-    if kind == "mistral":
-        values.setdefault("sliding_window", 4096)
-    if kind == "qwen2":  # its window acts on the upper layers, and only if it is switched on
+    layers = range(values["num_hidden_layers"])
+    if kind in ("qwen2", "qwen3"):  # their window acts on the upper layers, and only if it is switched on
         window = values.get("sliding_window", 4096) if values.pop("use_sliding_window", False) else None
-        first, layers = values.pop("max_window_layers", 28), range(values["num_hidden_layers"])
+        first = values.pop("max_window_layers", 28)
         spread = ["sliding_attention" if window is not None and i >= first else "full_attention" for i in layers]
         values["layer_types"], values["sliding_window"] = values.get("layer_types") or spread, window
+    if kind == "smollm3":  # every fourth layer has no positions, and the window if there is one
+        every = values.pop("no_rope_layer_interval", 4)
+        turned = values.get("no_rope_layers") or [int((i + 1) % every != 0) for i in layers]
+        window = values.get("sliding_window") if values.pop("use_sliding_window", False) else None
+        spread = ["full_attention" if on or window is None else "sliding_attention" for on in turned]
+        values["no_rope_layers"], values["layer_types"] = turned, values.get("layer_types") or spread
+        values["sliding_window"] = window
+    if kind == "gemma" and values["hidden_act"] == "gelu":  # transformers reads it so, too
+        values["hidden_act"] = "gelu_pytorch_tanh"
     return values
 
 
@@ -240,17 +232,6 @@ def tokenizer_settings(folder: Path) -> dict[str, Any]:
     return kept
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, or one line that says what is wrong with the file."""
-    try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not readable as JSON ({error})") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: not a JSON object")
-    return values
-
-
 def _canonical(values: Any) -> bytes:
     return json.dumps(_plain(values), sort_keys=True).encode()
 
@@ -281,3 +262,15 @@ def _keep(known: dict[str, Any]) -> None:
     """A cache that cannot be written is only slower."""
     with suppress(OSError, RuntimeError), replaced(cache_folder() / KEPT) as file:
         file.write_text(json.dumps(known))
+
+
+def remember(name: str, identity: Identity) -> None:
+    """Keep what was fetched from the hub under a name."""
+    if known_as(name) != identity:
+        _keep({**_kept(), name: asdict(identity)})
+
+
+def known_as(name: str) -> Identity | None:
+    """What was last fetched from the hub under a name on this machine."""
+    entry = _kept().get(name)
+    return Identity(**entry) if isinstance(entry, dict) and entry.keys() == {"weights", "config", "tokenizer"} else None

@@ -1,26 +1,44 @@
 """Frozen language models: the embedded one, hub models at pinned revisions, local folders in the hub's layout.
 
-    model_shape(ModelConfig)   widths from config.json or the config group, before torch is imported
+    model_shape(ModelConfig)   widths from config.json or the config group
+    check_model(ModelConfig)   the same, once the folder's files have been checked against it
     model_folder(ModelConfig)  the folder that everything is read from; a hub model is fetched first
     load(ModelConfig)          LanguageModel: transformers model, tokenizer, identity (identity.py)
 
-Llama, Mistral and Qwen2 decoders, whose projections have the same names. safetensors only, remote code
-never, and no tensor that the files do not have.
+Decoders whose projections have the same names (ARCHITECTURES). safetensors only, remote code never, and no tensor that
+the files do not have. All that config.json and the headers of the weights tell is checked before torch is imported.
 """
 
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from qrun.config.schema import ModelConfig, ShapeConfig
+from pydantic import Field
+from typing_extensions import TypedDict
+
+from qrun.config.schema import PROJECTIONS, ModelConfig, ShapeConfig
 from qrun.errors import InputError
+from qrun.foreign import brief, named, read_json, said, typed
 from qrun.language.hub import hub
-from qrun.language.identity import Identity, identify, read_json, weight_files, weights_entry
+from qrun.language.identity import (
+    Identity,
+    identify,
+    known_as,
+    remember,
+    stored_tensors,
+    weight_files,
+    weights_entry,
+    with_defaults,
+)
 
-ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM")
+ARCHITECTURES = (
+    "LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "SmolLM3ForCausalLM",
+    "Olmo2ForCausalLM", "GemmaForCausalLM",
+)  # fmt: skip
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 HUB_FILES, HUB_OTHERS = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"], ["*/*", "consolidated*"]
 NAMED = 3  # tensors named in an error
@@ -46,7 +64,9 @@ class LanguageModel:
 
 
 def local_folder(config: ModelConfig) -> Path | None:
-    """The folder on this machine, or None for a hub model."""
+    """The folder on this machine, or None for a hub model. Raises InputError for an empty model.path."""
+    if config.path == "":
+        raise InputError("model.path=: give a folder, or model.path=null for the model that `model` names")
     if config.embedded and config.path is None:
         return Path(str(files("qrun.language"))) / config.name
     return Path(config.path).expanduser() if config.path else None
@@ -54,29 +74,54 @@ def local_folder(config: ModelConfig) -> Path | None:
 
 def model_shape(config: ModelConfig) -> ShapeConfig | None:
     """Shape from the local config.json, else the one the config group states, else None (a hub model without a
-    stated shape)."""
+    stated shape). Raises InputError for a folder of another shape than the model's that it is named as."""
     folder = local_folder(config)
-    return config.shape if folder is None else read_shape(_read_config(folder))
+    if folder is None:
+        return config.shape
+    shape = read_shape(_read_config(folder), folder)
+    stated = config.shape
+    if config.embedded and config.path:
+        stated = model_shape(replace(config, path=None))
+    if stated is not None and shape != stated:
+        key = next(key for key, value in asdict(stated).items() if getattr(shape, key) != value)
+        other = f"{key}={getattr(shape, key)}, model={config.name} has {getattr(stated, key)}"
+        raise InputError(f"model.path={folder}: {other}; another model is model=local model.path=...")
+    return shape
 
 
-def read_shape(values: Mapping[str, Any]) -> ShapeConfig:
-    """ShapeConfig of a transformers config.json."""
-    architecture = (values.get("architectures") or ["none"])[0]
+Count = Annotated[int, Field(ge=1, le=1 << 31)]
+
+
+class Stated(TypedDict):
+    """What config.json has to say, with defaults written out."""
+
+    hidden_size: Count
+    intermediate_size: Count
+    num_hidden_layers: Annotated[int, Field(ge=1, le=1000)]
+    num_attention_heads: Count
+    num_key_value_heads: Count
+    head_dim: Count
+    vocab_size: Count
+    max_position_embeddings: Count
+
+
+def read_shape(values: Mapping[str, Any], folder: Path | str = "") -> ShapeConfig:
+    """ShapeConfig of a transformers config.json, that of `folder`."""
+    where, listed = f"model.path={folder}", values.get("architectures")
+    architecture = listed[0] if isinstance(listed, list) and listed else "none"
     if architecture not in ARCHITECTURES:
         possible = f"{', '.join(ARCHITECTURES)} have the projections that are adapted"
-        raise InputError(f"model.path: architecture {architecture} is not supported; {possible}")
-
-    def positive(name: str) -> int:
-        value = values.get(name)
-        if type(value) is not int or value < 1:
-            raise InputError(f"model.path: its config.json has {name}={value!r}; a positive whole number is needed")
-        return value
-
-    width, heads = positive("hidden_size"), positive("num_attention_heads")
-    derived = {"head_dim": width // heads, "num_key_value_heads": heads}
-    missing = {name: value for name, value in derived.items() if values.get(name) is None}
-    stated = {f.name: positive(f.name) for f in fields(ShapeConfig) if f.name not in missing}
-    return ShapeConfig(**stated, **missing)
+        raise InputError(f"{where}: architecture {named(str(architecture))} is not supported; {possible}")
+    try:
+        whole = with_defaults(values)
+    except (TypeError, ZeroDivisionError, KeyError):  # told by what follows
+        whole = dict(values)
+    shape = ShapeConfig(**typed(Stated, whole, f"{where}: its config.json"))
+    heads, groups = shape.num_attention_heads, shape.num_key_value_heads
+    if heads % groups:
+        many = f"{groups} key-value heads do not divide {heads} heads"
+        raise InputError(f"{where}: its config.json: num_key_value_heads={groups}: {many}")
+    return shape
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -85,6 +130,14 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not (folder / "config.json").is_file():
         raise InputError(f"model.path={folder}: no config.json there; give a folder in the hub's layout")
     return read_json(folder / "config.json")
+
+
+def check_model(config: ModelConfig) -> ShapeConfig | None:
+    """`model_shape`, with the files of a local folder checked: tokenizer, names and shapes of the stored tensors."""
+    shape, folder = model_shape(config), local_folder(config)
+    if folder is not None and shape is not None:
+        _check_folder(folder, shape)
+    return shape
 
 
 def model_folder(config: ModelConfig) -> Path:
@@ -105,9 +158,15 @@ def model_folder(config: ModelConfig) -> Path:
 def load(config: ModelConfig) -> LanguageModel:
     """Load and freeze. Raises InputError for missing or broken files, a hub out of reach and gated access."""
     folder = model_folder(config)
-    read_shape(_read_config(folder))
-    _check_folder(folder)
+    local = local_folder(config) is not None
+    shape = model_shape(config) if local else read_shape(_read_config(folder), folder)
+    if config.shape is not None and shape != config.shape:
+        stated = f"the config group states {config.shape}"
+        raise InputError(f"model={config.name}: the hub's model has shape {shape}, {stated}")
+    assert shape is not None  # of a folder
+    _check_folder(folder, shape)
     identity = identify(folder)
+    origin = _origin(config, folder, identity)
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
@@ -123,18 +182,33 @@ def load(config: ModelConfig) -> LanguageModel:
             trust_remote_code=False, ignore_mismatched_sizes=True, output_loading_info=True,
         )  # fmt: skip
     except Exception as error:  # transformers and safetensors share no base class
-        text = " ".join(str(error).split())
-        raise InputError(f"model.path={folder}: could not be loaded ({type(error).__name__}: {text[:160]})") from error
+        raise InputError(f"model.path={folder}: could not be loaded ({type(error).__name__}: {said(error)})") from error
     model, info = loaded
     _check_loaded(folder, info)
     model.requires_grad_(False).eval()
     model.to(_device(config.device))
-    shape = read_shape(model.config.to_dict())
-    if config.shape is not None and local_folder(config) is None and shape != config.shape:
-        stated = f"the config group states {config.shape}"
-        raise InputError(f"model={config.name}: the hub's model has shape {shape}, {stated}")
-    origin = {"name": config.name, "hub_id": config.hub_id, "revision": config.revision, "path": config.path}
     return LanguageModel(model, tokenizer, {**origin, **asdict(identity)}, shape)
+
+
+def _origin(config: ModelConfig, folder: Path, identity: Identity) -> dict[str, str | None]:
+    """Name, hub_id, revision and path as they are recorded. The hub's words belong to what came from the hub: a local
+    folder has them only if it holds the model that was fetched under them on this machine."""
+    local = local_folder(config) is not None
+    found = {"name": config.name, "hub_id": None, "revision": None, "path": config.path}
+    if config.embedded:
+        if config.path and identity != identify(Path(str(files("qrun.language"))) / config.name):
+            how = "another model is model=local model.path=..."
+            raise InputError(f"model.path={folder}: its files are not those of model={config.name}; {how}")
+        return found
+    commit = config.revision
+    if not local and re.fullmatch("[0-9a-f]{40}", folder.name):
+        commit = folder.name  # what a branch was when it was fetched
+    key = f"{config.hub_id}@{commit}"
+    if not local:
+        remember(key, identity)
+    if config.hub_id and (not local or known_as(key) == identity):
+        found |= {"hub_id": config.hub_id, "revision": commit}
+    return found
 
 
 def _check_loaded(folder: Path, info: Mapping[str, Any]) -> None:
@@ -146,19 +220,49 @@ def _check_loaded(folder: Path, info: Mapping[str, Any]) -> None:
     }
     for what, found in wrong.items():
         if found:
-            names = sorted(found)
-            more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-            raise InputError(f"model.path={folder}: tensors {what}: {', '.join(names[:NAMED])}{more}")
+            raise InputError(f"model.path={folder}: tensors {what}: {_listed(found)}")
     if info.get("error_msgs"):
-        raise InputError(f"model.path={folder}: could not be loaded ({' '.join(str(info['error_msgs'][0]).split())})")
+        raise InputError(f"model.path={folder}: could not be loaded ({said(info['error_msgs'][0])})")
 
 
-def _check_folder(folder: Path) -> None:
+def _listed(names: Iterable[str]) -> str:
+    """The first names, and how many more there are."""
+    ordered = sorted(names)
+    more = f" and {len(ordered) - NAMED} more" if len(ordered) > NAMED else ""
+    return ", ".join(map(named, ordered[:NAMED])) + more
+
+
+def _check_folder(folder: Path, shape: ShapeConfig) -> None:
+    """The files of a model of that shape. Norms and biases differ from one architecture to the next: `_check_loaded`
+    has them, once the model is made."""
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise InputError(f"model.path={folder}: no tokenizer there; copy tokenizer.json of the same model into it")
     if (folder / "adapter_config.json").is_file():  # transformers would load the base model that it names
         raise InputError(f"model.path={folder}: has an adapter_config.json; give the folder of a model without adapter")
-    weight_files(folder)
+    stored = stored_tensors(folder, weight_files(folder))
+    first = "model." if any(name.startswith("model.") for name in stored) else ""
+    expected = {f"{first}{name}": size for name, size in _weights(shape).items()}
+    if missing := expected.keys() - stored.keys():
+        raise InputError(f"model.path={folder}: tensors missing: {_listed(missing)}")
+    for name, size in expected.items():
+        if (found := stored[name].shape) != size:
+            raise InputError(f"model.path={folder}: {name} has shape {brief(found)}, config.json says {size}")
+    above = re.compile(rf"{re.escape(first)}layers\.(\d{{1,9}})\.")
+    more = [name for name in stored if (at := above.match(name)) and int(at[1]) >= shape.num_hidden_layers]
+    if more:
+        raise InputError(f"model.path={folder}: tensors not in the model of config.json: {_listed(more)}")
+
+
+def _weights(shape: ShapeConfig) -> dict[str, list[int]]:
+    """Names below `model.` and shapes of what every architecture stores: the embedding and the projections."""
+    d, ffn = shape.hidden_size, shape.intermediate_size
+    q, kv = shape.num_attention_heads * shape.head_dim, shape.num_key_value_heads * shape.head_dim
+    sizes = dict(zip(PROJECTIONS, ([q, d], [kv, d], [kv, d], [d, q], [ffn, d], [ffn, d], [d, ffn]), strict=True))
+    found = {"embed_tokens.weight": [shape.vocab_size, d]}
+    for layer in range(shape.num_hidden_layers):
+        for name, size in sizes.items():
+            found[f"layers.{layer}.{'mlp' if name in PROJECTIONS[4:] else 'self_attn'}.{name}.weight"] = size
+    return found
 
 
 def _device(name: str) -> str:

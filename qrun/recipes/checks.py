@@ -7,8 +7,9 @@ from qrun.adapters.methods.base import BlockMethod
 from qrun.adapters.sites import select, sites
 from qrun.config.devices import DeviceConfig
 from qrun.config.schema import AdapterConfig, ModelConfig
+from qrun.config.verbs import GenerateConfig, RunConfig, TrainConfig
 from qrun.errors import InputError
-from qrun.language.models import model_shape
+from qrun.language.models import check_model
 
 if TYPE_CHECKING:
     from qrun.quantum.synthesis import Ansatz
@@ -16,17 +17,34 @@ if TYPE_CHECKING:
 
 def check_sites(model: ModelConfig, adapter: AdapterConfig) -> None:
     """Sites and block dimension, where the model's shape is known without its weights."""
-    shape = model_shape(model)
+    shape = check_model(model)
     if shape is not None:
         spec(adapter.method).check(adapter, select(sites(shape), adapter.projections, adapter.layers))
 
 
 def check_device(model: ModelConfig, device: DeviceConfig, adapter: str | None) -> None:
     """A device runs circuits, so there must be an adapter."""
-    model_shape(model)
+    check_model(model)
     if device.kind != "exact" and not adapter:
         how = "give adapter.path=<folder written by `qrun train`>"
         raise InputError(f"device={device.kind}: no adapter to run there; {how}")
+
+
+def check_lengths(config: RunConfig | GenerateConfig) -> None:
+    """Windows against the model's positions, and a teacher's vocabulary against the model's, where they are known."""
+    shape = check_model(config.model)
+    if shape is None:
+        return
+    lengths = {"tokens": config.tokens} if isinstance(config, GenerateConfig) else {"protocol.ctx": config.protocol.ctx}
+    if isinstance(config, TrainConfig):
+        lengths["training.context"] = config.training.context
+        taught = check_model(config.teacher) if config.teacher and config.training.distill_weight else None
+        if taught is not None and config.teacher and taught.vocab_size != shape.vocab_size:
+            why = f"its vocabulary is not that of model={config.model.name}"
+            raise InputError(f"model@teacher={config.teacher.name}: {why}")
+    for key, value in lengths.items():
+        if value is not None and value > shape.max_position_embeddings:
+            raise InputError(f"{key}={value}: the model has {shape.max_position_embeddings} positions")
 
 
 def own_ansatz(adapter: AdapterConfig) -> "Ansatz | None":

@@ -19,7 +19,6 @@ from qrun.adapters.sites import sites
 from qrun.config.verbs import PerplexityConfig
 from qrun.errors import InputError
 from qrun.language import models
-from qrun.language.models import model_shape
 from qrun.recipes.measuring import attach_saved
 from qrun.report.screen import say
 
@@ -29,8 +28,6 @@ def export(config: PerplexityConfig, kind: str, out: str, czs: int = 6) -> None:
     target = Path(out).expanduser()
     if target.exists():
         raise InputError(f"--out {out}: exists already; name a new folder")
-    model_shape(config.model)
-
     saved = read(Path(str(config.adapter.path)).expanduser())
     language = models.load(config.model)
     adapter = attach_saved(language, saved, str(config.adapter.path))

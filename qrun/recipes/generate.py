@@ -14,7 +14,6 @@ from qrun.config.verbs import GenerateConfig
 from qrun.errors import InputError
 from qrun.language import models
 from qrun.language.prompts import as_chat, uses_chat
-from qrun.recipes.checks import check_device
 from qrun.recipes.device import circuit_line, open_executor
 from qrun.recipes.measuring import attach_saved
 from qrun.report.screen import say
@@ -23,7 +22,6 @@ from qrun.report.screen import say
 def generate(config: GenerateConfig, prompt: str) -> str:
     """Print the continuation as it comes, then circuits and seconds. Returns it. KV cache, so each token runs its own
     circuits once."""
-    check_device(config.model, config.device, config.adapter.path)
     if not prompt.strip():
         raise InputError("the prompt is empty")
     saved = read(Path(config.adapter.path).expanduser()) if config.adapter.path else None

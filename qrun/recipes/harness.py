@@ -27,7 +27,6 @@ from qrun.language import models
 from qrun.language.corpus import text_digest
 from qrun.language.hub import hub
 from qrun.language.prompts import uses_chat
-from qrun.recipes.checks import check_device
 from qrun.recipes.device import circuit_line, open_executor
 from qrun.recipes.measuring import attach_saved
 from qrun.recipes.record import device_tags, record_device
@@ -55,7 +54,6 @@ class Paired:
 def run_tasks(config: TasksConfig) -> dict[str, dict[str, Any]]:
     """Run the tasks on every arm and record them; returns the harness's results by arm. Raises InputError for unknown
     tasks, for data out of reach, and where the harness is not installed."""
-    check_device(config.model, config.device, config.adapter.path)
     manager = _manager(config)
     saved = read(Path(config.adapter.path).expanduser()) if config.adapter.path else None
     executor = open_executor(config, saved.config) if saved and config.device.kind != "exact" else None

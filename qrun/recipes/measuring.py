@@ -45,7 +45,7 @@ def attach_saved(language: LanguageModel, saved: SavedAdapter, path: str | Path)
     shapes = {name: parameter.shape for name, parameter in adapter.tensors().items()}
     shared = saved.shared and all(len(value) == 1 for value in saved.tensors.values())
     try:
-        adapter.load({name: v.expand(shapes[name]) if shared else v for name, v in saved.tensors.items()})
+        adapter.load({name: v.expand(shapes[name][0], -1) if shared else v for name, v in saved.tensors.items()})
     except InputError:
         detach(language.model, adapter)
         raise

@@ -31,6 +31,7 @@ from qrun.recipes.record import (
     result_table,
     tags,
 )
+from qrun.recipes.tasks import saved
 from qrun.report.screen import say, table
 from qrun.tracking.store import Store
 from qrun.training.interrupt import Interrupt
@@ -55,9 +56,9 @@ class Measured:
 
 def measure(config: PerplexityConfig) -> dict[str, Measurement]:
     """Measure the model, and the model with its adapter, on one task; returns the measurements by name."""
-    saved = read(Path(config.adapter.path).expanduser()) if config.adapter.path else None
+    found = read(Path(config.adapter.path).expanduser()) if config.adapter.path else None
     opened = Workspace().open(config)
-    adapter = attach_saved(opened.language, saved, str(config.adapter.path)) if saved else None
+    adapter = attach_saved(opened.language, found, str(config.adapter.path)) if found else None
     return measure_in(opened, adapter, config).measurements
 
 
@@ -74,7 +75,8 @@ def measure_in(opened: Opened, adapter: Adapter | None, config: PerplexityConfig
     params = {**flat_params(config), "parameters": adapter.count() if adapter else 0}
     if adapter:
         params |= {"adapter.dim": adapter.config.dim, "adapter.method": adapter.config.method}
-    words = {**tags(config, opened), **device_tags(config), **used()}
+    files = {"adapter_files": " ".join(saved(config.adapter) or [])} if config.adapter.path else {}
+    words = {**tags(config, opened), **device_tags(config), **files, **used()}
     gaps: dict[str, Difference] = {}
     with Interrupt().installed(), store.run("eval-perplexity", name, params, words) as run:
         open_record(run, config, opened)

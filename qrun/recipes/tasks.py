@@ -24,6 +24,7 @@ from qrun.language.models import model_shape
 from qrun.language.prompts import uses_chat
 from qrun.quantum.calibration import calibration
 from qrun.quantum.noise import Noise
+from qrun.recipes.checks import check_lengths
 from qrun.tracking.store import Store
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ class Train:
     def identity(self, sources: Sources, needs: Mapping[str, str]) -> Mapping[str, object]:
         """Model, teacher, text, adapter, training, seed."""
         c = self.config
+        check_lengths(c)
         taught = c.teacher is not None and c.training.distill_weight > 0
         return {
             **sources.model(c.model, needs.get("model")), "text": sources.digest(c.data, "train", "validation"),
@@ -164,6 +166,7 @@ class Measure:
     def identity(self, sources: Sources, needs: Mapping[str, str]) -> Mapping[str, object]:
         """Model, text, protocol, and what of the device makes counts."""
         c = self.config
+        check_lengths(c)
         circuits = {**on_circuits(c), "seed": c.seed} if self.circuits else None
         own = {"adapter": saved(c.adapter)} if c.adapter.path else {}
         return {

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from qrun.adapters.linear import AdaptedLinear, Adapter, attach
 from qrun.adapters.methods import names
-from qrun.adapters.saving import CONFIG, WEIGHTS, read, save
+from qrun.adapters.saving import CONFIG, PEFT_CONFIG, WEIGHTS, read, save
 from qrun.adapters.sites import select, sites
 from qrun.config.schema import PROJECTIONS, AdapterConfig, Side
 from qrun.errors import InputError
@@ -37,6 +37,20 @@ def test_a_saved_adapter_comes_back_bit_for_bit(saved):
     assert back.config == adapter.config and back.base["name"] == "tiny" and back.facts == {"gain": 1.25}
     assert "| gain | 1.25 |" in (folder / "README.md").read_text()
     assert sorted(p.name for p in folder.iterdir()) == ["README.md", WEIGHTS, CONFIG]
+
+
+def one_line(error, folder, file):
+    """At most 300 characters without the folder's own name, which name the file."""
+    told = str(error)
+    assert told.isprintable() and file in told and len(told.replace(str(folder), "")) <= 300
+
+
+def test_a_fact_stays_in_its_row_of_the_card(tiny, tmp_path):
+    config = AdapterConfig(dim=4)
+    adapter = attach(tiny.model, select(sites(tiny.shape), ["q_proj"], ["0"]), config)
+    save(tmp_path / "a", adapter, tiny.identity, {"note": "a | b\n\n# Trusted", "steps": 3})
+    text = (tmp_path / "a" / "README.md").read_text()
+    assert r"| note | a \| b # Trusted |" in text and "| steps | 3 |" in text and "\n# Trusted" not in text
 
 
 def edit(folder, **changes):
@@ -92,14 +106,25 @@ def test_every_field_of_every_config_comes_back(config, tmp_path_factory):
         ({"adapter": {"projections": 5}}, "adapter.projections=5"),
         ({"adapter": {"options": {"alpha": 1}}}, "adapter.options.alpha=1: possible words"),
         ({"adapter": {"rank": None}}, "adapter.rank=None: "),
-        ({"adapter": []}, r"adapter=\[\] is not a dict"),
-        ({"base_model": None}, "base_model=None is not a dict"),
-        ({"base_model": {"name": "m"}}, "base_model.weights=None"),
-        ({"facts": 1}, "facts=1 is not a dict"),
-        ({"sites": "all"}, "sites='all' is not a list"),
-        ({"sites": [1]}, "are not names"),
-        ({"parameters": 1.5}, "parameters=1.5 is not a int"),
+        ({"adapter": {"sign_constrained": "false"}}, "adapter.sign_constrained='false' cannot be kept"),
+        ({"adapter": []}, r"adapter=\[\] should be a valid dict"),
+        ({"base_model": None}, "base_model=None should be a valid dict"),
+        ({"base_model": {"name": "m"}}, "no base_model.weights there"),
+        ({"base_model": {"name": "m\n# Trusted", "weights": "w"}}, "base_model.name='m"),
+        ({"facts": {"data": ["a"]}}, r"facts.data=\['a'\] should be a valid string"),
+        ({"base_model": {"name": "m", "weights": "w", "hub_id": 3}}, "base_model.hub_id=3 should be a valid str"),
+        ({"facts": 1}, "facts=1 should be a valid dict"),
+        ({"sites": "all"}, "sites='all' should be a valid list"),
+        ({"sites": []}, r"sites=\[\] List should have at least 1"),
+        ({"sites": ["layers.0.mlp.q\nroot"]}, r"sites.0='layers.0.mlp.q\\nroot' String should match"),
+        ({"sites": ["layers.0.mlp.up_proj" + 9999 * "x"]}, r"sites.0='layers.0.mlp.up_projx*\.\.\. String"),
+        ({"sites": [1]}, "sites.0=1 should be a valid string"),
+        ({"parameters": 1.5}, "parameters=1.5 should be a valid integer"),
+        ({"parameters": True}, "parameters=True should be a valid integer"),
         ({"parameters": 7}, "but parameters=7"),
+        ({"format_version": [3]}, r"format \[3\], this qrun reads"),
+        ({"format_version": True}, "format True, this qrun reads"),
+        ({"format": {"a": "b" * 9999}}, "not an adapter of qrun"),
     ],
     ids=str,
 )
@@ -108,7 +133,7 @@ def test_wrong_values_are_refused_in_one_line_that_names_them(saved, change, tex
     edit(saved[0], **{k: {**stored, **v} if k == "adapter" and isinstance(v, dict) else v for k, v in change.items()})
     with pytest.raises(InputError, match=text) as caught:
         read(saved[0])
-    assert "\n" not in str(caught.value) and CONFIG in str(caught.value)
+    one_line(caught.value, saved[0], CONFIG)
 
 
 @pytest.mark.parametrize("key", ["adapter", "base_model", "sites", "parameters", "facts", "dim", "options", "method"])
@@ -135,10 +160,85 @@ def test_tables_with_other_rows_are_refused_and_never_broadcast(saved):
     save_file(cut, folder / WEIGHTS)
     with pytest.raises(InputError, match="values, but parameters="):
         read(folder)
-    for broken in (whole[first] * float("nan"), whole[first].to(torch.float8_e4m3fn), whole[first].to(torch.int8)):
-        save_file({**whole, first: broken}, folder / WEIGHTS)
-        with pytest.raises(InputError, match=f"{first} is not a finite table"):
-            read(folder)
+
+
+K = "layers.1.self_attn.v_proj"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda k: k * float("nan"), "has values that are not finite"),
+        (lambda k: k.to(torch.float8_e4m3fn), "is of type F8_E4M3; possible: "),
+        (lambda k: k.to(torch.int8), "is of type I8; possible: "),
+        (lambda k: k > 0, "is of type BOOL; possible: "),
+        (lambda k: k.to(torch.complex64), "is of type C64; possible: "),
+        (lambda k: k.double(), "is of type F64; possible: F32, F16, BF16"),
+        (lambda k: k.reshape(1, -1), r"tensor of shape \[1, 56\], but method cayley with b = 8 has \[blocks, 28\]"),
+        (lambda k: k.flatten(), r"tensor of shape \[56\], but"),
+    ],
+)
+def test_tensors_of_other_types_values_and_shapes_are_refused_and_nothing_is_written(qrun, saved, change, said):
+    folder, adapter = saved
+    save_file({**adapter.snapshot(), K: change(adapter.snapshot()[K])}, folder / WEIGHTS)
+    with pytest.raises(InputError, match=f"{K}:? {said}") as caught:
+        read(folder)
+    one_line(caught.value, folder, WEIGHTS)
+    before = sorted(folder.parent.rglob("*"))
+    for command in (["eval", "perplexity", f"results={folder.parent / 'r'}"], ["circuit"]):
+        code, _, err = qrun(*command, f"adapter.path={folder}")
+        assert (code, err) == (2, f"qrun: {caught.value}\n")
+    assert sorted(folder.parent.rglob("*")) == before
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_read_as_it_is(saved, dtype):
+    folder, adapter = saved
+    save_file({name: value.to(dtype) for name, value in adapter.snapshot().items()}, folder / WEIGHTS)
+    assert read(folder).tensors[K].dtype is dtype
+    adapter.load(read(folder).tensors)
+    assert torch.equal(adapter.snapshot()[K], read(folder).tensors[K].float())
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"[" * 100_000, "not readable as JSON"), (b"\xff\xfe", "not readable as JSON"), (b"[]", "not a JSON object"),
+        (b" " * (1 << 24) + b"{}", "16,777,218 bytes of JSON; at most 16,777,216 are read"),
+        (b'{"peft_type": ["OFT"]}', "peft_type="), (b'{"peft_type": "OFT", "block_share": "no"}', "block_share='no'"),
+        (b'{"peft_type": "OFT", "num_cayley_neumann_terms": 1e9}', "num_cayley_neumann_terms=1000000000.0"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_json_that_is_deep_large_or_of_other_types_is_one_line(saved, content, said):
+    folder, adapter = saved
+    (folder / CONFIG).unlink()
+    (folder / PEFT_CONFIG).write_bytes(content)
+    tensors = {f"base_model.model.model.{K}.oft_R.weight": adapter.snapshot()[K]}
+    save_file(tensors, folder / WEIGHTS)
+    with pytest.raises(InputError, match=said) as caught:
+        read(folder)
+    one_line(caught.value, folder, PEFT_CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "said"),
+    [
+        (f"{K}.oft_R.weight", [2, 5], "blocks of 5 parameters; b"), (f"{K}.oft_R.weight", [6], r"shape \[6\]"),
+        (f"{K}.oft_R.weight", [], r"shape \[\]"), (f"{K}.oft_R.weight", [0, 6], r"shape \[0, 6\]"),
+        ("layers.0.mlp.gate.oft_R.weight", [2, 6], "is at none of the projections"),
+        (f"layers.{'9' * 5000}.mlp.up_proj.oft_R.weight", [2, 6], "is at none of the projections"),
+        (f"{K}.oft_Q.weight", [2, 6], "expected oft_R.weight"),
+    ],
+)  # fmt: skip
+def test_tensors_that_peft_would_not_write_are_refused(saved, name, shape, said):
+    folder, _ = saved
+    (folder / CONFIG).unlink()
+    (folder / PEFT_CONFIG).write_text('{"peft_type": "OFT"}')
+    save_file({f"base_model.model.model.{name}": torch.ones(shape)}, folder / WEIGHTS)
+    with pytest.raises(InputError, match=said) as caught:
+        read(folder)
+    one_line(caught.value, folder, "")
 
 
 def test_a_foreign_adapter_is_refused(saved):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from qrun.adapters.methods import spec
 from qrun.adapters.sites import sites
@@ -158,3 +159,30 @@ def test_covariances_are_those_of_the_inputs(tiny):
     handle.remove()
     x = torch.cat(seen)
     torch.testing.assert_close(found, x.T @ x / 5)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda f: f.update({"layers.0.mlp.up_proj.x": torch.ones(1)}), "is no core of a projection"),
+        (lambda f: f.pop("layers.0.mlp.up_proj.0"), "the cores of layers.0.mlp.up_proj make no product"),
+        (lambda f: f.update({"layers.0.mlp.up_proj.1": torch.ones(3, 1, 32, 1)}), "layers.0.mlp.up_proj make no"),
+        (lambda f: f.update({"layers.0.mlp.up_proj.0": torch.ones(32)}), "layers.0.mlp.up_proj make no product"),
+        (lambda f: f.update({k: v * float("inf") for k, v in f.items()}), "has values that are not finite"),
+        (lambda f: f.update({k: v.int() for k, v in f.items()}), "is of type I32"),
+        (
+            lambda f: f.update({k: v.repeat(1, 1, 2, 1) for k, v in f.items()}),
+            "cores of a weight 48 x 128, but",
+        ),
+    ],
+)
+def test_broken_factors_are_refused_in_one_line(tiny, tmp_path, change, said):
+    first = torch.arange(48.0).view(1, 48, 1, 1)
+    factors = {"layers.0.mlp.up_proj.0": first, "layers.0.mlp.up_proj.1": torch.ones(1, 1, 32, 1)}
+    save_file(factors, tmp_path / "factors.safetensors")
+    assert set(read_factors(tmp_path)) == {"layers.0.mlp.up_proj"}
+    change(factors)
+    save_file(factors, tmp_path / "factors.safetensors")
+    with pytest.raises(InputError, match=said) as stop:
+        spec("healing").attach(tiny.model, sites(tiny.shape), AdapterConfig(method="healing"), tmp_path)
+    assert str(stop.value).isprintable()

@@ -1,6 +1,7 @@
 """The factors of a compressed model, trained further (CompactifAI, arXiv:2401.14109)."""
 
 from collections.abc import Sequence
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,11 @@ class Healing(Method):
         if not factored:
             why = f"{sites[0].name} of this model is not factored"
             raise InputError(f"adapter.method=healing: {why}; healing needs the folder of a compressed model")
+        for site in factored:
+            size = [prod(core.shape[axis] for core in factors[site.name]) for axis in (1, 2)]
+            if size != [site.out_features, site.in_features]:
+                own = f"{site.name} is {site.out_features} x {site.in_features}"
+                raise InputError(f"{folder}: cores of a weight {size[0]} x {size[1]}, but {own}; compress it again")
         return wrapped(model, factored, config, lambda site, base: FactoredLinear(base, factors[site.name]))
 
 
