@@ -338,12 +338,17 @@ def push(
     _recipe("push.push", adapter, repo, results, private, licence, dry_run)
 
 
-@app.command()
-def doctor(results: Results = "results", tracking_uri: Tracking = None) -> None:
-    """Versions, devices and access: what works here, and what is missing for the rest."""
+@app.command(epilog="Example: qrun doctor model=llama adapter=paper training=llama")
+def doctor(
+    words: Words = None, results: Results = "results", tracking_uri: Tracking = None, config_dir: ConfigDir = None
+) -> None:
+    """What works here, and what is missing for the rest. With a training's words: its files, memory, disk and time,
+    before anything loads."""
     from qrun.cli.doctor import doctor as run
+    from qrun.config.tree import use
 
-    run(results, tracking_uri)
+    use(config_dir)
+    run(results, tracking_uri, words)
 
 
 @app.command(name="config")

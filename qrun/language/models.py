@@ -12,10 +12,11 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from qrun.config.schema import ModelConfig, ShapeConfig
+from qrun.config.schema import ModelConfig, Quantization, ShapeConfig
 from qrun.errors import InputError
 from qrun.language.hub import hub
 from qrun.language.identity import Identity, identify, read_json, weight_files, weights_entry
@@ -75,8 +76,9 @@ def read_shape(values: Mapping[str, Any]) -> ShapeConfig:
     width, heads = positive("hidden_size"), positive("num_attention_heads")
     derived = {"head_dim": width // heads, "num_key_value_heads": heads}
     missing = {name: value for name, value in derived.items() if values.get(name) is None}
-    stated = {f.name: positive(f.name) for f in fields(ShapeConfig) if f.name not in missing}
-    return ShapeConfig(**stated, **missing)
+    numbers = (f.name for f in fields(ShapeConfig) if f.name not in missing and f.type is int)
+    tied = bool(values.get("tie_word_embeddings", False))
+    return ShapeConfig(**{name: positive(name) for name in numbers}, **missing, tie_word_embeddings=tied)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -114,13 +116,14 @@ def load(config: ModelConfig) -> LanguageModel:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    placed = _placed(config)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         settings = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         settings.transformers_weights = weights_entry(folder)  # whatever config.json says: what `identity` describes
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, config=settings, dtype=getattr(torch, config.dtype.value), use_safetensors=True,
-            trust_remote_code=False, ignore_mismatched_sizes=True, output_loading_info=True,
+            trust_remote_code=False, ignore_mismatched_sizes=True, output_loading_info=True, **placed,
         )  # fmt: skip
     except Exception as error:  # transformers and safetensors share no base class
         text = " ".join(str(error).split())
@@ -128,12 +131,18 @@ def load(config: ModelConfig) -> LanguageModel:
     model, info = loaded
     _check_loaded(folder, info)
     model.requires_grad_(False).eval()
-    model.to(_device(config.device))
+    if not placed:
+        model.to(device_of(config.device))
+    elif any(parameter.is_meta for parameter in model.parameters()):
+        way = "free memory on the GPUs, or take model.quantization=nf4"
+        raise InputError(f"model={config.name}: some layers do not fit on the GPUs, and none may lie elsewhere; {way}")
     shape = read_shape(model.config.to_dict())
     if config.shape is not None and local_folder(config) is None and shape != config.shape:
         stated = f"the config group states {config.shape}"
         raise InputError(f"model={config.name}: the hub's model has shape {shape}, {stated}")
     origin = {"name": config.name, "hub_id": config.hub_id, "revision": config.revision, "path": config.path}
+    if config.quantization is not None:
+        origin["quantization"] = config.quantization.value
     return LanguageModel(model, tokenizer, {**origin, **asdict(identity)}, shape)
 
 
@@ -161,7 +170,29 @@ def _check_folder(folder: Path) -> None:
     weight_files(folder)
 
 
-def _device(name: str) -> str:
+def _placed(config: ModelConfig) -> dict[str, Any]:
+    """What from_pretrained is told so that every tensor goes from its shard straight to its device: nothing for a whole
+    model on the processor. Raises InputError where a package is missing."""
+    device = device_of(config.device)
+    if config.device_map is None and config.quantization is None and device == "cpu":
+        return {}
+    words: dict[str, Any] = {"device_map": config.device_map.value if config.device_map else {"": device}}
+    if config.quantization is not None:
+        if find_spec("bitsandbytes") is None:
+            how = "pip install 'qrun-adapters[quantized]'"
+            raise InputError(f"model.quantization={config.quantization.value}: bitsandbytes is not installed; {how}")
+        import torch
+        from transformers import BitsAndBytesConfig
+
+        four = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+        kind = {"load_in_8bit": True} if config.quantization is Quantization.int8 else {"load_in_4bit": True, **four}
+        dtype = getattr(torch, config.dtype.value)
+        words["quantization_config"] = BitsAndBytesConfig(**kind, bnb_4bit_compute_dtype=dtype)
+    return words
+
+
+def device_of(name: str) -> str:
+    """The device that model.device names. Raises InputError where it is not there."""
     import torch
 
     if name == "auto":

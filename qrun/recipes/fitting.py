@@ -72,8 +72,8 @@ def prepared(config: TrainConfig, workspace: Workspace) -> Iterator[Job]:
         raise InputError(f"training.context={context}: the model has {positions} positions")
     windows = opened.training_windows(context)
     watched = EvaluationConfig(split=Split.validation, max_tokens=config.training.eval_tokens)
-    words = (ProtocolConfig(ctx=context), watched, opened.corpus, language.tokenizer, positions, config.model.dtype)
-    validation = build(*words)
+    words = (ProtocolConfig(ctx=context), watched, opened.corpus, language.tokenizer, positions)
+    validation = build(*words, config.model.dtype, config.model.quantization)
     original = None
     if config.teacher is not None and config.training.distill_weight and plain(config.teacher) != plain(config.model):
         original = workspace.model(config.teacher)
