@@ -21,13 +21,10 @@ from qrun.errors import InputError
 from qrun.language.docstrings import standard_library
 from qrun.language.identity import weight_files
 from qrun.language.models import TOKENIZER_FILES, local_folder, model_shape
-from qrun.recipes.sizes import Size, size, speed
+from qrun.recipes.sizes import GIB, SHARE, Size, size, speed
 from qrun.report.screen import listing
 from qrun.tracking.provenance import git_state, packages
 from qrun.tracking.store import Store
-
-GIB = 2**30
-SHARE = 0.5  # of the speed of one wide product that whole steps reach, about
 
 
 def doctor(results: str, tracking_uri: str | None = None, words: list[str] | None = None) -> None:

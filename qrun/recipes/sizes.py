@@ -13,10 +13,12 @@ from qrun.adapters.sites import select, sites
 from qrun.config.schema import Dtype, ModelConfig, Quantization, ShapeConfig
 from qrun.config.verbs import TrainConfig
 
-PROGRAM = 2**30  # bytes of Python and its packages
+GIB = 2**30
+PROGRAM = GIB  # bytes of Python and its packages
 TILE = 3 * 4 * 2**23  # bytes of a piece of the logits and its gradient
 STATES = 6  # of each trained number, in float32: value, gradient, two moments of AdamW, the best so far, a copy of it
 CELL = 64 * 2**10  # bytes on disk of a finished cell's record
+SHARE = 0.5  # of the speed of one wide product that whole steps reach, about
 BITS = {Quantization.nf4: 4.5, Quantization.int8: 8.1}  # of a quantised number, with its share of the scales
 
 
