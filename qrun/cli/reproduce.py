@@ -195,18 +195,26 @@ def reproduce(config: Config, dry_run: bool) -> None:
 
 
 def leaves(step: Step, config: Config) -> dict[str, str]:
-    """Folders that later commands may ask for: the last compressed model, and the first adapter trained in it."""
-    keys, cells = Keys(Sources()), step.cells()
-    store = Store(config.results, config.tracking.uri)
-    made = next((cell for cell in reversed(cells) if isinstance(cell.task, Compress)), None)
-    trained = [cell for cell in cells if isinstance(cell.task, Train) and cell.needs.get("model") is made]
-    found = {}
+    """Folders that later commands may ask for."""
+    keys, store, found = Keys(Sources()), Store(config.results, config.tracking.uri), {}
+    made, trained = left_by(step.cells(), keys)
     if made is not None:
         found["model"] = str(compressed(config.results, made.task.name(made.axes, keys.of(made))))
-    if trained:
-        recorded = store.tagged(EXPERIMENT, "cell_key", "FINISHED")[keys.of(trained[0])]
+    if trained is not None:
+        recorded = store.tagged(EXPERIMENT, "cell_key", "FINISHED")[keys.of(trained)]
         found["adapter"] = str(recorded.file("adapter"))
     return found
+
+
+def left_by(cells: list[Cell], keys: Keys) -> tuple[Cell | None, Cell | None]:
+    """The last compressed model, and the first adapter trained in it, or else in the model itself."""
+    made = next((cell for cell in reversed(cells) if isinstance(cell.task, Compress)), None)
+    wanted = made and keys.of(made)  # the same compression may be a cell of each text
+    for cell in cells:
+        need = cell.needs.get("model")
+        if isinstance(cell.task, Train) and (need and keys.of(need)) == wanted:
+            return made, cell
+    return made, None
 
 
 def compare(results: Results, published: Published) -> None:

@@ -3,8 +3,9 @@
 import pandas as pd
 import pytest
 
+from qrun.cells.keys import Keys
 from qrun.cli import reproduce
-from qrun.cli.reproduce import Command, Published, compare, configure, opened, stated
+from qrun.cli.reproduce import Command, Published, Stated, compare, configure, left_by, opened, stated
 from qrun.config.tree import options
 from qrun.errors import InputError, RunFailed
 from qrun.evaluation.results import Results
@@ -55,6 +56,16 @@ def test_folders_that_commands_leave_go_into_later_ones(tmp_path):
     assert step.config.model.path == "/made" and "adapter.path=/trained" in step.typed
     with pytest.raises(KeyError, match="model"):
         opened(command, {"adapter": "/trained"})
+
+
+def test_questions_are_asked_of_the_first_adapter_in_the_most_compressed_model():
+    made, trained = left_by(stated(Command("recover")).cells(), Keys(Stated()))
+    assert made.axes == {"ratio": 0.6}
+    assert {key: trained.axes[key] for key in ("text", "ratio", "what", "b", "seed")} == {
+        "text": "shifted", "ratio": 0.6, "what": "adapter, distilled", "b": 4, "seed": 0,
+    }  # fmt: skip
+    made, trained = left_by(stated(Command("train -m adapter=paper")).cells(), Keys(Stated()))
+    assert made is None and trained.task.config.adapter.projections == ["v_proj"]
 
 
 def test_the_estimate_counts_shared_cells_once_and_reads_no_weights(qrun, monkeypatch, tmp_path):
