@@ -71,8 +71,8 @@ class AdaptedLinear(nn.Module):
     def effect(self) -> Tensor:
         """Frobenius norm [B] of the part of W that reads each slice; 1 for slices that W writes."""
         if self.side is Side.output:
-            return self.base.weight.new_ones(self.base.out_features // self.dim)
-        return torch.linalg.matrix_norm(self.base.weight.detach().float().unflatten(1, (-1, self.dim)).transpose(0, 1))
+            return torch.ones(self.base.out_features // self.dim, device=self.base.weight.device)
+        return torch.linalg.matrix_norm(dense(self.base).float().unflatten(1, (-1, self.dim)).transpose(0, 1))
 
     def written(self) -> Written | None:
         """The circuits of the blocks, angles [B, n + 2 k] in float64 and the order of gates, where the form is one;
@@ -86,6 +86,7 @@ class AdaptedLinear(nn.Module):
         if self.side is Side.output:
             return self._apply_blocks(self.base(x), q)
         plain = self.executor is None and not self.sign_constrained and self.kept == 1
+        plain = plain and self.base.weight.is_floating_point()  # a quantised weight multiplies by itself
         if plain and x.numel() // x.shape[-1] >= self.base.out_features:
             return FoldedLinear.apply(x, q, self.base.weight, self.base.bias)
         return self.base(self._apply_blocks(x, q))
@@ -106,6 +107,8 @@ class AdaptedLinear(nn.Module):
         """Fold Q into the weight; the frozen weight is kept aside, so that unmerge is exact."""
         if self.sign_constrained or self.executor is not None:
             raise InputError("a sign-constrained or device-executed adapter is not linear and cannot be merged")
+        if not self.base.weight.is_floating_point():
+            raise InputError("model.quantization: a quantised weight cannot take the adapter in; set null")
         if self._original is None:
             self._original = self.base.weight.data
             fold = fold_input if self.side is Side.input else fold_output
@@ -121,6 +124,17 @@ class AdaptedLinear(nn.Module):
             self.base.weight.data, self._original = self._original, None
             if self.side is Side.output and self.base.bias is not None:
                 self.base.bias.data = self._bias
+
+
+def dense(linear: nn.Linear) -> Tensor:
+    """The weight [out, in] of a frozen linear layer; one of bitsandbytes' is a rounded one."""
+    if linear.weight.is_floating_point():
+        return linear.weight.detach()
+    from transformers.integrations.bitsandbytes import dequantize_bnb_weight
+
+    state: Any = getattr(linear, "state", None)  # of an 8-bit layer
+    found: Tensor = dequantize_bnb_weight(linear.weight, state)  # type: ignore[arg-type]  # a Parameter of its own kind
+    return found
 
 
 class Adapter:

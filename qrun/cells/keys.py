@@ -118,8 +118,10 @@ class Sources:
         return self._texts[key]
 
     def model(self, config: ModelConfig, made: str | None) -> dict[str, object]:
-        """What of a model makes a number: its identity, or the key `made` of the cell that makes it; and its dtype."""
-        return {"model": made or plain(self.identity(config)), "dtype": config.dtype.value}
+        """What of a model makes a number: its identity, or the key `made` of the cell that makes it; dtype, and what
+        its weights are quantised to."""
+        own = {"quantization": config.quantization.value} if config.quantization else {}
+        return {"model": made or plain(self.identity(config)), "dtype": config.dtype.value, **own}
 
     def digest(self, config: DataConfig, *splits: str) -> list[str]:
         """Digests of parts of a text."""

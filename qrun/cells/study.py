@@ -75,8 +75,9 @@ class Study(Protocol):
         ...
 
 
-def run_study(name: str, study: Study, config: StudyConfig, dry_run: bool) -> Results | None:
-    """Compute what is missing, record and show the results; with `dry_run` list the cells, and return None."""
+def run_study(name: str, study: Study, config: StudyConfig, dry_run: bool, typed: Sequence[str] = ()) -> Results | None:
+    """Compute what is missing, record and show the results; with `dry_run` list the cells, and return None. `typed` is
+    the study's own command, where another one runs it."""
     grid = list(study.cells(config, say))
     if dry_run:
         _list(name, grid, config)
@@ -86,7 +87,7 @@ def run_study(name: str, study: Study, config: StudyConfig, dry_run: bool) -> Re
     for cell in grid:
         keys.of(cell)  # everything that is wrong with models and texts is told before anything is recorded
     study_key = hashlib.sha256(json.dumps([name, *sorted({keys.of(c) for c in grid})]).encode()).hexdigest()[:16]
-    words = [word for word in sys.argv[1:] if word.partition("=")[0].partition(".")[0] not in PLACES]
+    words = [word for word in typed or sys.argv[1:] if word.partition("=")[0].partition(".")[0] not in PLACES]
     about = About(
         study=name, model=config.model.name, command=" ".join(["qrun", *words]), config=to_yaml(config, PLACES),
         config_hash=config_hash(config), study_key=study_key, **git_state(),

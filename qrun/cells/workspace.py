@@ -23,6 +23,7 @@ from qrun.report.screen import say
 from qrun.training.loop import training_windows
 
 MODELS = 3  # kept open at once: a study over compressed models would else fill the memory with them
+SAME = ("weights", "config", "quantization")  # what kept hidden states are of
 
 
 class Measurable(Protocol):
@@ -60,10 +61,13 @@ class Opened:
         """Hidden states of windows [.., T], so many of which are `visited`, below the first layer of `adapter`, kept;
         `rows` are the numbers of the first batch. None where no layer is below, nothing is to be kept, or what is kept
         would not be the same bit for bit."""
-        if adapter is None or not adapter.first_layer or not gib:
+        # accelerate holds each layer's forward pass of a model on several devices
+        spread = len(set(getattr(self.language.model, "hf_device_map", {"": 0}).values())) > 1
+        if adapter is None or not adapter.first_layer or not gib or spread:
             return None
         model, layer = self.language.model, adapter.first_layer
-        key = digest(model, layer, [self.language.identity[part] for part in ("weights", "config")] + [batch], texts)
+        same = [self.language.identity[part] for part in SAME if part in self.language.identity]
+        key = digest(model, layer, [*same, batch], texts)
         if key not in self.trunks:
             size = visited, max(ids.shape[1] for ids in texts)
             trunk = open_trunk(model, layer, key, size, gib, say)
@@ -96,8 +100,8 @@ class Workspace:
         language = self._models.pop(key, None)
         if language is None:
             language = models.load(config)
-            count = sum(p.numel() for p in language.model.parameters())
-            say(f"model {config.name}: {count:,} parameters, {config.dtype.value} on {language.device}")
+            kind = f"{config.dtype.value}{f' and {config.quantization.value}' if config.quantization else ''}"
+            say(f"model {config.name}: {language.model.num_parameters():,} parameters, {kind} on {language.device}")
         self._models[key] = language
         while len(self._models) > MODELS:
             gone = self._models.pop(next(iter(self._models)))
@@ -112,8 +116,8 @@ class Workspace:
         if key not in self._opened:
             text = self.sources.text(config.data)
             positions = language.shape.max_position_embeddings
-            words = (config.protocol, config.evaluation, text, language.tokenizer, positions, config.model.dtype)
-            task = protocols.build(*words)
+            words = (config.protocol, config.evaluation, text, language.tokenizer, positions)
+            task = protocols.build(*words, config.model.dtype, config.model.quantization)
             sizes = ", ".join(f"{split} {len(documents):,}" for split, documents in text.splits.items())
             stated = f"{task.scored:,} tokens scored, protocol {task.statement['protocol']} {task.fingerprint}"
             say(f"data {text.name}: {sizes} documents; {stated}")

@@ -1,27 +1,40 @@
-"""`qrun doctor`: what works on this machine, and what is missing for the rest. Touches no network."""
+"""`qrun doctor`: what works on this machine, and what is missing for the rest. Touches no network, and loads no torch.
+
+qrun doctor                                      the machine
+qrun doctor experiment=llama_v_proj              what this training takes: files, memory, disk, time, before it loads
+qrun doctor model=local model.path=/models/mine training.batch=2
+"""
 
 import os
 import platform
+import subprocess
 from importlib.util import find_spec
 from pathlib import Path
-from shutil import which
+from shutil import disk_usage, which
 
+import psutil
+
+from qrun.config.compose import compose
+from qrun.config.schema import ModelConfig
+from qrun.config.verbs import TrainConfig
 from qrun.errors import InputError
 from qrun.language.docstrings import standard_library
+from qrun.language.identity import weight_files
+from qrun.language.models import TOKENIZER_FILES, local_folder, model_shape
+from qrun.recipes.sizes import GIB, SHARE, Size, size, speed
 from qrun.report.screen import listing
 from qrun.tracking.provenance import git_state, packages
 from qrun.tracking.store import Store
 
 
-def doctor(results: str, tracking_uri: str | None = None) -> None:
-    """Print one line per thing that a command may need."""
-    import torch
-    from numba import get_num_threads
-
+def doctor(results: str, tracking_uri: str | None = None, words: list[str] | None = None) -> None:
+    """Print one line per thing that a command may need; with the words of a training what that takes."""
+    if words:
+        listing(["what", "state"], [[what, state] for what, state in training(compose("train", words)).items()])
+        return
     found = {**packages()}
     own, commit = found.pop("qrun-adapters", "not installed"), git_state()["git_sha"][:12]
-    threads = f"torch uses {torch.get_num_threads()} threads, the simulator {get_num_threads()}"
-    gpu, topics = torch.cuda.is_available(), (standard_library() / "pydoc_data").is_dir()
+    topics = (standard_library() / "pydoc_data").is_dir()
     hub, ibm, ray = os.environ.get("HF_TOKEN"), os.environ.get("QISKIT_IBM_TOKEN"), find_spec("ray")
     no_topics = "this Python has no pydoc_data; install the full standard library"
     no_hub = "set HF_TOKEN after accepting the licence on the hub, or give model.path="
@@ -30,20 +43,119 @@ def doctor(results: str, tracking_uri: str | None = None) -> None:
     account = "QISKIT_IBM_TOKEN is set" if ibm else no_ibm
     no_ray = "pip install 'qrun-adapters[ray]'; launcher=local needs nothing"
     slurm = "submitit and SLURM" if which("sbatch") else "submitit is installed; no SLURM here (sbatch)"
+    memory, gpus = psutil.virtual_memory(), graphics()
+    threads = os.environ.get("OMP_NUM_THREADS", "as many as cores")
     states = {
         "qrun": f"{own}, commit {commit}, Python {platform.python_version()}",
         "packages": ", ".join(f"{name} {number}" for name, number in found.items()),
-        "processor": f"{os.cpu_count()} cores, {threads}",
-        "GPU": torch.cuda.get_device_name(0) if gpu else "none; models and circuits run on the processor",
+        "processor": f"{os.cpu_count()} cores, threads (OMP_NUM_THREADS): {threads}",
+        "memory": f"{memory.total / GIB:.1f} GiB, {memory.available / GIB:.1f} free",
+        "GPU": ", ".join(gpus) or "none; models and circuits run on the processor",
         "store": _store(results, tracking_uri),
         "model=nano, data=pydoc": "ready" if topics else no_topics,
         "hub models": _hub(),
         "llama (gated)": "HF_TOKEN is set" if hub else no_hub,
+        "model.quantization": _extra("bitsandbytes", "quantized"),
         "device=ibm": account if find_spec("qiskit_ibm_runtime") else no_client,
         "launcher=ray": "ray is installed" if ray else no_ray,
         "launcher=submitit": slurm if find_spec("submitit") else "pip install 'qrun-adapters[slurm]'",
     }
     listing(["what", "state"], [[what, state] for what, state in states.items()])
+
+
+def graphics() -> list[str]:
+    """GPUs as their driver names them, and why torch would not use them."""
+    if platform.system() == "Darwin" and platform.machine() == "arm64":
+        return ["Apple's (model.device=mps)"]
+    if which("nvidia-smi") is None:
+        return []
+    asked = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
+    done = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=20)
+    unused = " (this torch is a CPU build)" if packages().get("torch", "").endswith("+cpu") else ""
+    return [line.strip() + unused for line in done.stdout.splitlines() if done.returncode == 0 and line.strip()]
+
+
+def training(config: TrainConfig) -> dict[str, str]:
+    """What a training and its measurements take, line by line; nothing is loaded. Raises InputError for a model whose
+    shape is not known, for files that are missing or wrong, and for sites that the model does not have."""
+    shape = model_shape(config.model)
+    if shape is None:
+        raise InputError(f"model={config.model.name}: its shape is not stated; give model.path=<local folder>")
+    found, model, steps = size(config, shape), config.model, config.training.steps
+    ctx = min(config.protocol.ctx or shape.max_position_embeddings, config.evaluation.max_tokens or 10**9)
+    kind = f"{model.dtype.value}{f', projections in {model.quantization.value}' if model.quantization else ''}"
+    files = model_files(model, found)
+    rate = SHARE * speed(model, shape)
+    step, measured = found.step_flop / rate, found.evaluation_flop / rate
+    where, room = free(model)
+    whole, peak = steps * step + 2 * measured, found.memory / GIB
+    return {
+        "model": f"{model.name}: {found.parameters:,} parameters, {shape.num_hidden_layers} layers, {kind}",
+        "files": files,
+        "weights": f"{found.weights / GIB:.2f} GiB",
+        "adapter": f"{found.trained:,} parameters; with AdamW's state {found.optimiser / 2**20:,.1f} MiB",
+        "a step": f"{config.training.batch} x {config.training.context} tokens: {found.step / GIB:.2f} GiB kept",
+        "an evaluation": f"{config.evaluation.batch} x {ctx:,} tokens: {found.evaluation / GIB:.2f} GiB",
+        "memory at the peak": f"{peak:.1f} GiB; {where}: {room / GIB:.1f} free. {advice(found, room)}",
+        "kept hidden states": f"{found.trunk / GIB:.2f} GiB on disk, {disk_usage(Path.home()).free / GIB:.0f} free",
+        "arithmetic": f"{rate / SHARE / 1e9:,.0f} GFLOP/s in a wide product, measured now; half of it in whole steps",
+        "time": f"about {step:,.1f} s a step, {measured / 60:,.1f} min an evaluation, {whole / 60:,.0f} min in all",
+    }
+
+
+def free(model: ModelConfig) -> tuple[str, int]:
+    """The memory that the model would go to, and how much of it is free."""
+    import torch
+
+    from qrun.language.models import device_of
+
+    device = device_of(model.device)
+    if not device.startswith("cuda"):
+        return "of the processor", psutil.virtual_memory().available
+    spread = model.device_map is not None
+    chosen = list(range(torch.cuda.device_count())) if spread else [torch.device(device).index or 0]
+    names = ", ".join(torch.cuda.get_device_name(number) for number in chosen)
+    return names, sum(torch.cuda.mem_get_info(number)[0] for number in chosen)
+
+
+def advice(found: Size, room: int) -> str:
+    """Whether it fits, and else what would make it smaller, the largest part first."""
+    if found.memory <= room:
+        return "It fits"
+    parts = {
+        found.weights: "model.dtype=bfloat16, model.quantization=nf4, or model.device_map=auto over several GPUs",
+        found.step: "training.gradient_checkpointing=true, or a smaller training.batch",
+        found.evaluation: "a smaller protocol.ctx or evaluation.batch",
+        found.optimiser: "fewer sites (adapter=paper), or a smaller adapter.dim",
+    }
+    return f"It does not fit: {parts[max(parts)]}"
+
+
+def model_files(model: ModelConfig, found: Size) -> str:
+    """Where the model's files are, and whether they are whole. Raises InputError for a folder in which any is missing
+    or that holds far less than config.json says."""
+    folder = local_folder(model)
+    if folder is None:
+        from huggingface_hub import try_to_load_from_cache
+
+        kept = try_to_load_from_cache(str(model.hub_id), "config.json", revision=model.revision)
+        if not isinstance(kept, str):
+            token = "" if os.environ.get("HF_TOKEN") or not model.gated else ", with HF_TOKEN and an accepted licence"
+            size = f"{2 * found.parameters / 1e9:.1f} GB"
+            return f"not on this machine; {size} from {model.hub_id} at first use{token}, or model.path=<local folder>"
+        folder = Path(kept).parent
+    files = weight_files(folder)
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise InputError(f"model.path={folder}: no tokenizer there; copy tokenizer.json of the same model into it")
+    there = sum(file.stat().st_size for file in files)
+    if there < 1.9 * found.parameters:  # bytes; two a number is the least that is stored
+        needed = f"config.json says {found.parameters:,} parameters, {2 * found.parameters / 1e9:.1f} GB or more"
+        raise InputError(f"model.path={folder}: its weights are {there / 1e9:.1f} GB, and {needed}; fetch them again")
+    return f"{folder}: {len(files)} of weights, {there / 1e9:.1f} GB"
+
+
+def _extra(package: str, extra: str) -> str:
+    return f"{package} is installed" if find_spec(package) else f"pip install 'qrun-adapters[{extra}]'"
 
 
 def _store(results: str, tracking_uri: str | None) -> str:

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from enum import StrEnum
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Annotated
 
@@ -129,14 +130,18 @@ Grid = Annotated[bool, typer.Option("-m", "--multirun", help=GRID)]
 NoGrid = Annotated[bool, typer.Option("-m", "--multirun", hidden=True, callback=_no_grid)]
 
 
-def _composed(verb: str, words: list[str] | None, cfg: Shown | None, own: str | None, grid: bool = False):  # type: ignore[no-untyped-def]  # the verb's class
-    """The checked config of a verb, a study or a grid, or None after printing it."""
+def _composed(verb: str, words: list[str] | None, cfg: Shown | None, own: str | None, grid: bool = False, make=None):  # type: ignore[no-untyped-def]  # the verb's class
+    """The checked config of a verb, a study, a grid or what `make` makes, or None after printing it."""
     from qrun.config.compose import compose, config_hash, to_yaml
     from qrun.config.tree import use
 
     use(own)
-    make = studies.module("multirun").configure if grid else configure if verb in STUDIES else compose
-    config = make(verb, list(words or []))
+    typed = list(words or [])
+    if make is None:
+        make = partial(
+            studies.module("multirun").configure if grid else configure if verb in STUDIES else compose, verb
+        )
+    config = make(typed)
     if cfg is None:
         return config
     typer.echo(config_hash(config) if cfg is Shown.hash else to_yaml(config), nl=cfg is Shown.hash)
@@ -241,6 +246,20 @@ def rerun(
 ) -> None:
     """Repeat a run from its record, in a temporary store, and compare bit for bit; else what differs, and why."""
     _recipe("rerun.rerun", run, results, tracking_uri, studies)
+
+
+@app.command(epilog="Example: qrun reproduce reproduce=smollm2 model.path=/models/SmolLM2-135M --dry-run")
+def reproduce(
+    words: Words = None, cfg: Cfg = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Estimate time, memory, disk and QPU, and stop.")] = False,
+    config_dir: ConfigDir = None, multirun: NoGrid = False,
+) -> None:  # fmt: skip
+    """The whole paper at a chosen size: its studies in order, published numbers beside ours, one report."""
+    from qrun.cli.reproduce import configure as make
+    from qrun.cli.reproduce import reproduce as run
+
+    if (config := _composed("reproduce", words, cfg, config_dir, make=make)) is not None:
+        run(config, dry_run)
 
 
 @app.command()
@@ -355,12 +374,17 @@ def push(
     _recipe("push.push", adapter, repo, results, private, licence, dry_run)
 
 
-@app.command()
-def doctor(results: Results = "results", tracking_uri: Tracking = None) -> None:
-    """Versions, devices and access: what works here, and what is missing for the rest."""
+@app.command(epilog="Example: qrun doctor model=llama adapter=paper training=llama")
+def doctor(
+    words: Words = None, results: Results = "results", tracking_uri: Tracking = None, config_dir: ConfigDir = None
+) -> None:
+    """What works here, and what is missing for the rest. With a training's words: its files, memory, disk and time,
+    before anything loads."""
     from qrun.cli.doctor import doctor as run
+    from qrun.config.tree import use
 
-    run(results, tracking_uri)
+    use(config_dir)
+    run(results, tracking_uri, words)
 
 
 @app.command(name="config")

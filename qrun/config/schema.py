@@ -34,6 +34,21 @@ class Dtype(Enum):
     float16 = "float16"
 
 
+class Quantization(Enum):
+    """Numbers that the projections' weights are kept in, by bitsandbytes."""
+
+    nf4 = "nf4"  # 4 bits, NormalFloat with double quantisation
+    int8 = "int8"  # 8 bits a row, LLM.int8()
+
+
+class Spread(Enum):
+    """How accelerate spreads a model over GPUs."""
+
+    auto = "auto"
+    balanced = "balanced"
+    sequential = "sequential"
+
+
 class Side(Enum):
     """Where Q stands beside the frozen weight W."""
 
@@ -69,6 +84,7 @@ class ShapeConfig:
     head_dim: int = MISSING
     vocab_size: int = MISSING
     max_position_embeddings: int = MISSING
+    tie_word_embeddings: bool = False
 
 
 @dataclass
@@ -83,7 +99,9 @@ class ModelConfig:
     instruct: bool = False  # trained to answer in its tokenizer's chat template
     gated: bool = False  # the hub asks for a licence click and a token
     dtype: Dtype = Dtype.float32
+    quantization: Quantization | None = None  # of the frozen projections; the adapter's arithmetic is float32
     device: str = "auto"  # cpu, cuda, cuda:1, mps or auto
+    device_map: Spread | None = None  # over all GPUs; null: all on model.device
     shape: ShapeConfig | None = None  # known shape, for planning without weights
 
     def __post_init__(self) -> None:
@@ -91,6 +109,10 @@ class ModelConfig:
         need(self, "model.path", bool(self.embedded or self.hub_id or self.path), "give the folder of a local model")
         known = self.device in ("auto", "cpu", "cuda", "mps") or self.device.startswith("cuda:")
         need(self, "model.device", known, "use auto, cpu, cuda, cuda:N or mps")
+        spread = self.device_map is not None
+        need(self, "model.device", not spread or self.device == "auto", "model.device_map chooses devices; use auto")
+        half = self.quantization is None or self.dtype is not Dtype.float32
+        need(self, "model.quantization", half, "the rest of the model is then half precision; set model.dtype=bfloat16")
 
 
 @dataclass

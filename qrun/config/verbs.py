@@ -86,6 +86,11 @@ class CompressConfig:
     data: DataConfig = MISSING  # calibration text
     compression: CompressionConfig = field(default_factory=CompressionConfig)
 
+    def __post_init__(self) -> None:
+        if self.model != MISSING:
+            what = self.model.quantization and self.model.quantization.value
+            require(what is None, "model.quantization", what, "factors are made of whole weights; set null")
+
 
 @dataclass
 class QuestionsRunConfig:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from qrun.config.schema import Dtype, EvaluationConfig, ProtocolConfig, ProtocolKind, Sample
+from qrun.config.schema import Dtype, EvaluationConfig, ProtocolConfig, ProtocolKind, Quantization, Sample
 from qrun.errors import InputError
 from qrun.language.corpus import Corpus, text_digest
 from qrun.language.tokens import Array, TokenStream, page_streams, stream, tokenizer_digest
@@ -70,7 +70,7 @@ class Task:
 
 def build(
     protocol: ProtocolConfig, evaluation: EvaluationConfig, corpus: Corpus, tokenizer: Any, positions: int,
-    dtype: Dtype = Dtype.float32,
+    dtype: Dtype = Dtype.float32, quantization: Quantization | None = None,
 ) -> Task:  # fmt: skip
     """State the measurement of a model with weights of such a type. Raises InputError for a context beyond the model's
     positions or a text shorter than one window."""
@@ -86,6 +86,8 @@ def build(
     }  # fmt: skip
     if dtype is not Dtype.float32:
         statement["dtype"] = dtype.value
+    if quantization is not None:
+        statement["quantization"] = quantization.value
     drawn = evaluation.sample is Sample.passages
     if drawn:
         statement["sample"] = "passages"

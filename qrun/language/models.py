@@ -14,13 +14,14 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NotRequired
 
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from qrun.config.schema import PROJECTIONS, ModelConfig, ShapeConfig
+from qrun.config.schema import PROJECTIONS, ModelConfig, Quantization, ShapeConfig
 from qrun.errors import InputError
 from qrun.foreign import brief, named, read_json, said, typed
 from qrun.language.hub import hub
@@ -103,6 +104,7 @@ class Stated(TypedDict):
     head_dim: Count
     vocab_size: Count
     max_position_embeddings: Count
+    tie_word_embeddings: NotRequired[bool]
 
 
 def read_shape(values: Mapping[str, Any], folder: Path | str = "") -> ShapeConfig:
@@ -173,20 +175,27 @@ def load(config: ModelConfig) -> LanguageModel:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    placed = _placed(config)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         settings = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         settings.transformers_weights = weights_entry(folder)  # whatever config.json says: what `identity` describes
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, config=settings, dtype=getattr(torch, config.dtype.value), use_safetensors=True,
-            trust_remote_code=False, ignore_mismatched_sizes=True, output_loading_info=True,
+            trust_remote_code=False, ignore_mismatched_sizes=True, output_loading_info=True, **placed,
         )  # fmt: skip
     except Exception as error:  # transformers and safetensors share no base class
         raise InputError(f"model.path={folder}: could not be loaded ({type(error).__name__}: {said(error)})") from error
     model, info = loaded
     _check_loaded(folder, info)
     model.requires_grad_(False).eval()
-    model.to(_device(config.device))
+    if not placed:
+        model.to(device_of(config.device))
+    elif any(parameter.is_meta for parameter in model.parameters()):
+        way = "free memory on the GPUs, or take model.quantization=nf4"
+        raise InputError(f"model={config.name}: some layers do not fit on the GPUs, and none may lie elsewhere; {way}")
+    if config.quantization is not None:
+        origin["quantization"] = config.quantization.value
     return LanguageModel(model, tokenizer, {**origin, **asdict(identity)}, shape)
 
 
@@ -265,7 +274,29 @@ def _weights(shape: ShapeConfig) -> dict[str, list[int]]:
     return found
 
 
-def _device(name: str) -> str:
+def _placed(config: ModelConfig) -> dict[str, Any]:
+    """What from_pretrained is told so that every tensor goes from its shard straight to its device: nothing for a whole
+    model on the processor. Raises InputError where a package is missing."""
+    device = device_of(config.device)
+    if config.device_map is None and config.quantization is None and device == "cpu":
+        return {}
+    words: dict[str, Any] = {"device_map": config.device_map.value if config.device_map else {"": device}}
+    if config.quantization is not None:
+        if find_spec("bitsandbytes") is None:
+            how = "pip install 'qrun-adapters[quantized]'"
+            raise InputError(f"model.quantization={config.quantization.value}: bitsandbytes is not installed; {how}")
+        import torch
+        from transformers import BitsAndBytesConfig
+
+        four = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+        kind = {"load_in_8bit": True} if config.quantization is Quantization.int8 else {"load_in_4bit": True, **four}
+        dtype = getattr(torch, config.dtype.value)
+        words["quantization_config"] = BitsAndBytesConfig(**kind, bnb_4bit_compute_dtype=dtype)
+    return words
+
+
+def device_of(name: str) -> str:
+    """The device that model.device names. Raises InputError where it is not there."""
     import torch
 
     if name == "auto":

@@ -5,6 +5,7 @@ with prepared(config, workspace) as job:        everything that can be wrong is 
     fit_adapter(job, ...)                       the best parameters by validation are in the model's adapter
 """
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +32,9 @@ from qrun.training.checkpoint import Progress, read_progress
 from qrun.training.interrupt import Interrupt
 from qrun.training.loop import fit
 from qrun.training.losses import Teacher, frozen_teacher, teacher_of
+
+LIVE_S, LIVE_STEPS = 2.0, 20  # curves grow no oftener than this: a request to a store far away takes its time
+VALIDATION = "validation/nats"
 
 
 @dataclass(frozen=True)
@@ -68,8 +72,8 @@ def prepared(config: TrainConfig, workspace: Workspace) -> Iterator[Job]:
         raise InputError(f"training.context={context}: the model has {positions} positions")
     windows = opened.training_windows(context)
     watched = EvaluationConfig(split=Split.validation, max_tokens=config.training.eval_tokens)
-    words = (ProtocolConfig(ctx=context), watched, opened.corpus, language.tokenizer, positions, config.model.dtype)
-    validation = build(*words)
+    words = (ProtocolConfig(ctx=context), watched, opened.corpus, language.tokenizer, positions)
+    validation = build(*words, config.model.dtype, config.model.quantization)
     original = None
     if config.teacher is not None and config.training.distill_weight and plain(config.teacher) != plain(config.model):
         original = workspace.model(config.teacher)
@@ -126,8 +130,7 @@ def fit_adapter(job: Job, run: Run, state: Path, progress: Progress, interrupt: 
 
     expecting = job.adapter.expecting(training.kept)
     with bar("training", training.steps - progress.step, "steps") as advance, expecting:
-        logged = run.last_step("train/loss") if progress.step else 0  # a killed run's log ends before its checkpoint
-        on_step = _curve(run, logged, interrupt, advance)
+        on_step = _curve(run, progress.step > 0, interrupt, advance)
         best, progress = fit(
             model, job.adapter, job.windows, validate, training, job.config.seed, job.teacher, state, progress,
             on_step, interrupt, job.trunk,
@@ -137,23 +140,29 @@ def fit_adapter(job: Job, run: Run, state: Path, progress: Progress, interrupt: 
 
 
 def _curve(
-    run: Run, logged: int, interrupt: Interrupt, advance: Callable[[int, str], None]
+    run: Run, resumed: bool, interrupt: Interrupt, advance: Callable[[int, str], None]
 ) -> Callable[[Progress], None]:
-    """What happens after each step: the bar moves; at each validation the steps since the last one are logged."""
+    """What happens after each step: the bar moves, and steps go to the run's curves in batches, while training runs. A
+    killed run's log may end before its checkpoint or behind it: what is there is not logged again."""
+    logged, validated = (run.last_step(key) if resumed else at for key, at in (("train/loss", 0), (VALIDATION, -1)))
+    sent = time.monotonic()
 
     def on_step(now: Progress) -> None:
-        nonlocal logged
-        fresh = bool(now.evaluations) and now.evaluations[-1]["step"] == now.step
+        nonlocal logged, validated, sent
+        last = now.evaluations[-1]
+        fresh = last["step"] == now.step > validated
         if now.step:
-            nats = now.evaluations[-1]["validation_nats"]
-            advance(1, f"loss {now.history[-1]['cross_entropy']:.3f}  validation {nats:.4f} nats/token")
-        if fresh or interrupt.received:
+            loss = now.history[-1]["cross_entropy"]
+            advance(1, f"loss {loss:.3f}  validation {last['validation_nats']:.4f} nats/token")
+        due = now.step - logged >= LIVE_STEPS and time.monotonic() - sent >= LIVE_S
+        if fresh or due or interrupt.received:
             named = [{f"train/{key}": value for key, value in row.items()} for row in now.history[logged:]]
             rows = [(int(row.pop("train/step")), row) for row in named]
             if fresh:
-                rows.append((now.step, {"validation/nats": now.evaluations[-1]["validation_nats"]}))
+                rows.append((now.step, {VALIDATION: last["validation_nats"]}))
+                validated = now.step
             run.series(rows)
-            logged = max(logged, now.step)
+            logged, sent = max(logged, now.step), time.monotonic()
 
     return on_step
 

@@ -17,6 +17,7 @@ from qrun.evaluation.measurement import Measurement
 from qrun.evaluation.perplexity import measure
 from qrun.language import models
 from qrun.language.models import LanguageModel
+from qrun.recipes.sizes import parameters
 from qrun.report.screen import bar, say
 
 WINDOWS = 16  # on which the effect of model.dtype is measured
@@ -58,13 +59,16 @@ def rounding(opened: Opened, config: Measurable) -> dict[str, float]:
     dtype, model = config.model.dtype, opened.language.model
     if dtype is Dtype.float32:
         return {}
-    size = 4 * sum(p.numel() for p in model.parameters())
+    size = 4 * parameters(opened.language.shape)
     if size > COPY:
         say(f"the effect of model.dtype={dtype.value} is not measured: a float32 copy takes {size / 2**30:.0f} GiB")
         return {}
-    copy, head = models.load(replace(config.model, dtype=Dtype.float32)).model, opened.task.head(WINDOWS)
+    plain = replace(config.model, dtype=Dtype.float32, quantization=None)
+    copy, head = models.load(plain).model, opened.task.head(WINDOWS)
     own, other = (measure(m, head, config.evaluation.batch).perplexity for m in (model, copy))
-    say(f"model.dtype={dtype.value} changes the frozen model's perplexity by {own - other:+.4f}, from {other:.3f}")
+    both = f" and model.quantization={config.model.quantization.value}" if config.model.quantization else ""
+    change = f"the frozen model's perplexity by {own - other:+.4f}, from {other:.3f}"
+    say(f"model.dtype={dtype.value}{both} changes {change}")
     return {"dtype/perplexity": own, "dtype/float32_perplexity": other}
 
 

@@ -74,7 +74,7 @@ def share_axis(axes: Axes, lowest: float) -> None:
     deep = [-(10.0**k) for k in range(6) if -(10**k) >= lowest]
     axes.set_yticks([1, 0.5, 0, -0.5, *deep], [f"{100 * y:,.0f} %" for y in [1, 0.5, 0, -0.5, *deep]])
     axes.set_yticks([], minor=True)
-    axes.set_ylim(min(1.4 * lowest, -0.25), 1.6)
+    axes.set_ylim(min(-0.25, 1.4 * lowest), 1.6)  # in this order -0.25 where there is no gain to have a share of
     axes.axhspan(axes.get_ylim()[0], 0, color=PALE, zorder=0)
     axes.axhline(0, color=GREY, linewidth=1)
     axes.axhline(1, color=GREY, linestyle=":", linewidth=0.8)

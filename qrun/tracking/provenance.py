@@ -12,7 +12,7 @@ from typing import Any
 PACKAGES = (
     "qrun-adapters", "torch", "transformers", "tokenizers", "datasets", "safetensors", "numpy", "scipy", "numba",
     "hydra-core", "omegaconf", "typer", "rich", "mlflow", "pennylane", "pennylane-lightning", "pennylane-qiskit",
-    "qiskit", "qiskit-aer", "qiskit-ibm-runtime", "peft", "lm_eval",
+    "qiskit", "qiskit-aer", "qiskit-ibm-runtime", "peft", "bitsandbytes", "lm_eval",
 )  # fmt: skip
 
 

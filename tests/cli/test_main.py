@@ -1,5 +1,6 @@
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -168,6 +169,59 @@ def test_doctor_says_what_works_and_what_is_missing(qrun, monkeypatch, tmp_path)
         and "torch 2." in out
     )
     assert not (tmp_path / "results").exists()
+
+
+def test_doctor_needs_no_torch(tmp_path):
+    code = f"import sys; from qrun.cli.doctor import doctor; doctor({str(tmp_path)!r}); print('torch' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.splitlines()[-1] == "False"
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """A machine of one GFLOP a second with 20 GiB free."""
+    from qrun.cli import doctor
+
+    monkeypatch.setattr(doctor, "speed", lambda *_: 1e9)
+    monkeypatch.setattr(doctor, "free", lambda _: ("of the processor", 20 * 2**30))
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["model=llama", "adapter=paper"], ["8,030,261,248 parameters", "14.96 GiB", "It fits", "6,144 parameters"]),
+        (
+            ["model=llama", "adapter=paper", "model.dtype=float32"],
+            ["29.92 GiB", "It does not fit: model.dtype=bfloat16"],
+        ),
+        (["model=llama", "adapter=paper", "model.quantization=nf4"], ["5.6", "projections in nf4"]),
+        (["model=llama"], ["It does not fit: training.gradient_checkpointing=true"]),
+        (["model=llama", "training.gradient_checkpointing=true"], ["It fits"]),
+        (["model=smollm2", "adapter.dim=8"], ["134,515,008 parameters", "HuggingFaceTB/SmolLM2-135M at first use"]),
+        (["experiment=llama_v_proj"], ["llama_instruct", "4.00 GiB on disk", "accepted licence"]),
+    ],
+)
+def test_doctor_says_what_a_training_takes_before_it_loads(qrun, quick, monkeypatch, words, said):
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    code, out, err = qrun("doctor", *words)
+    assert code == 0, err
+    assert [part for part in said if part not in out] == []
+
+
+def test_doctor_names_what_a_folder_lacks(qrun, quick, tiny_folder, tmp_path):
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    local = ("doctor", "model=local", f"model.path={folder}", "adapter=paper")
+    assert qrun(*local)[0] == 0
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights[: len(weights) // 8])
+    assert "fetch them again" in qrun(*local)[2]
+    (folder / "model.safetensors").write_bytes(weights)
+    (folder / "tokenizer.json").unlink()
+    assert "no tokenizer there" in qrun(*local)[2]
+    (folder / "model.safetensors").unlink()
+    code, _, err = qrun(*local)
+    assert code == 2 and "no *.safetensors" in err and err.count("\n") == 1
 
 
 @pytest.mark.slow

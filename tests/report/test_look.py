@@ -7,10 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 
 from qrun.report.curves import COLOURS
 from qrun.report.figures import KIND_COLOURS
-from qrun.report.look import Map, ends_of, heat_maps, of_dim, widest
+from qrun.report.look import Map, ends_of, heat_maps, of_dim, share_axis, widest
 from qrun.report.pictures import PARTS
 
 SEEN = {  # Machado, Oliveira and Fernandes (2009), severity 1, on linear RGB
@@ -86,3 +87,10 @@ def test_a_band_holds_what_there_is_of_both_intervals():
                          "document_high": [0.6, 0.4]})  # fmt: skip
     low, high = widest(rows)
     assert low.tolist() == [0.1, 0.3] and high.tolist() == [0.6, 0.4]
+
+
+@pytest.mark.parametrize(("lowest", "bottom"), [(math.nan, -0.25), (0.3, -0.25), (-2.0, -2.8)])
+def test_an_axis_of_shares_has_limits_also_where_there_is_no_gain(lowest, bottom):
+    axes = Figure().subplots()
+    share_axis(axes, lowest)
+    assert axes.get_ylim() == pytest.approx((bottom, 1.6))
