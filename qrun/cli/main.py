@@ -113,6 +113,7 @@ Cfg = Annotated[Shown | None, typer.Option("--cfg", help="Print the resolved con
 ConfigDir = Annotated[str | None, typer.Option("--config-dir", metavar="DIR", help=OWN)]
 DRY = "List the cells with their parameters, and stop; needs no weights."
 Draw = Annotated[str | None, typer.Option(help="Draw to this file: .png, .svg, .pdf.")]
+REPAIR = "Close the runs of killed processes, and make a lost or broken store anew from the records of its runs."
 RESUME = "Continue the unfinished run of this very config, if there is one."
 Results = Annotated[str, typer.Option(help="Folder of the store.")]
 URI = "MLflow server or database that runs went to; by default MLFLOW_TRACKING_URI, else SQLite below --results."
@@ -339,8 +340,17 @@ def push(
 
 
 @app.command()
-def doctor(results: Results = "results", tracking_uri: Tracking = None) -> None:
+def doctor(
+    results: Results = "results", tracking_uri: Tracking = None,
+    repair: Annotated[bool, typer.Option("--repair", help=REPAIR)] = False,
+) -> None:  # fmt: skip
     """Versions, devices and access: what works here, and what is missing for the rest."""
+    if repair:
+        from qrun.tracking.repair import repair as mend
+
+        for line in mend(results, tracking_uri):
+            typer.echo(line)
+        return
     from qrun.cli.doctor import doctor as run
 
     run(results, tracking_uri)

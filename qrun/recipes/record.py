@@ -18,7 +18,7 @@ from qrun.quantum.devices.base import Device
 from qrun.quantum.noise import Noise
 from qrun.report.screen import table
 from qrun.tracking.provenance import environment, git_state
-from qrun.tracking.store import Run, model_of
+from qrun.tracking.runs import Run, model_of
 from qrun.tracking.views import View
 
 TRAININGS = View(
