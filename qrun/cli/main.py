@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 the run failed, 2 a wrong word, value, file or combination
 resumable).
 """
 
+import errno
 import os
 import signal
 import sys
@@ -126,6 +127,7 @@ def _no_grid(asked: bool) -> None:
         raise InputError(f"-m: only `qrun train` and `qrun eval perplexity` run a grid; {advice}")
 
 
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)  # of the machine, not of this program
 Grid = Annotated[bool, typer.Option("-m", "--multirun", help=GRID)]
 NoGrid = Annotated[bool, typer.Option("-m", "--multirun", hidden=True, callback=_no_grid)]
 
@@ -227,6 +229,7 @@ def compress(
 ) -> None:  # fmt: skip
     """Write a model whose projections are truncated SVDs or matrix-product operators."""
     if (config := _composed("compress", words, cfg, config_dir)) is not None:
+        _recipe("checks.check_out", out)
         _recipe("compress.compress", config, out)
 
 
@@ -323,6 +326,7 @@ def export(
 ) -> None:
     """Write a saved adapter as a PEFT OFT adapter, merged into its model (model=... says which), or as circuits."""
     config = _composed("perplexity", [*(words or []), f"adapter.path={adapter}"], None, config_dir)
+    _recipe("checks.check_out", out)
     _recipe("export.export", config, to.value, out, czs)
 
 
@@ -387,6 +391,8 @@ def main() -> None:
     """Entry point of the `qrun` command: known failures end in one line, bugs keep their traceback."""
     # read when torch is imported, here and in workers: threads that wait would spin, against whoever shares the cores
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # nohup ignores it
+        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))  # a closed terminal
     try:
         app()
     except (InputError, RunFailed) as error:
@@ -397,3 +403,8 @@ def main() -> None:
         sys.exit(128 + getattr(stop, "signum", signal.SIGINT))
     except BrokenPipeError:
         sys.exit(141)
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        print(f"qrun: {error.filename or 'a file'}: could not be written ({error.strerror})", file=sys.stderr)
+        sys.exit(1)
