@@ -146,6 +146,14 @@ def _composed(verb: str, words: list[str] | None, cfg: Shown | None, own: str | 
     return None
 
 
+def _first_word(verb: str, config: object) -> None:
+    """Said before seconds of imports."""
+    from qrun.config.compose import config_hash
+
+    typer.echo(f"qrun {verb}: config {config_hash(config)}, loading")
+    sys.stdout.flush()
+
+
 def _recipe(name: str, *arguments: object) -> None:
     """Call `module.function` of qrun.recipes, which is imported only now."""
     module, function = name.split(".")
@@ -170,6 +178,7 @@ def train(
             _study("multirun", config)
     elif (config := _composed("train", words, cfg, config_dir)) is not None:
         _recipe("checks.check_sites", config.model, config.adapter)
+        _first_word("train", config)
         _recipe("train.train", config, resume)
 
 
@@ -183,6 +192,7 @@ def perplexity(words: Words = None, cfg: Cfg = None, config_dir: ConfigDir = Non
             _study("multirun", config)
     elif (config := _composed("perplexity", words, cfg, config_dir)) is not None:
         _recipe("checks.check_device", config.model, config.device, config.adapter.path)
+        _first_word("eval perplexity", config)
         _recipe("perplexity.measure", config)
 
 

@@ -48,10 +48,16 @@ def _user() -> str | None:
         return None
 
 
+def _seconds(start: int, end: int | None) -> float:
+    """Between two moments [ms] of a clock that may have been set back in between; nan while a run goes on."""
+    return max(0, end - start) / 1000 if end else math.nan
+
+
 def _hush() -> None:
-    """Keep MLflow's migration messages off the screen; it reads the level when it is first imported."""
+    """Keep MLflow's migrations, and errors that this program tells, off the screen; it reads the level when it is first
+    imported."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    level = os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
+    level = os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(level)
 
@@ -326,7 +332,7 @@ class Store:
             _ = self.client  # creates or checks it
             for row in database.read(self.database, experiment, tag, status):
                 end, started = row["end"], row["start"]
-                seconds = (end - started) / 1000 if end else math.nan
+                seconds = _seconds(started, end)
                 facts = (row["metrics"], row["params"], row["tags"], row["place"])
                 yield Recorded(row["run_id"], row["name"], row["status"], started / 1000, seconds, *facts, self)
             return
@@ -343,7 +349,7 @@ class Store:
     def _recorded(self, run: Any) -> Recorded:
         """Of MLflow's entity."""
         info, data = run.info, run.data
-        seconds = (info.end_time - info.start_time) / 1000 if info.end_time else math.nan
+        seconds = _seconds(info.start_time, info.end_time)
         found = (dict(data.metrics), dict(data.params), dict(data.tags))
         started = info.start_time / 1000
         return Recorded(info.run_id, info.run_name, info.status, started, seconds, *found, info.artifact_uri, self)
