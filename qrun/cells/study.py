@@ -168,6 +168,7 @@ def _tell(store: Store, run: Run, page: Page, results: Results) -> None:
             with store.run(study, curve.name, dict(curve.params), words) as drawn:
                 drawn.series([(step, dict(metrics)) for step, metrics in curve.rows])
     run.tags({TOLD: key})
+    store.keep(run)
 
 
 @contextmanager

@@ -145,15 +145,15 @@ def read(path: Path, experiment: str, tag: str | None, status: str | None) -> It
         yield {"run_id": run, "name": name, "status": state, "start": start, "end": end, "place": place, **own}
 
 
-def keep(path: Path, run_id: str, status: str, end: int) -> None:
-    """Write the rows of a run that ends [ms] with this status beside its artifacts."""
+def keep(path: Path, run_id: str, **ending: str | int) -> None:
+    """Write the rows of a run beside its artifacts, with its `status` and `end_time` [ms] where it is about to end."""
     rows: dict[str, list[dict[str, Any]]] = {}
     with opened(path) as db:
         db.row_factory = sqlite3.Row
         for table in TABLES:
             rows[table] = [dict(row) for row in db.execute(f"SELECT * FROM {table} WHERE run_uuid = ?", (run_id,))]
     run = rows["runs"][0]
-    run |= {"status": status, "end_time": end}
+    run |= ending
     with replaced(_folder(run["artifact_uri"]) / RECORD) as file:
         file.write_text(json.dumps(rows))
 

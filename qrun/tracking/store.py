@@ -232,8 +232,13 @@ class Store:
         """Close a run; one of this folder's own store can be put back from its record from now on."""
         now = int(time.time() * 1000)
         if self.own:
-            database.keep(self.database, run.run_id, status, now)
+            database.keep(self.database, run.run_id, status=status, end_time=now)
         self.client.set_terminated(run.run_id, status, now)
+
+    def keep(self, run: Run) -> None:
+        """Bring the record of an ended run up to date: it has got more since."""
+        if self.own:
+            database.keep(self.database, run.run_id)
 
     @contextmanager
     def _taking(self, what: str) -> Iterator[None]:
