@@ -28,6 +28,9 @@ lint: .venv/dev ## ruff and mypy
 fuzz: .venv/dev ## 5,000 wrong words, broken files and odd names from a seed: each runs or is refused in one line
 	$(BIN)/python scripts/fuzz.py
 
+faults: .venv/dev ## 200 kills, full disks, broken stores and torn files from a seed: finished work stays, the next start goes on
+	$(BIN)/python scripts/faults.py
+
 bench: .venv/dev ## the adapter layer beside PEFT's OFT, the circuit simulator beside Aer and default.mixed, each in one run
 	$(BIN)/python scripts/bench_adapter.py
 	$(BIN)/python scripts/bench_circuits.py
@@ -43,4 +46,4 @@ ui: .venv/core ## the MLflow UI on results/
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 8
 
-.PHONY: run test check lint fuzz bench docs ui help
+.PHONY: run test check lint fuzz faults bench docs ui help

@@ -138,12 +138,13 @@ def copied_stores(tmp_path_factory):
 
     Tests of how a store is made ask for `making_stores` and get the real thing.
     """
+    from qrun.tracking.database import missing
     from qrun.tracking.store import Store
 
     make, template = Store._create, Store(tmp_path_factory.mktemp("store"))
 
     def copy(self):
-        if self._missing() and not REAL and self.folder != template.folder:
+        if missing(self.database) and not REAL and self.folder != template.folder:
             template.client._tracking_client.store.engine.dispose()
             self.folder.mkdir(parents=True, exist_ok=True)
             shutil.copy(template.database, self.folder / ".new.db")

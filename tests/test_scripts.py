@@ -1,6 +1,7 @@
 """The scripts beside the package: each explains itself, the small ones run."""
 
 import runpy
+import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -39,3 +40,14 @@ def test_the_scan_of_rates_tells_each_rate_from_validation(script, tiny_folder, 
              "training.context=64", "training.steps=2", "training.eval_tokens=256"]  # fmt: skip
     rows = script("scan_lr", "lora", *words).splitlines()
     assert len(rows) == 5 and all("validation 8." in row and " -> 8." in row for row in rows)
+
+
+@pytest.mark.slow
+def test_a_few_faults_are_survived(tmp_path):
+    """Of each sort: kills, a full disk, a broken store, a torn file. `make faults` has 200."""
+    file = next(path for path in SCRIPTS if path.stem == "faults")
+    words = ["--faults", "6", "--seed", "3", "--only", "kill -9", "full", "broken", "torn"]
+    done = subprocess.run(
+        [sys.executable, str(file), *words], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert done.returncode == 0 and "6 faults of seed 3: 0 lost, 0 skipped" in done.stdout, done.stdout + done.stderr

@@ -92,8 +92,10 @@ class SavedAdapter:
 def replace_folder(target: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a new folder, then swap it in. If writing fails, the old folder is untouched and RunFailed says
     why."""
-    temporary, old = target.with_name(target.name + ".new"), target.with_name(target.name + ".old")
+    temporary, old = (target.with_name(f".{target.name}.qrun-{word}") for word in ("new", "old"))  # nobody else's
     try:
+        if old.exists() and not target.exists():  # killed between the two renames below
+            old.rename(target)
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         write(temporary)

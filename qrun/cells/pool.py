@@ -200,6 +200,8 @@ def _start(parent: int) -> None:
         os.setpgrp()
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, lambda signum, _frame: _told.append(signum))
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # of a closed terminal, too, the parent tells
 
     def watch() -> None:
         while os.getppid() == parent and psutil.pid_exists(parent):  # Windows never gives another parent

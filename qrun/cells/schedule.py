@@ -14,7 +14,8 @@ from qrun.cells.cell import Cell, Place, with_needs
 from qrun.cells.keys import Keys, code_fingerprint
 from qrun.errors import RunFailed
 from qrun.report.screen import bar, console, say
-from qrun.tracking.store import Recorded, Store
+from qrun.tracking.runs import Recorded
+from qrun.tracking.store import Store
 
 if TYPE_CHECKING:
     from qrun.cells.pool import Pool

@@ -31,7 +31,8 @@ from qrun.report.grade import Verdict
 from qrun.report.page import About, Page, make_page, show
 from qrun.report.screen import say
 from qrun.tracking.provenance import environment, git_state
-from qrun.tracking.store import Recorded, Run, Store
+from qrun.tracking.runs import Recorded, Run
+from qrun.tracking.store import Store
 from qrun.tracking.views import View
 from qrun.training.interrupt import Interrupt
 
@@ -168,6 +169,7 @@ def _tell(store: Store, run: Run, page: Page, results: Results) -> None:
             with store.run(study, curve.name, dict(curve.params), words) as drawn:
                 drawn.series([(step, dict(metrics)) for step, metrics in curve.rows])
     run.tags({TOLD: key})
+    store.keep(run)
 
 
 @contextmanager

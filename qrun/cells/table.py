@@ -8,7 +8,7 @@ import pandas as pd
 from qrun.cells.cell import Cell, Scalar
 from qrun.cells.keys import Keys
 from qrun.evaluation.results import IDENTITY, UNITS, Results
-from qrun.tracking.store import Recorded
+from qrun.tracking.runs import Recorded
 
 MEASURED = ("measure", "ask")  # kinds of tasks that leave units
 # curves, and names for MLflow's search; the table has what a cell came to

@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 the run failed, 2 a wrong word, value, file or combination
 resumable).
 """
 
+import errno
 import os
 import signal
 import sys
@@ -114,6 +115,7 @@ Cfg = Annotated[Shown | None, typer.Option("--cfg", help="Print the resolved con
 ConfigDir = Annotated[str | None, typer.Option("--config-dir", metavar="DIR", help=OWN)]
 DRY = "List the cells with their parameters, and stop; needs no weights."
 Draw = Annotated[str | None, typer.Option(help="Draw to this file: .png, .svg, .pdf.")]
+REPAIR = "Close the runs of killed processes, and make a lost or broken store anew from the records of its runs."
 RESUME = "Continue the unfinished run of this very config, if there is one."
 Results = Annotated[str, typer.Option(help="Folder of the store.")]
 URI = "MLflow server or database that runs went to; by default MLFLOW_TRACKING_URI, else SQLite below --results."
@@ -126,6 +128,7 @@ def _no_grid(asked: bool) -> None:
         raise InputError(f"-m: only `qrun train` and `qrun eval perplexity` run a grid; {advice}")
 
 
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)  # of the machine, not of this program
 Grid = Annotated[bool, typer.Option("-m", "--multirun", help=GRID)]
 NoGrid = Annotated[bool, typer.Option("-m", "--multirun", hidden=True, callback=_no_grid)]
 
@@ -146,6 +149,14 @@ def _composed(verb: str, words: list[str] | None, cfg: Shown | None, own: str | 
         return config
     typer.echo(config_hash(config) if cfg is Shown.hash else to_yaml(config), nl=cfg is Shown.hash)
     return None
+
+
+def _first_word(verb: str, config: object) -> None:
+    """Said before seconds of imports."""
+    from qrun.config.compose import config_hash
+
+    typer.echo(f"qrun {verb}: config {config_hash(config)}, loading")
+    sys.stdout.flush()
 
 
 def _recipe(name: str, *arguments: object) -> None:
@@ -173,6 +184,7 @@ def train(
     elif (config := _composed("train", words, cfg, config_dir)) is not None:
         _recipe("checks.check_sites", config.model, config.adapter)
         _recipe("checks.check_lengths", config)
+        _first_word("train", config)
         _recipe("train.train", config, resume)
 
 
@@ -187,6 +199,7 @@ def perplexity(words: Words = None, cfg: Cfg = None, config_dir: ConfigDir = Non
     elif (config := _composed("perplexity", words, cfg, config_dir)) is not None:
         _recipe("checks.check_device", config.model, config.device, config.adapter.path)
         _recipe("checks.check_lengths", config)
+        _first_word("eval perplexity", config)
         _recipe("perplexity.measure", config)
 
 
@@ -235,6 +248,7 @@ def compress(
     """Write a model whose projections are truncated SVDs or matrix-product operators."""
     if (config := _composed("compress", words, cfg, config_dir)) is not None:
         _recipe("checks.check_model", config.model)
+        _recipe("checks.check_out", out)
         _recipe("compress.compress", config, out)
 
 
@@ -358,6 +372,7 @@ def export(
     """Write a saved adapter as a PEFT OFT adapter, merged into its model (model=... says which), or as circuits."""
     config = _composed("perplexity", [*(words or []), f"adapter.path={adapter}"], None, config_dir)
     _recipe("checks.check_model", config.model)
+    _recipe("checks.check_out", out)
     _recipe("export.export", config, to.value, out, czs)
 
 
@@ -376,10 +391,17 @@ def push(
 
 @app.command(epilog="Example: qrun doctor model=llama adapter=paper training=llama")
 def doctor(
-    words: Words = None, results: Results = "results", tracking_uri: Tracking = None, config_dir: ConfigDir = None
-) -> None:
+    words: Words = None, results: Results = "results", tracking_uri: Tracking = None, config_dir: ConfigDir = None,
+    repair: Annotated[bool, typer.Option("--repair", help=REPAIR)] = False,
+) -> None:  # fmt: skip
     """What works here, and what is missing for the rest. With a training's words: its files, memory, disk and time,
     before anything loads."""
+    if repair:
+        from qrun.tracking.repair import repair as mend
+
+        for line in mend(results, tracking_uri):
+            typer.echo(line)
+        return
     from qrun.cli.doctor import doctor as run
     from qrun.config.tree import use
 
@@ -418,6 +440,8 @@ def main() -> None:
     """Entry point of the `qrun` command: known failures end in one line, bugs keep their traceback."""
     # read when torch is imported, here and in workers: threads that wait would spin, against whoever shares the cores
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # nohup ignores it
+        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))  # a closed terminal
     try:
         app()
     except (InputError, RunFailed) as error:
@@ -428,3 +452,8 @@ def main() -> None:
         sys.exit(128 + getattr(stop, "signum", signal.SIGINT))
     except BrokenPipeError:
         sys.exit(141)
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        print(f"qrun: {error.filename or 'a file'}: could not be written ({error.strerror})", file=sys.stderr)
+        sys.exit(1)

@@ -38,7 +38,8 @@ from qrun.recipes.record import (
 )
 from qrun.recipes.tasks import Measure
 from qrun.tracking.provenance import environment, git_state
-from qrun.tracking.store import MODEL, Run, Store
+from qrun.tracking.runs import MODEL, Run
+from qrun.tracking.store import Store
 from qrun.training.interrupt import Interrupt
 
 EXPERIMENT = "study"

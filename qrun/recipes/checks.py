@@ -1,5 +1,8 @@
 """What can be told from the words alone, before anything heavy is imported."""
 
+import os
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qrun.adapters.methods import spec
@@ -45,6 +48,19 @@ def check_lengths(config: RunConfig | GenerateConfig) -> None:
     for key, value in lengths.items():
         if value is not None and value > shape.max_position_embeddings:
             raise InputError(f"{key}={value}: the model has {shape.max_position_embeddings} positions")
+
+
+def check_out(out: str) -> None:
+    """`--out` is a new folder that can be written."""
+    target = Path(os.path.abspath(Path(out).expanduser()))
+    if os.path.lexists(target):
+        raise InputError(f"--out {out}: exists already; name a new folder")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=target.parent):
+            pass
+    except OSError as error:
+        raise InputError(f"--out {out}: not writable ({error.strerror or error}); name another folder") from error
 
 
 def own_ansatz(adapter: AdapterConfig) -> "Ansatz | None":

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import psutil
 
@@ -14,12 +14,14 @@ from qrun.config.schema import AdapterConfig
 from qrun.config.tree import flatten
 from qrun.config.verbs import RunConfig
 from qrun.evaluation.measurement import Difference, Measurement
-from qrun.quantum.devices.base import Device
 from qrun.quantum.noise import Noise
 from qrun.report.screen import table
 from qrun.tracking.provenance import environment, git_state
-from qrun.tracking.store import Run, model_of
+from qrun.tracking.runs import Run, model_of
 from qrun.tracking.views import View
+
+if TYPE_CHECKING:
+    from qrun.quantum.devices.base import Device  # numba
 
 TRAININGS = View(
     "trainings",
@@ -65,7 +67,7 @@ def device_tags(config: OnDevice) -> Words:
     return {"device": device.kind, "shots": device.shots, "noise": noise.name, "noise_date": noise.date}
 
 
-def record_device(run: Run, device: Device) -> None:
+def record_device(run: Run, device: "Device") -> None:
     """What the device tells of itself as device.json, its numbers and words as tags."""
     facts = device.record()
     if facts:

@@ -10,20 +10,24 @@
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from matplotlib.figure import Figure
 
 from qrun.adapters.methods import spec
-from qrun.adapters.saving import save
+from qrun.adapters.saving import CONFIG, read, save
 from qrun.adapters.spectra import haar_blocks, spectra, trained_blocks
 from qrun.cells.workspace import Workspace
 from qrun.config.compose import config_hash
 from qrun.config.tree import used
 from qrun.config.verbs import TrainConfig
+from qrun.errors import InputError
 from qrun.evaluation.measurement import Difference, Measurement, difference
+from qrun.files import replaced
 from qrun.recipes.fitting import Job, fit_adapter, fit_metrics, prepared, resume
 from qrun.recipes.measuring import measured, rounding
 from qrun.recipes.record import (
@@ -70,12 +74,12 @@ def train(config: TrainConfig, resuming: bool = False) -> Path:
 def train_in(workspace: Workspace, config: TrainConfig, resuming: bool = False) -> Trained:
     """The recipe in a workspace, which opens the model unless it has it; the model is left as it was."""
     store = Store(config.results, config.tracking.uri)
-    with prepared(config, workspace) as job:
-        store.check_writable()
+    label = spec(config.adapter.method).label(config.adapter)
+    name = config.name or f"{config.model.name}-{label}-s{config.seed}-{config_hash(config)}"
+    folder = store.folder / "runs" / name
+    state = folder / "checkpoint.safetensors"
+    with prepared(config, workspace) as job, own_folder(folder, config, store):
         say(f"runs go to {store.where}")
-        name = config.name or f"{config.model.name}-{job.label}-s{config.seed}-{config_hash(config)}"
-        folder = store.folder / "runs" / name
-        state = folder / "checkpoint.safetensors"
         if state.is_file() and not resuming:
             step = read_progress(state).step
             say(f"an unfinished run at step {step} is there; starting over (--resume would continue it)")
@@ -121,6 +125,25 @@ def train_in(workspace: Workspace, config: TrainConfig, resuming: bool = False) 
     return Trained(name, run.run_id, saved, base, adapted, gain, metrics, progress.history, progress.evaluations)
 
 
+@contextmanager
+def own_folder(folder: Path, config: TrainConfig, store: Store) -> Iterator[None]:
+    """A run's folder for this training alone. Raises InputError where it cannot be written, where another process is at
+    it, or where it has the adapter of another config: a name is its first config's."""
+    store.check_writable()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        held = FileLock(folder.with_name(f".{folder.name}.lock")).acquire(timeout=0)
+    except Timeout as error:
+        raise InputError(f"name={folder.name}: another process is training it; wait, or choose another name") from error
+    with held:
+        if (folder / "adapter" / CONFIG).is_file():
+            kept, own = read(folder / "adapter").facts.get("config_hash"), config_hash(config)
+            if kept not in (None, own):
+                how = "choose another name=..., or move that folder away"
+                raise InputError(f"name={folder.name}: {folder} has the adapter of config {kept}, not {own}; {how}")
+        yield
+
+
 def drawn_blocks(job: Job, title: str) -> Figure:
     """Angles and operator-Schmidt values of the trained blocks beside those of random ones."""
     (angles, values), (haar, others) = (
@@ -133,13 +156,14 @@ def frozen(job: Job, kept: Path, resumed: bool) -> Measurement:
     """The frozen model's measurement; a resumed run finds it where the first start left it."""
     config, opened = job.config, job.opened
     if resumed and kept.is_file():
-        found = Measurement.from_json(kept.read_text())
-        if found.fingerprint == opened.task.fingerprint:
-            return found
+        with suppress(ValueError, KeyError, TypeError):  # torn where the machine lost its power
+            found = Measurement.from_json(kept.read_text())
+            if found.fingerprint == opened.task.fingerprint:
+                return found
     with job.adapter.disabled():
         base = measured("frozen model", opened, config, job.adapter)
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    kept.write_text(base.to_json())
+    with replaced(kept) as file:
+        file.write_text(base.to_json())
     return base
 
 

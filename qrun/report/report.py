@@ -26,6 +26,7 @@ from qrun.config.ranges import require_name
 from qrun.config.tree import TREE, from_yaml
 from qrun.errors import InputError
 from qrun.evaluation.results import Results, read
+from qrun.files import replaced
 from qrun.report.claims import CLAIMS
 from qrun.report.figures import across, draw
 from qrun.report.page import About, Graded, Page, make_page, markdown
@@ -85,8 +86,10 @@ def report(
         words = f"{len(page.verdicts)} verdicts" if entry.standard else "below the standard: not on the claims page"
         say(f"{target / folder}: {words}")
     if pages:
-        (target / "README.md").write_text(claims_page(pages) + "".join(overviews(target, pages)))
-        (target / "LOG.md").write_text(log_page(pages))
+        shown = {"README.md": claims_page(pages) + "".join(overviews(target, pages)), "LOG.md": log_page(pages)}
+        for name, text in shown.items():
+            with replaced(target / name) as file:
+                file.write_text(text)
         say(f"{target / 'README.md'}: {len(CLAIMS)} claims; {target / 'LOG.md'}")
     return written
 
@@ -223,9 +226,10 @@ def overviews(target: Path, pages: list[tuple[Path, Entry, Page]]) -> Iterator[s
 
 def picture(folder: Path, name: str, figure: Figure) -> str:
     """Write a figure as PNG and SVG; returns the Markdown that shows it."""
-    figure.savefig(folder / f"{name}.png", dpi=DPI)
-    with rc_context({"svg.hashsalt": name}):  # the same file from the same numbers
-        figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+    with replaced(folder / f"{name}.png") as file:
+        figure.savefig(file, format="png", dpi=DPI)
+    with rc_context({"svg.hashsalt": name}), replaced(folder / f"{name}.svg") as file:  # same file from same numbers
+        figure.savefig(file, format="svg", metadata={"Date": None})
     return f"\n![{figure.get_label()}]({name}.png)\n"
 
 

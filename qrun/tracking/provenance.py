@@ -2,12 +2,15 @@
 
 import os
 import platform
+import socket
 import subprocess
 import sys
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 PACKAGES = (
     "qrun-adapters", "torch", "transformers", "tokenizers", "datasets", "safetensors", "numpy", "scipy", "numba",
@@ -43,6 +46,32 @@ def git_state() -> dict[str, str]:
     if not own:
         return {"git_sha": "unknown", "git_dirty": "unknown"}
     return {"git_sha": own, "git_dirty": str(bool(git("status", "--porcelain"))).lower()}
+
+
+def process() -> str:
+    """This process, `host:pid:seconds from the machine's start to its own`: no clock that jumps is in it."""
+    return f"{socket.gethostname()}:{os.getpid()}:{_age(os.getpid()):.0f}"
+
+
+def ended(word: str) -> bool:
+    """Whether a process of this machine, as `process` named it, is gone; of other machines nothing is known."""
+    host, *numbers = word.rsplit(":", 2)
+    if host != socket.gethostname():
+        return False
+    try:
+        pid, start = map(int, numbers)
+        return abs(_age(pid) - start) > 2  # rounded twice
+    except psutil.AccessDenied:
+        return False
+    except (psutil.NoSuchProcess, ValueError):
+        return True
+
+
+def _age(pid: int) -> float:
+    found = psutil.Process(pid)
+    if found.status() == psutil.STATUS_ZOMBIE:
+        raise psutil.NoSuchProcess(pid)
+    return found.create_time() - psutil.boot_time()
 
 
 def environment() -> dict[str, Any]:

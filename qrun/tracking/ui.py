@@ -7,16 +7,26 @@ import subprocess
 import sys
 import time
 import urllib.request
-from contextlib import suppress
 from pathlib import Path
-
-import psutil
 
 from qrun.errors import InputError, RunFailed
 from qrun.tracking.store import PORT, Store, page
 from qrun.tracking.views import named, shown
 
 START = 90  # seconds that the server may take to answer
+# Between this process and the server: it ends the server and all its processes when this process ends, however it does,
+# and when the server ends.
+KEEPER = """
+import os, psutil, signal, subprocess, sys, threading
+def end():
+    for process in psutil.Process().children(recursive=True):
+        process.kill()
+    os.killpg(0, signal.SIGKILL) if hasattr(os, "killpg") else os._exit(0)
+server = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
+threading.Thread(target=lambda: (sys.stdin.read(), end()), daemon=True).start()
+server.wait()
+end()
+"""
 
 
 def serve(results: str | Path, uri: str | None, port: int) -> None:
@@ -37,7 +47,7 @@ def serve(results: str | Path, uri: str | None, port: int) -> None:
             raise InputError(f"--port {port}: not free on 127.0.0.1 ({error}); choose another") from error
     _ = store.client  # a broken database is told here
     artifacts = (store.folder / "artifacts").as_uri()
-    command = [sys.executable, "-m", "mlflow", "server"]
+    command = [sys.executable, "-c", KEEPER, sys.executable, "-m", "mlflow", "server"]
     command += ["--default-artifact-root", artifacts, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     quiet["MLFLOW_BACKEND_STORE_URI"] = store.uri  # a list of processes would show its password
@@ -45,7 +55,9 @@ def serve(results: str | Path, uri: str | None, port: int) -> None:
     log, told = store.folder / "ui.log", store.folder / PORT
     env = {**os.environ, **quiet}
     with log.open("w") as output:
-        server = subprocess.Popen(command, env=env, stdout=output, stderr=output, start_new_session=True)
+        server = subprocess.Popen(
+            command, env=env, stdin=subprocess.PIPE, stdout=output, stderr=output, start_new_session=True
+        )
     stop = signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
     try:
         _wait(server, port, log)
@@ -53,16 +65,15 @@ def serve(results: str | Path, uri: str | None, port: int) -> None:
         _links(store, f"http://127.0.0.1:{port}")
         print("Ctrl-C stops the server.", flush=True)
         server.wait()
+        raise RunFailed(f"the MLflow server ended; its log is {log}")
     except KeyboardInterrupt:
         pass
     finally:
         signal.signal(signal.SIGTERM, stop)
         told.unlink(missing_ok=True)
-        if server.poll() is None:
-            for process in [*psutil.Process(server.pid).children(recursive=True), server]:
-                with suppress(psutil.NoSuchProcess):
-                    process.terminate()
-            server.wait(timeout=20)
+        if server.stdin:
+            server.stdin.close()
+        server.wait(timeout=20)
 
 
 def _links(store: Store, address: str) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 from importlib.metadata import version
 
 import pytest
@@ -266,7 +267,6 @@ def test_a_store_that_cannot_be_written_is_told_before_training(words, qrun, tmp
 
 
 def test_ui_needs_a_store_and_a_free_port(qrun, tmp_path, trained):
-    import socket
 
     code, _, err = qrun("ui", "--results", tmp_path)
     assert code == 2 and "no store at" in err
@@ -306,3 +306,39 @@ def test_one_training_step_at_smollm2s_true_shape_with_its_real_tokenizer(shared
     code, out, err = qrun("train", "model=smollm2", *source, *measured, *step, f"results={tmp_path / 'r'}")
     assert code == 0, err
     assert "134,515,008 parameters" in out and "210 sites, 224,640 parameters" in out
+
+
+def test_a_name_is_its_first_configs(words, qrun, tmp_path):
+    typed = [w for w in words[0] if not w.startswith("results")] + [f"results={tmp_path / 'r'}", "name=mine"]
+    typed.append("training.steps=1")
+    assert qrun("train", *typed)[0] == 0
+    before = (tmp_path / "r" / "runs" / "mine" / "adapter" / "adapter_model.safetensors").read_bytes()
+    code, _, err = qrun("train", *typed, "seed=7")
+    assert code == 2 and err.startswith("qrun: name=mine: ") and err.count("\n") == 1
+    assert (tmp_path / "r" / "runs" / "mine" / "adapter" / "adapter_model.safetensors").read_bytes() == before
+    from filelock import FileLock
+
+    with FileLock(tmp_path / "r" / "runs" / ".mine.lock"):
+        code, _, err = qrun("train", *typed)
+    assert code == 2 and "another process is training it" in err
+    assert [run.name for run in Store(tmp_path / "r").runs()["train"]] == ["mine"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no terminal hangs up here")
+def test_a_closed_terminal_ends_training_resumably_and_the_ui_with_its_server(words, qrun, tmp_path, start):
+    import psutil
+
+    typed = [w for w in words[0] if not w.startswith(("results", "training.steps"))]
+    process = start("train", *typed, f"results={tmp_path / 'r'}", "name=hung", "training.steps=100000")
+    until((tmp_path / "r" / "runs" / "hung" / "checkpoint.safetensors").exists, process)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(PATIENCE) == 143 and Store(tmp_path / "r").find("hung").info.status == "KILLED"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = start("ui", "--results", tmp_path / "r", "--port", port)
+    until(lambda: "Ctrl-C" in process.told(), process)
+    server = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    assert len(server) > 1 and not psutil.wait_procs(server, PATIENCE)[1]

@@ -16,7 +16,8 @@ import pandas as pd
 import pytest
 from tests_support import PATIENCE, columns, finished, study
 
-from qrun.tracking.store import MODEL, Store
+from qrun.tracking.runs import MODEL
+from qrun.tracking.store import Store
 
 pytestmark = pytest.mark.slow
 STEPS = [

@@ -148,7 +148,7 @@ def test_a_parameter_too_long_for_mlflow_is_refused_not_cut(store):
 def test_the_store_lies_at_an_absolute_address_whatever_the_working_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     store = Store("results")
-    assert store.uri == f"sqlite:///{tmp_path}/results/mlflow.db?timeout=60" and not (tmp_path / "results").exists()
+    assert store.uri == f"sqlite:///{tmp_path}/results/mlflow.db?timeout=30" and not (tmp_path / "results").exists()
 
 
 def test_a_run_id_in_the_environment_changes_nothing(store, monkeypatch):
@@ -286,7 +286,7 @@ def test_a_foreign_database_is_named_and_left_alone(tmp_path):
     with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
         database.execute("CREATE TABLE theirs (x)")
     before = (tmp_path / "mlflow.db").read_bytes()
-    with pytest.raises(InputError, match=r"mlflow.db: not a store .* move it away, or choose another folder"):
+    with pytest.raises(InputError, match=r"mlflow.db: not a store .* move it away, choose another folder"):
         Store(tmp_path).check_writable()
     assert (tmp_path / "mlflow.db").read_bytes() == before
 
