@@ -10,6 +10,7 @@ as a traceback, a hang (10 s of CPU, or 100 s waiting) or a poor line, printed w
 
 import argparse
 import copy
+import gc
 import json
 import os
 import random
@@ -95,7 +96,7 @@ class Bench:
 def bench(folder: Path) -> Bench:
     """nano, an adapter of one step in it, a text and questions."""
     from qrun import language
-    from qrun.config.compose import words_of
+    from qrun.config.tree import words_of
 
     model, text, questions = folder / "model", folder / "text.txt", folder / "questions.csv"
     shutil.copytree(Path(language.__file__).parent / "nano", model)
@@ -341,6 +342,30 @@ def tried(made: Bench, count: int, seed: int, only: list[str]) -> Iterator[tuple
         yield given, ended, verdict(given, ended)
 
 
+def warm() -> None:
+    """All that commands import, once, here; a forked command then neither imports nor collects it again."""
+    torch.set_num_threads(1)
+    import pyarrow.parquet  # noqa: F401
+    import transformers.models.llama.modeling_llama  # noqa: F401
+
+    import qrun.recipes.circuit
+    import qrun.recipes.compress
+    import qrun.recipes.export
+    import qrun.recipes.generate
+    import qrun.recipes.perplexity
+    import qrun.recipes.plan
+    import qrun.recipes.train  # noqa: F401
+    from qrun import studies
+    from qrun.config.compose import compose
+
+    for name in studies.STUDIES:
+        studies.module(name)
+    compose("train", [])
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--inputs", type=int, default=5000)
@@ -348,10 +373,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="*", default=[], choices=list(KINDS))
     parser.add_argument("--keep", type=Path, help="folder for the files made")
     asked = parser.parse_args()
-    torch.set_num_threads(1)
-    import mlflow  # noqa: F401  # imported once, here
-    import transformers.models.llama.modeling_llama  # noqa: F401
-
+    warm()
     counts: Counter[tuple[str, str]] = Counter()
     with tempfile.TemporaryDirectory() as temporary:
         folder = (asked.keep or Path(temporary)).resolve()

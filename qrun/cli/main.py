@@ -5,17 +5,22 @@ Exit codes: 0 done, 1 the run failed, 2 a wrong word, value, file or combination
 resumable).
 """
 
+import logging
 import os
 import signal
 import sys
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
 from enum import StrEnum
+from functools import partial
 from importlib import import_module
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from qrun import studies
-from qrun.errors import InputError, Interrupted, RunFailed
+from qrun.errors import InputError, Interrupted, RunFailed, redacted
 from qrun.studies import STUDIES, configure
 
 if TYPE_CHECKING:
@@ -374,7 +379,12 @@ def ui(
 
 
 def main() -> None:
-    """Entry point of the `qrun` command: known failures end in one line, bugs keep their traceback."""
+    """Entry point of the `qrun` command: known failures end in one line, bugs keep their traceback.
+
+    Neither these nor what libraries log tell a secret.
+    """
+    make = logging.getLogRecordFactory()
+    logging.setLogRecordFactory(partial(_record, make))
     # read when torch is imported, here and in workers: threads that wait would spin, against whoever shares the cores
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
@@ -387,3 +397,19 @@ def main() -> None:
         sys.exit(128 + getattr(stop, "signum", signal.SIGINT))
     except BrokenPipeError:
         sys.exit(141)
+    except Exception as error:
+        how = "qrun: this is a bug of qrun: please report these lines, with the command, where you got qrun from"
+        print(redacted("".join(traceback.format_exception(error))) + how, file=sys.stderr)
+        sys.exit(1)
+    finally:
+        logging.setLogRecordFactory(make)
+
+
+def _record(make: Callable[..., logging.LogRecord], *arguments: Any, **more: Any) -> logging.LogRecord:
+    """A record of the log without secrets."""
+    record = make(*arguments, **more)
+    with suppress(TypeError, ValueError):  # a message that does not fit its arguments is logging's to tell
+        record.msg, record.args = redacted(record.getMessage()), ()
+    if record.exc_info and record.exc_info[0]:
+        record.exc_text = redacted("".join(traceback.format_exception(*record.exc_info)))
+    return record
