@@ -382,8 +382,8 @@ def main() -> int:
             counts[given.kind, found] += 1
             if found not in ("ran", "refused"):
                 shown = " ".join(word[:120] for word in given.words if word not in TINY)
-                last = (ended.text.strip().splitlines() or [""])[-1]
-                print(f"{found}: qrun {shown!r}\n    {last[:400]}", flush=True)
+                last = "\n    ".join(line[:400] for line in ended.text.strip().splitlines()[-3:])
+                print(f"{found}: qrun {shown!r}\n    {last}", flush=True)
     bad = 0
     for kind in KINDS:
         own = {found: n for (k, found), n in sorted(counts.items()) if k == kind}

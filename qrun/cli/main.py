@@ -172,6 +172,7 @@ def train(
             _study("multirun", config)
     elif (config := _composed("train", words, cfg, config_dir)) is not None:
         _recipe("checks.check_sites", config.model, config.adapter)
+        _recipe("checks.check_run", config, config.training.context)
         _recipe("train.train", config, resume)
 
 
@@ -185,6 +186,7 @@ def perplexity(words: Words = None, cfg: Cfg = None, config_dir: ConfigDir = Non
             _study("multirun", config)
     elif (config := _composed("perplexity", words, cfg, config_dir)) is not None:
         _recipe("checks.check_device", config.model, config.device, config.adapter.path)
+        _recipe("checks.check_run", config)
         _recipe("perplexity.measure", config)
 
 

@@ -5,6 +5,7 @@ verbs.py puts them together. `__post_init__` raises InputError with the key, wha
 YAML files in configs/ hold the defaults of each option and explain the trade-offs.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -208,6 +209,8 @@ class TrainingConfig:
         counts = ("steps", "batch", "accumulation", "eval_every", "eval_tokens", "checkpoint_every")
         at_least(self, 1, *(f"training.{key}" for key in counts))
         need(self, "training.context", self.context >= 2, "a window needs 2 tokens or more")
+        window = f"give a window of training.context={self.context} tokens or more"
+        need(self, "training.eval_tokens", self.eval_tokens >= self.context, window)
         for key in ("lr", "temperature", "divergence"):
             need(self, f"training.{key}", getattr(self, key) > 0, "give a number above 0")
         at_least(self, 0, *(f"training.{key}" for key in ("warmup", "weight_decay", "clip", "threads")))
@@ -414,4 +417,11 @@ class QuestionsConfig:
         need(self, "questions.examples", 0 <= self.examples <= 5, "give 0 to 5")
         at_least(self, 20, "questions.characters")
         at_least(self, 40, "questions.context")
-        need(self, "questions.pick", picked, "give one index per subject")
+        need(
+            self, "questions.pick", picked and min(self.pick, default=0) >= 0, "give one index of 0 or more per subject"
+        )
+        plain = all(re.fullmatch(r"[A-Za-z0-9_-]+", subject) for subject in self.subjects)
+        once = plain and len(set(self.subjects)) == len(self.subjects)
+        need(self, "questions.subjects", once, "give names of a-z, A-Z, 0-9, '_' and '-', each once")
+        known = not self.reported or len(self.reported) == len(self.pick)
+        need(self, "questions.reported", known, "give one answer per picked question")

@@ -109,7 +109,8 @@ class QuestionsRunConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
-        need(self, "temperatures", bool(self.temperatures) and min(self.temperatures) > 0, "give numbers above 0")
+        once = len(set(self.temperatures)) == len(self.temperatures) > 0
+        need(self, "temperatures", once and min(self.temperatures) > 0, "give numbers above 0, each once")
         require_name("name", self.name)
         at_least(self, 1, "trials", "batch")
         _check_seed(self.seed)

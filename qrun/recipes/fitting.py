@@ -69,7 +69,7 @@ def prepared(config: TrainConfig, workspace: Workspace) -> Iterator[Job]:
     windows = opened.training_windows(context)
     watched = EvaluationConfig(split=Split.validation, max_tokens=config.training.eval_tokens)
     words = (ProtocolConfig(ctx=context), watched, opened.corpus, language.tokenizer, positions, config.model.dtype)
-    validation = build(*words)
+    validation = build(*words, key="training.context")
     original = None
     if config.teacher is not None and config.training.distill_weight and plain(config.teacher) != plain(config.model):
         original = workspace.model(config.teacher)
