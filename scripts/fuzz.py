@@ -103,10 +103,10 @@ def bench(folder: Path) -> Bench:
     text.write_text("\n\n".join(f"Passage {i}. " + "The sum of a and b is returned. " * 12 for i in range(40)))
     rows = [f"What is {i} and 1?,{i},{i + 1},{i + 2},{i + 3},B" for i in range(30)]
     questions.write_text("\n".join(rows) + "\n")
-    trained = ["train", *TINY, f"results={folder}/results", "name=good"]
-    ended = run(trained, folder, 300)
-    if ended.code:
-        raise SystemExit(f"the good run failed: {ended.text}")
+    for good in (["train", *TINY, f"results={folder}/results", "name=good"], ["circuit"]):  # kernels are compiled once
+        ended = run(good, folder, 300)
+        if ended.code:
+            raise SystemExit(f"the good run failed: {ended.text}")
     keys = {verb: words_of(verb.rsplit(" ", 1)[-1]) for verb in VERBS}
     return Bench(folder, model, folder / "results" / "runs" / "good" / "adapter", text, questions, keys)
 

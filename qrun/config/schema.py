@@ -25,6 +25,7 @@ from qrun.config.devices import (  # noqa: F401  # modules in cells' keys have t
     Sign,
 )
 from qrun.config.ranges import at_least, need, require, require_name
+from qrun.errors import redacted
 
 
 class Dtype(Enum):
@@ -385,11 +386,11 @@ class TrackingConfig:
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.uri or "http://host")
-        shown = (self.uri or "").replace(f":{parts.password}@", ":***@")
+        shown = redacted(self.uri or "")
         possible = "give an address such as http://host:5000 or postgresql://host/name, or null"
         require(bool(parts.scheme), "tracking.uri", shown, possible)
         kept = "every run would record the password; set MLFLOW_TRACKING_URI in the environment instead"
-        require(parts.password is None, "tracking.uri", shown, kept)
+        require(shown == (self.uri or ""), "tracking.uri", shown, kept)
 
 
 @dataclass

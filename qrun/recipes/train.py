@@ -24,6 +24,7 @@ from qrun.config.compose import config_hash
 from qrun.config.tree import used
 from qrun.config.verbs import TrainConfig
 from qrun.evaluation.measurement import Difference, Measurement, difference
+from qrun.files import below, replaced
 from qrun.recipes.fitting import Job, fit_adapter, fit_metrics, prepared, resume
 from qrun.recipes.measuring import measured, rounding
 from qrun.recipes.record import (
@@ -74,7 +75,7 @@ def train_in(workspace: Workspace, config: TrainConfig, resuming: bool = False) 
         store.check_writable()
         say(f"runs go to {store.where}")
         name = config.name or f"{config.model.name}-{job.label}-s{config.seed}-{config_hash(config)}"
-        folder = store.folder / "runs" / name
+        folder = below(store.folder, "runs", name)
         state = folder / "checkpoint.safetensors"
         if state.is_file() and not resuming:
             step = read_progress(state).step
@@ -138,8 +139,8 @@ def frozen(job: Job, kept: Path, resumed: bool) -> Measurement:
             return found
     with job.adapter.disabled():
         base = measured("frozen model", opened, config, job.adapter)
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    kept.write_text(base.to_json())
+    with replaced(kept) as file:
+        file.write_text(base.to_json())
     return base
 
 
