@@ -281,6 +281,7 @@ def circuit(
 ) -> None:
     """Draw one block circuit with its gate counts, depth and estimated fidelity."""
     if (config := _composed("circuit", words, cfg, config_dir)) is not None:
+        _recipe("checks.check_adapter", config.adapter.path)
         _recipe("circuit.circuit", config, qasm, draw)
 
 

@@ -129,6 +129,7 @@ class DataConfig:
         need(self, "data.test", 0 < self.test < 1 - self.validation, "give a share between 0 and 1 - data.validation")
 
 
+THREADS = 1024  # of torch, at most
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -215,6 +216,7 @@ class TrainingConfig:
         for key in ("lr", "temperature", "divergence"):
             need(self, f"training.{key}", getattr(self, key) > 0, "give a number above 0")
         at_least(self, 0, *(f"training.{key}" for key in ("warmup", "weight_decay", "clip", "threads")))
+        need(self, "training.threads", self.threads <= THREADS, f"give {THREADS} or fewer")
         need(self, "training.kept", 0 < self.kept <= 1, "give a share above 0 and up to 1")
         for key in ("distill_weight", "final_lr"):
             need(self, f"training.{key}", 0 <= getattr(self, key) <= 1, "give a number from 0 to 1")
@@ -357,6 +359,7 @@ class LauncherConfig:
     def __post_init__(self) -> None:
         at_least(self, 1, "launcher.workers", null=", or null")
         at_least(self, 1, "launcher.threads", "launcher.timeout_min")
+        need(self, "launcher.threads", self.threads <= THREADS, f"give {THREADS} or fewer")
         at_least(self, 0, "launcher.gpus")
         whole = self.kind is not LauncherKind.submitit or self.gpus == int(self.gpus)
         need(self, "launcher.gpus", whole, "a SLURM job takes whole GPUs")

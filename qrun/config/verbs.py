@@ -9,7 +9,7 @@ from omegaconf import MISSING
 
 from qrun.adapters.methods import spec
 from qrun.config.devices import Allocation, DeviceConfig, EstimateConfig, Sign, SignsConfig
-from qrun.config.ranges import at_least, need, require, require_name
+from qrun.config.ranges import at_least, check_seeds, need, require, require_name
 from qrun.config.schema import (
     AdapterConfig,
     CacheConfig,
@@ -44,7 +44,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         require_name("name", self.name)
-        _check_seed(self.seed)
+        check_seeds("seed", self.seed)
 
 
 @dataclass
@@ -113,7 +113,7 @@ class QuestionsRunConfig:
         need(self, "temperatures", once and min(self.temperatures) > 0, "give numbers above 0, each once")
         require_name("name", self.name)
         at_least(self, 1, "trials", "batch")
-        _check_seed(self.seed)
+        check_seeds("seed", self.seed)
         _check_noise(self.device, self.noise)
         check_readout(self.device, self.estimate, self.signs)
 
@@ -145,7 +145,7 @@ class TasksConfig:
         at_least(self, 1, "batch")
         at_least(self, 1, "limit", null=", or null for all")
         at_least(self, 0, "fewshot", null=", or null for the task's own")
-        _check_seed(self.seed)
+        check_seeds("seed", self.seed)
         _check_noise(self.device, self.noise)
         check_readout(self.device, self.estimate, self.signs)
 
@@ -187,7 +187,7 @@ class GenerateConfig:
     def __post_init__(self) -> None:
         at_least(self, 1, "tokens")
         at_least(self, 0, "temperature")
-        _check_seed(self.seed)
+        check_seeds("seed", self.seed)
         _check_noise(self.device, self.noise)
         check_readout(self.device, self.estimate, self.signs)
 
@@ -207,11 +207,7 @@ class CircuitConfig:
     def __post_init__(self) -> None:
         need(self, "dim", self.dim in (2, 4, 8, 16, 32, 64), "circuits have 2, 4, 8, 16, 32 or 64 amplitudes")
         at_least(self, 0, "block")
-        _check_seed(self.seed)
-
-
-def _check_seed(seed: int) -> None:
-    require(0 <= seed < 2**32, "seed", seed, "give a number from 0 to 2^32 - 1")
+        check_seeds("seed", self.seed)
 
 
 def _check_noise(device: DeviceConfig, noise: Noise) -> None:

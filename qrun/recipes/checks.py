@@ -50,8 +50,15 @@ def check_results(results: str) -> None:
         raise InputError(f"results={results}: {why}; choose another folder with results=...")
 
 
+def check_adapter(path: str | None) -> None:
+    """A saved adapter is a folder."""
+    if path is not None and not os.path.isdir(os.path.expanduser(path)):
+        raise InputError(f"adapter.path={path}: no such folder; give one written by `qrun train` or by PEFT")
+
+
 def check_device(model: ModelConfig, device: DeviceConfig, adapter: str | None) -> None:
     """A device runs circuits, so there must be an adapter."""
+    check_adapter(adapter)
     model_shape(model)
     if device.kind != "exact" and not adapter:
         how = "give adapter.path=<folder written by `qrun train`>"
