@@ -1,6 +1,7 @@
 """The scripts beside the package: each explains itself, the small ones run."""
 
 import runpy
+import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -39,3 +40,24 @@ def test_the_scan_of_rates_tells_each_rate_from_validation(script, tiny_folder, 
              "training.context=64", "training.steps=2", "training.eval_tokens=256"]  # fmt: skip
     rows = script("scan_lr", "lora", *words).splitlines()
     assert len(rows) == 5 and all("validation 8." in row and " -> 8." in row for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "found"),
+    [
+        (0, "", "ran"), (2, "qrun: seed=-1: give 0 or more", "refused"), (2, "qrun: wrong", "unnamed"),
+        (2, "qrun: seed\nmore", "lines"), (2, "qrun: seed" + "x" * 300, "long"), (-999, "", "hung"),
+        (1, "Traceback\nseed", "crashed"), (-11, "qrun: seed", "crashed"),
+    ],
+)  # fmt: skip
+def test_the_fuzz_knows_what_a_command_came_to(code, said, found):
+    fuzz = runpy.run_path(str(SCRIPTS[0].with_name("fuzz.py")))
+    assert fuzz["verdict"](fuzz["Input"]("words", [], ("seed",)), fuzz["Ended"](code, said)) == found
+
+
+@pytest.mark.slow
+def test_wrong_words_broken_files_and_odd_names_run_or_are_refused_in_one_line(tmp_path):
+    """A process of its own, because it forks."""
+    command = [sys.executable, str(SCRIPTS[0].with_name("fuzz.py")), "--inputs", "60", "--seed", "11"]
+    done = subprocess.run([*command, "--keep", str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "60 inputs of seed 11: 0 neither" in done.stdout, done.stdout + done.stderr

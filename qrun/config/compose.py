@@ -38,25 +38,32 @@ def compose(verb: str, typed: list[str], schema: type | None = None) -> Any:
     _know(verb, schema or VERBS[verb])
     for word in found:
         _check_option(word)
-    composed = None
+    composed, filled = None, {}
     try:
         composed = _composed(verb, found)
-        _check_texts(composed)
+        filled = _check_texts(composed)
         return OmegaConf.to_object(composed)
     except InputError:
         raise
+    except (AttributeError, TypeError) as error:
+        if not filled:
+            raise
+        key, text = next(iter(filled.items()))  # OmegaConf does not look at the type of what is filled in for a list
+        raise InputError(f"{key}={text}: fills in a value of another type ({error})") from error
     except FAILURES as error:
         if isinstance(error.__cause__, InputError):
             raise error.__cause__ from None
         raise InputError(_told(error, verb, found, _guilty(verb, found) if composed is None else None)) from error
 
 
-def _check_texts(composed: Any) -> None:
-    """Own files, like words, fill in values of this config alone, and no text of a config is a secret."""
+def _check_texts(composed: Any) -> dict[str, str]:
+    """Own files, like words, fill in values of this config alone, and no text of a config is a secret. Returns the
+    texts that are filled in, by their keys."""
     values: Any = OmegaConf.to_container(composed, resolve=False)
     for key, value in tree.flatten(values).items():
         for item in value if isinstance(value, list) else [value]:
             words.check_text(key, str(item))
+    return {key: text for key, text in tree.flatten(values).items() if isinstance(text, str) and "${" in text}
 
 
 @contextmanager
