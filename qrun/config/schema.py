@@ -261,7 +261,7 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         at_least(self, 1, "evaluation.batch")
         at_least(self, 2, "evaluation.max_tokens", null=", or null for all")
-        need(self, "evaluation.resamples", self.resamples >= 99, "an interval needs 99 resamples or more")
+        need(self, "evaluation.resamples", 99 <= self.resamples <= 10**6, "an interval takes 99 to 1,000,000 resamples")
 
 
 class CompressionKind(Enum):
