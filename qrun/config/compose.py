@@ -45,15 +45,15 @@ def compose(verb: str, typed: list[str], schema: type | None = None) -> Any:
         return OmegaConf.to_object(composed)
     except InputError:
         raise
+    except FAILURES as error:
+        if isinstance(error.__cause__, InputError):
+            raise error.__cause__ from None
+        raise InputError(_told(error, verb, found, _guilty(verb, found) if composed is None else None)) from error
     except (AttributeError, TypeError) as error:
         if not filled:
             raise
         key, text = next(iter(filled.items()))  # OmegaConf does not look at the type of what is filled in for a list
         raise InputError(f"{key}={text}: fills in a value of another type ({error})") from error
-    except FAILURES as error:
-        if isinstance(error.__cause__, InputError):
-            raise error.__cause__ from None
-        raise InputError(_told(error, verb, found, _guilty(verb, found) if composed is None else None)) from error
 
 
 def _check_texts(composed: Any) -> dict[str, str]:
@@ -127,7 +127,8 @@ def _told(error: BaseException, verb: str, found: Sequence[Override], word: Over
     if isinstance(cause, NOWHERE):
         key = word.get_key_element() if word is not None and word.key_or_group != "experiment" else key
         return f"{key}: no such key for this command; {_near(key, verb)}"
-    return f"{key}: {what}" if key else what
+    below = [word.get_key_element() for word in found if word.get_key_element().startswith(f"{key}.")]
+    return f"{' or '.join(below) or key}: {what}" if key else what  # a group that could not be made is a word's fault
 
 
 def _guilty(verb: str, found: Sequence[Override]) -> Override | None:

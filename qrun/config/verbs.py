@@ -9,7 +9,7 @@ from omegaconf import MISSING
 
 from qrun.adapters.methods import spec
 from qrun.config.devices import Allocation, DeviceConfig, EstimateConfig, Sign, SignsConfig
-from qrun.config.ranges import at_least, check_seeds, need, require, require_name
+from qrun.config.ranges import at_least, check_seeds, need, require, require_name, require_place
 from qrun.config.schema import (
     AdapterConfig,
     CacheConfig,
@@ -44,6 +44,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         require_name("name", self.name)
+        require_place(self.results)
         check_seeds("seed", self.seed)
 
 
@@ -112,6 +113,7 @@ class QuestionsRunConfig:
         once = len(set(self.temperatures)) == len(self.temperatures) > 0
         need(self, "temperatures", once and min(self.temperatures) > 0, "give numbers above 0, each once")
         require_name("name", self.name)
+        require_place(self.results)
         at_least(self, 1, "trials", "batch")
         check_seeds("seed", self.seed)
         _check_noise(self.device, self.noise)
@@ -142,6 +144,7 @@ class TasksConfig:
     def __post_init__(self) -> None:
         need(self, "tasks", bool(self.tasks), "name one or more, for example tasks=[arc_easy,hellaswag]")
         require_name("name", self.name)
+        require_place(self.results)
         at_least(self, 1, "batch")
         at_least(self, 1, "limit", null=", or null for all")
         at_least(self, 0, "fewshot", null=", or null for the task's own")
