@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -388,7 +389,7 @@ def main() -> int:
     warm()
     counts: Counter[tuple[str, str]] = Counter()
     seconds: Counter[str] = Counter()
-    with tempfile.TemporaryDirectory() as temporary:
+    with tempfile.TemporaryDirectory() as temporary, suppress(KeyboardInterrupt):  # Ctrl-C: the table so far
         folder = (asked.keep or Path(temporary)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         for given, ended, found in tried(bench(folder), asked.inputs, asked.seed, asked.only):
