@@ -1,12 +1,47 @@
-"""The ways a command can end early without being a bug. Everything else is a bug and keeps its traceback."""
+"""The ways a command can end early without being a bug, told in one line and without secrets. Everything else is a bug
+and keeps its traceback.
+"""
+
+import os
+import re
+
+LONGEST = 290  # characters of a line; `qrun: ` comes before it
+_SECRET = re.compile(r"TOKEN(?!IZ)|SECRET|KEY(?!RING|BOARD)|PASSW", re.IGNORECASE)  # in names of the environment
+_PASSWORD = re.compile(r"(?<=://)([^/@\s:]*):([^/@\s]+)@")  # in an address
+_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}|(?<=[?&])((?:password|token|secret|key|api_key)=)[^&\s]+", re.IGNORECASE)
 
 
-class InputError(Exception):
+def redacted(text: str) -> str:
+    """A text without what looks like a secret: tokens of the hub, passwords in addresses, and the values (8 characters
+    or more) of what the environment calls a token, secret, key or password."""
+    hidden = [value for name, value in os.environ.items() if _SECRET.search(name)]
+    hidden += [password for value in os.environ.values() for _, password in _PASSWORD.findall(value)]
+    for value in sorted({value.strip() for value in hidden}, key=len, reverse=True):
+        if len(value) >= 8:
+            text = text.replace(value, "***")
+    return _TOKEN.sub(r"\1***", _PASSWORD.sub(r"\1:***@", text))
+
+
+def one_line(text: str) -> str:
+    """A text as one line of at most LONGEST characters: control characters escaped, its middle left out."""
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(text.splitlines()))
+    half = LONGEST // 2 - 2
+    return line if len(line) <= LONGEST else f"{line[:half]} ... {line[-half + 1 :]}"
+
+
+class _Told(Exception):
+    """What a user reads of it is one line without secrets."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(redacted(message)))
+
+
+class InputError(_Told):
     """A wrong word, value, file or combination. One line that names the key, what was given and what is possible (exit
     code 2)."""
 
 
-class RunFailed(Exception):
+class RunFailed(_Told):
     """A run that started properly and cannot go on, such as a diverged training or a full disk (exit code 1)."""
 
 

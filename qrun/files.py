@@ -5,10 +5,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from qrun.errors import InputError
+
 
 def cache_folder() -> Path:
     """XDG_CACHE_HOME/qrun; safe to delete at any time."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qrun"
+
+
+def below(folder: Path, *parts: str) -> Path:
+    """A place in a folder to write to. Raises InputError where a link leads out of the folder."""
+    path = folder.joinpath(*parts)
+    real, root = path.resolve(), folder.resolve()
+    if not real.is_relative_to(root):
+        raise InputError(f"{path}: a link there leads to {real}, out of {root}; nothing is written outside; remove it")
+    return path
 
 
 @contextmanager

@@ -5,11 +5,13 @@
 
 Each input is a whole command in a process of its own, forked after the heavy imports. Refused means: exit code 2 (1 for
 a run that failed), one line on stderr of at most 300 characters that names the key or file. Everything else is counted
-as a traceback, a hang (10 s of CPU, or 100 s waiting) or a poor line, printed with its command, and the exit code is 1.
+as crashed, hung (10 s of CPU, or 300 s waiting), unnamed, too long or of several lines, printed with its command, and
+the exit code is 1.
 """
 
 import argparse
 import copy
+import gc
 import json
 import os
 import random
@@ -21,6 +23,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +31,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-CPU_S, WAIT_S, LONGEST = 10, 100.0, 300
+CPU_S, WAIT_S, LONGEST = 10, 300.0, 300
+FOUND = ("ran", "refused", "crashed", "hung", "unnamed", "long", "lines")  # what an input may come to
 HUNG = -999
 TINY = ["training.steps=1", "training.context=32", "training.eval_tokens=64", "adapter.projections=[v_proj]",
         "adapter.layers=last", "evaluation.max_tokens=64", "evaluation.resamples=99"]  # fmt: skip
@@ -95,17 +99,17 @@ class Bench:
 def bench(folder: Path) -> Bench:
     """nano, an adapter of one step in it, a text and questions."""
     from qrun import language
-    from qrun.config.compose import words_of
+    from qrun.config.tree import words_of
 
     model, text, questions = folder / "model", folder / "text.txt", folder / "questions.csv"
     shutil.copytree(Path(language.__file__).parent / "nano", model)
     text.write_text("\n\n".join(f"Passage {i}. " + "The sum of a and b is returned. " * 12 for i in range(40)))
     rows = [f"What is {i} and 1?,{i},{i + 1},{i + 2},{i + 3},B" for i in range(30)]
     questions.write_text("\n".join(rows) + "\n")
-    trained = ["train", *TINY, f"results={folder}/results", "name=good"]
-    ended = run(trained, folder, 300)
-    if ended.code:
-        raise SystemExit(f"the good run failed: {ended.text}")
+    for good in (["train", *TINY, f"results={folder}/results", "name=good"], ["circuit"]):  # kernels are compiled once
+        ended = run(good, folder, 300)
+        if ended.code:
+            raise SystemExit(f"the good run failed: {ended.text}")
     keys = {verb: words_of(verb.rsplit(" ", 1)[-1]) for verb in VERBS}
     return Bench(folder, model, folder / "results" / "runs" / "good" / "adapter", text, questions, keys)
 
@@ -231,8 +235,9 @@ def questions(rng: random.Random, made: Bench) -> Input:
     at = rng.randrange(len(lines) - 1)
     lines[at] = rng.choice([*ROWS, *TEXTS])
     file.write_bytes(b"\n".join(lines) if rng.random() < 0.7 else rng.choice(TEXTS))
-    there = [f"questions.path={file}", f"adapter.path={made.adapter}", f"results={made.folder}/results"]
-    return Input("questions", ["eval", "questions", *there, "--dry-run"], ("questions", str(file)))
+    there = ["questions=mmlu", f"questions.path={file}", f"results={made.folder}/results"]
+    asked = ["questions.limit=2", "trials=1", "temperatures=[1]"]
+    return Input("questions", ["eval", "questions", *there, *asked], ("questions", str(file)))
 
 
 def names(rng: random.Random, made: Bench) -> Input:
@@ -268,10 +273,11 @@ KINDS: dict[str, tuple[Callable[[random.Random, Bench], Input], int]] = {  # and
 
 @dataclass(frozen=True)
 class Ended:
-    """What a command came to; the code may be HUNG."""
+    """What a command came to, in so many seconds of CPU; the code may be HUNG."""
 
     code: int
     text: str
+    seconds: float = 0.0
 
 
 def run(command: list[str], folder: Path, cpu_s: int = CPU_S) -> Ended:
@@ -302,32 +308,39 @@ def run(command: list[str], folder: Path, cpu_s: int = CPU_S) -> Ended:
             os._exit(code)
         finally:
             os._exit(98)
-    until = time.monotonic() + max(WAIT_S, 2 * cpu_s)
+    before, until = _children(), time.monotonic() + max(WAIT_S, 2 * cpu_s)
     while time.monotonic() < until:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
             code = os.waitstatus_to_exitcode(status)
-            return Ended(HUNG if code == -signal.SIGXCPU else code, log.read_text(errors="replace"))
+            code = HUNG if code == -signal.SIGXCPU else code
+            return Ended(code, log.read_text(errors="replace"), _children() - before)
         time.sleep(0.01)
     os.killpg(child, signal.SIGKILL)
     os.waitpid(child, 0)
     return Ended(HUNG, log.read_text(errors="replace"))
 
 
+def _children() -> float:
+    """Seconds of CPU of all forked commands that have ended."""
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return spent.ru_utime + spent.ru_stime
+
+
 def verdict(given: Input, ended: Ended) -> str:
-    """ran, refused, traceback, hang, or what is poor about the line."""
+    """One of FOUND: refused in one line, or what is poor about it."""
     lines = [line for line in ended.text.splitlines() if line.strip()]
     if ended.code == HUNG:
-        return "hang"
+        return "hung"
     if ended.code == 0:
         return "ran"
     if "Traceback" in ended.text or ended.code not in (1, 2):
-        return "traceback"
+        return "crashed"
     if len(lines) != 1:
-        return f"{len(lines)} lines"
+        return "lines"
     if len(lines[0]) > LONGEST:
-        return "long line"
-    return "refused" if any(name in lines[0] for name in given.names) else "key or file not named"
+        return "long"
+    return "refused" if any(name in lines[0] for name in given.names) else "unnamed"
 
 
 def tried(made: Bench, count: int, seed: int, only: list[str]) -> Iterator[tuple[Input, Ended, str]]:
@@ -341,34 +354,58 @@ def tried(made: Bench, count: int, seed: int, only: list[str]) -> Iterator[tuple
         yield given, ended, verdict(given, ended)
 
 
+def warm() -> None:
+    """All that commands import, once, here; a forked command then neither imports nor collects it again."""
+    torch.set_num_threads(1)
+    import pyarrow.parquet  # noqa: F401
+    import transformers.models.llama.modeling_llama  # noqa: F401
+
+    import qrun.recipes.circuit
+    import qrun.recipes.compress
+    import qrun.recipes.export
+    import qrun.recipes.generate
+    import qrun.recipes.perplexity
+    import qrun.recipes.plan
+    import qrun.recipes.train  # noqa: F401
+    from qrun import studies
+    from qrun.config.compose import compose
+
+    for name in studies.STUDIES:
+        studies.module(name)
+    compose("train", [])
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--inputs", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="*", default=[], choices=list(KINDS))
+    parser.add_argument("--show", action="store_true", help="print every input and what was said")
     parser.add_argument("--keep", type=Path, help="folder for the files made")
     asked = parser.parse_args()
-    torch.set_num_threads(1)
-    import mlflow  # noqa: F401  # imported once, here
-    import transformers.models.llama.modeling_llama  # noqa: F401
-
+    warm()
     counts: Counter[tuple[str, str]] = Counter()
-    with tempfile.TemporaryDirectory() as temporary:
+    seconds: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory() as temporary, suppress(KeyboardInterrupt):  # Ctrl-C: the table so far
         folder = (asked.keep or Path(temporary)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         for given, ended, found in tried(bench(folder), asked.inputs, asked.seed, asked.only):
             counts[given.kind, found] += 1
-            if found not in ("ran", "refused"):
+            seconds[given.kind] += ended.seconds
+            if asked.show or found not in ("ran", "refused"):
                 shown = " ".join(word[:120] for word in given.words if word not in TINY)
-                last = (ended.text.strip().splitlines() or [""])[-1]
-                print(f"{found}: qrun {shown!r}\n    {last[:400]}", flush=True)
-    bad = 0
-    for kind in KINDS:
-        own = {found: n for (k, found), n in sorted(counts.items()) if k == kind}
-        bad += sum(n for found, n in own.items() if found not in ("ran", "refused"))
-        if own:
-            print(f"{kind:10} tried {sum(own.values()):5}  " + "  ".join(f"{found} {n}" for found, n in own.items()))
-    print(f"{sum(counts.values())} inputs of seed {asked.seed}: {bad} neither ran nor were refused in one line")
+                last = "\n    ".join(line[:400] for line in ended.text.strip().splitlines()[-3:])
+                print(f"{found}: qrun {shown!r}\n    {last}", flush=True)
+    print(f"{'':10}" + "".join(f"{word:>9}" for word in ("tried", *FOUND)) + "   CPU s each")
+    for kind in [*dict.fromkeys(kind for kind, _ in counts), "all"]:
+        own = [sum(n for (k, f), n in counts.items() if f == found and kind in (k, "all")) for found in FOUND]
+        spent = sum(value for k, value in seconds.items() if kind in (k, "all")) / sum(own)
+        print(f"{kind:10}" + "".join(f"{n:9,}" for n in (sum(own), *own)) + f"{spent:13.2f}")
+    bad = sum(own[2:])
+    print(f"{sum(own)} inputs of seed {asked.seed}: {bad} neither ran nor were refused in one line")
     return int(bad > 0)
 
 

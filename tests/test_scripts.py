@@ -51,3 +51,24 @@ def test_a_few_faults_are_survived(tmp_path):
         [sys.executable, str(file), *words], capture_output=True, text=True, cwd=tmp_path, check=False
     )
     assert done.returncode == 0 and "6 faults of seed 3: 0 lost, 0 skipped" in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "found"),
+    [
+        (0, "", "ran"), (2, "qrun: seed=-1: give 0 or more", "refused"), (2, "qrun: wrong", "unnamed"),
+        (2, "qrun: seed\nmore", "lines"), (2, "qrun: seed" + "x" * 300, "long"), (-999, "", "hung"),
+        (1, "Traceback\nseed", "crashed"), (-11, "qrun: seed", "crashed"),
+    ],
+)  # fmt: skip
+def test_the_fuzz_knows_what_a_command_came_to(code, said, found):
+    fuzz = runpy.run_path(str(SCRIPTS[0].with_name("fuzz.py")))
+    assert fuzz["verdict"](fuzz["Input"]("words", [], ("seed",)), fuzz["Ended"](code, said)) == found
+
+
+@pytest.mark.slow
+def test_wrong_words_broken_files_and_odd_names_run_or_are_refused_in_one_line(tmp_path):
+    """A process of its own, because it forks."""
+    command = [sys.executable, str(SCRIPTS[0].with_name("fuzz.py")), "--inputs", "60", "--seed", "11"]
+    done = subprocess.run([*command, "--keep", str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "60 inputs of seed 11: 0 neither" in done.stdout, done.stdout + done.stderr

@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 import traceback
@@ -33,7 +34,7 @@ import torch
 from qrun.cells.cell import Place, Task
 from qrun.cells.workspace import Workspace
 from qrun.config.schema import Cluster, LauncherConfig, LauncherKind
-from qrun.errors import InputError, Interrupted, RunFailed, interruption
+from qrun.errors import InputError, Interrupted, RunFailed, interruption, redacted
 from qrun.report.screen import console, silenced
 from qrun.training.interrupt import Interrupt
 
@@ -109,8 +110,8 @@ def attempt(key: str, task: Task, place: Place, workspace: Workspace) -> Outcome
     except Exception as failure:  # a bug in one cell must not cost the others
         if stop := interruption(failure):
             raise stop from None
-        traceback.print_exc()
-        error = f"{type(failure).__name__}: {failure}"
+        print(redacted(traceback.format_exc()), end="", file=sys.stderr)
+        error = redacted(f"{type(failure).__name__}: {failure}")
     return Outcome(key, run_id, error, time.monotonic() - started)
 
 

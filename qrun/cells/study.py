@@ -26,6 +26,7 @@ from qrun.config.schema import LauncherConfig, ModelConfig, TrackingConfig
 from qrun.config.tree import used
 from qrun.errors import InputError
 from qrun.evaluation.results import IDENTITY, Results
+from qrun.files import below
 from qrun.report.curves import AXES, curves
 from qrun.report.grade import Verdict
 from qrun.report.page import About, Page, make_page, show
@@ -136,12 +137,12 @@ def _compute(
             from qrun.cells.workspace import Workspace
 
             workspace, runs = Workspace(keys.sources), {key: done.run_id for key, done in finished.items()}
-            jobs = store.folder / "slurm"
+            jobs = below(store.folder, "slurm")
             with open_pool(config.launcher, config.model.device, workspace, len(todo.missing), jobs) as pool:
                 run_missing(todo, keys, runs, pool, store, run.run_id)
             finished = store.tagged(EXPERIMENT, "cell_key", "FINISHED")
         results = collect(grid, keys, finished)
-        folder = store.folder / "studies" / name
+        folder = below(store.folder, "studies", name)
         folder.mkdir(parents=True, exist_ok=True)
         results.write(folder)
         (folder / ABOUT).write_text(about.to_json())

@@ -11,6 +11,7 @@ from qrun.adapters.linear import Adapter
 from qrun.cells.keys import Sources
 from qrun.config.compose import to_yaml
 from qrun.config.schema import CacheConfig, DataConfig, EvaluationConfig, ModelConfig, ProtocolConfig
+from qrun.errors import InputError
 from qrun.evaluation import protocols
 from qrun.evaluation.perplexity import fed, pools
 from qrun.evaluation.protocols import Task
@@ -18,7 +19,7 @@ from qrun.evaluation.trunk import Trunk, digest, open_trunk
 from qrun.language import models
 from qrun.language.corpus import Corpus
 from qrun.language.models import LanguageModel
-from qrun.language.tokens import stream
+from qrun.language.tokens import Array, stream
 from qrun.report.screen import say
 from qrun.training.loop import training_windows
 
@@ -82,8 +83,17 @@ class Opened:
         """Windows [count, context] of the training split, tokenised once."""
         if context not in self.windows:
             text = stream(self.language.tokenizer, self.corpus.splits["train"], self.corpus.wikitext)
+            check_ids(self.language, text.ids)
             self.windows[context] = training_windows(torch.from_numpy(text.ids), context)
         return self.windows[context]
+
+
+def check_ids(language: LanguageModel, ids: Array) -> None:
+    """Raise InputError where the tokenizer gives more tokens than the model has."""
+    size, most = language.model.get_input_embeddings().num_embeddings, int(ids.max(initial=0))
+    if most >= size:
+        name, has = language.identity["name"], f"the model has {size:,} tokens, its tokenizer gives number {most:,}"
+        raise InputError(f"model={name}: {has} on this text; take the tokenizer that belongs to the model")
 
 
 class Workspace:
@@ -118,8 +128,10 @@ class Workspace:
             positions = language.shape.max_position_embeddings
             words = (config.protocol, config.evaluation, text, language.tokenizer, positions)
             task = protocols.build(*words, config.model.dtype, config.model.quantization)
+            for passage in task.passages:
+                check_ids(language, passage.stream.ids)
             sizes = ", ".join(f"{split} {len(documents):,}" for split, documents in text.splits.items())
             stated = f"{task.scored:,} tokens scored, protocol {task.statement['protocol']} {task.fingerprint}"
-            say(f"data {text.name}: {sizes} documents; {stated}")
+            say(f"data {text.name}: {sizes} documents{f' ({text.told})' if text.told else ''}; {stated}")
             self._opened[key] = Opened(language, text, task)
         return self._opened[key]

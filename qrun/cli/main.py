@@ -6,18 +6,22 @@ resumable).
 """
 
 import errno
+import logging
 import os
 import signal
 import sys
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
 from enum import StrEnum
 from functools import partial
 from importlib import import_module
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from qrun import studies
-from qrun.errors import InputError, Interrupted, RunFailed
+from qrun.errors import InputError, Interrupted, RunFailed, redacted
 from qrun.studies import STUDIES, configure
 
 if TYPE_CHECKING:
@@ -183,7 +187,7 @@ def train(
             _study("multirun", config)
     elif (config := _composed("train", words, cfg, config_dir)) is not None:
         _recipe("checks.check_sites", config.model, config.adapter)
-        _recipe("checks.check_lengths", config)
+        _recipe("checks.check_run", config)
         _first_word("train", config)
         _recipe("train.train", config, resume)
 
@@ -198,7 +202,7 @@ def perplexity(words: Words = None, cfg: Cfg = None, config_dir: ConfigDir = Non
             _study("multirun", config)
     elif (config := _composed("perplexity", words, cfg, config_dir)) is not None:
         _recipe("checks.check_device", config.model, config.device, config.adapter.path)
-        _recipe("checks.check_lengths", config)
+        _recipe("checks.check_run", config)
         _first_word("eval perplexity", config)
         _recipe("perplexity.measure", config)
 
@@ -323,6 +327,7 @@ def circuit(
 ) -> None:
     """Draw one block circuit with its gate counts, depth and estimated fidelity."""
     if (config := _composed("circuit", words, cfg, config_dir)) is not None:
+        _recipe("checks.check_adapter", config.adapter.path)
         _recipe("circuit.circuit", config, qasm, draw)
 
 
@@ -437,7 +442,12 @@ def ui(
 
 
 def main() -> None:
-    """Entry point of the `qrun` command: known failures end in one line, bugs keep their traceback."""
+    """Entry point of the `qrun` command: known failures end in one line, bugs keep their traceback.
+
+    Neither these nor what libraries log tell a secret.
+    """
+    make = logging.getLogRecordFactory()
+    logging.setLogRecordFactory(partial(_record, make))
     # read when torch is imported, here and in workers: threads that wait would spin, against whoever shares the cores
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # nohup ignores it
@@ -452,8 +462,23 @@ def main() -> None:
         sys.exit(128 + getattr(stop, "signum", signal.SIGINT))
     except BrokenPipeError:
         sys.exit(141)
-    except OSError as error:
-        if error.errno not in DISK:
-            raise
-        print(f"qrun: {error.filename or 'a file'}: could not be written ({error.strerror})", file=sys.stderr)
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in DISK:
+            wrong = f"qrun: {error.filename or 'a file'}: could not be written ({error.strerror})"
+        else:
+            how = "qrun: this is a bug of qrun: please report these lines, with the command, where you got qrun from"
+            wrong = redacted("".join(traceback.format_exception(error))) + how
+        print(wrong, file=sys.stderr)
         sys.exit(1)
+    finally:
+        logging.setLogRecordFactory(make)
+
+
+def _record(make: Callable[..., logging.LogRecord], *arguments: Any, **more: Any) -> logging.LogRecord:
+    """A record of the log without secrets."""
+    record = make(*arguments, **more)
+    with suppress(TypeError, ValueError):  # a message that does not fit its arguments is logging's to tell
+        record.msg, record.args = redacted(record.getMessage()), ()
+    if record.exc_info and record.exc_info[0]:
+        record.exc_text = redacted("".join(traceback.format_exception(*record.exc_info)))
+    return record

@@ -8,7 +8,9 @@ Only Hydra and OmegaConf are imported, so that a wrong word is answered before a
 import difflib
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 from hydra import compose as hydra_compose
@@ -18,6 +20,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.resolvers import oc
 from yaml import YAMLError
 
 from qrun.config import tree, words
@@ -32,26 +35,58 @@ NOWHERE = (ConfigKeyError, ConfigAttributeError)
 def compose(verb: str, typed: list[str], schema: type | None = None) -> Any:
     """The verb's dataclass, every value checked. A study brings its own schema. Raises InputError in one line."""
     found = [words.read(word) for word in typed]
-    store = ConfigStore.instance()
-    for name, node in {**VERBS, **({verb: schema} if schema else {})}.items():
-        store.store(name=f"{name}_schema", node=node)
+    _know(verb, schema or VERBS[verb])
     for word in found:
         _check_option(word)
+    composed, filled = None, {}
     try:
-        return OmegaConf.to_object(_composed(verb, found))
+        composed = _composed(verb, found)
+        filled = _check_texts(composed)
+        return OmegaConf.to_object(composed)
     except InputError:
         raise
     except FAILURES as error:
         if isinstance(error.__cause__, InputError):
             raise error.__cause__ from None
-        raise InputError(_told(error, verb, found)) from error
+        raise InputError(_told(error, verb, found, _guilty(verb, found) if composed is None else None)) from error
+    except (AttributeError, TypeError) as error:
+        if not filled:
+            raise
+        key, text = next(iter(filled.items()))  # OmegaConf does not look at the type of what is filled in for a list
+        raise InputError(f"{key}={text}: fills in a value of another type ({error})") from error
+
+
+def _check_texts(composed: Any) -> dict[str, str]:
+    """Own files, like words, fill in values of this config alone, and no text of a config is a secret. Returns the
+    texts that are filled in, by their keys."""
+    values: Any = OmegaConf.to_container(composed, resolve=False)
+    for key, value in tree.flatten(values).items():
+        for item in value if isinstance(value, list) else [value]:
+            words.check_text(key, str(item))
+    return {key: text for key, text in tree.flatten(values).items() if isinstance(text, str) and "${" in text}
+
+
+@contextmanager
+def _no_environment() -> Iterator[None]:
+    """Hydra resolves the names in lists of defaults while it composes: not from the environment."""
+    OmegaConf.clear_resolver("oc.env")
+    try:
+        yield
+    finally:
+        OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)
+
+
+@cache
+def _know(verb: str, schema: type) -> None:
+    """Tell Hydra the schema of a verb."""
+    ConfigStore.instance().store(name=f"{verb}_schema", node=schema)
 
 
 def _composed(verb: str, found: Sequence[Override]) -> Any:
     """Hydra's tree, with own folders on its search path, of options that one folder has."""
     own = [words.quoted(str(folder)) for folder in tree.folders()]
     lines = [*map(words.typed, found), *([f"hydra.searchpath=[{','.join(own)}]"] if own else [])]
-    with initialize_config_dir(str(tree.TREE), version_base="1.3"):
+    with _no_environment(), initialize_config_dir(str(tree.TREE), version_base="1.3"):
         composed = hydra_compose(config_name=verb, overrides=lines, return_hydra_config=True)
     known = tree.files()
     for place, name in composed.hydra.runtime.choices.items():
@@ -65,14 +100,14 @@ def _composed(verb: str, found: Sequence[Override]) -> Any:
 def _check_option(word: Override) -> None:
     """An option that there is; `null` empties a group in a place (data@home=null)."""
     group, value = word.key_or_group, word.value()
-    known = tree.options()
+    known = tree.files()
     if group in known and not (value is None and word.package) and value not in list(known[group]):
         raise InputError(f"{word.input_line}: no such option; {group} has {', '.join(known[group])}")
 
 
-def _told(error: BaseException, verb: str, found: Sequence[Override]) -> str:
-    """Hydra's nested, multi-line errors as one line that names the key, what was given and what is possible."""
-    word = _guilty(verb, found)
+def _told(error: BaseException, verb: str, found: Sequence[Override], word: Override | None) -> str:
+    """Hydra's nested, multi-line errors as one line that names the key, what was given and what is possible; `word` is
+    the one that does not compose."""
     cause = error.__cause__ or error
     key = str(getattr(cause, "full_key", None) or (word and word.get_key_element()) or "")
     what = " ".join(line.strip() for line in str(cause).splitlines() if line[:1].strip())  # without OmegaConf's details
@@ -92,17 +127,18 @@ def _told(error: BaseException, verb: str, found: Sequence[Override]) -> str:
     if isinstance(cause, NOWHERE):
         key = word.get_key_element() if word is not None and word.key_or_group != "experiment" else key
         return f"{key}: no such key for this command; {_near(key, verb)}"
-    return f"{key}: {what}" if key else what
+    below = [word.get_key_element() for word in found if word.get_key_element().startswith(f"{key}.")]
+    return f"{' or '.join(below) or key}: {what}" if key else what  # a group that could not be made is a word's fault
 
 
 def _guilty(verb: str, found: Sequence[Override]) -> Override | None:
-    """The first word without which Hydra composes; None where only values are wrong."""
-    for count, word in enumerate(found, start=1):
+    """The first word without which Hydra composes; `found` as a whole does not."""
+    for count in range(1, len(found)):
         try:
             _composed(verb, found[:count])
         except FAILURES:
-            return word
-    return None
+            return found[count - 1]
+    return found[-1] if found else None
 
 
 def _near(key: str, verb: str) -> str:

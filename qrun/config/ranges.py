@@ -28,6 +28,18 @@ def at_least(config: object, least: int, *keys: str, null: str = "") -> None:
         need(config, key, bool(null) if value is None else value >= least, f"give {least} or more{null}")
 
 
+def check_seeds(key: str, *seeds: int) -> None:
+    """Numbers that every generator takes."""
+    for seed in seeds:
+        require(0 <= seed < 2**32, key, seed, "give a number from 0 to 2^32 - 1")
+
+
+def require_place(results: str) -> None:
+    """The results folder is a part of the address of MLflow's database."""
+    free = bool(results) and not set("?%") & set(results)
+    require(free, "results", results, "an address of MLflow gives '?' and '%' a meaning; choose a path without them")
+
+
 def require_name(key: str, given: str | None) -> None:
     """A name becomes a folder and a part of run names, so it must not lead to another place. Unset ones pass."""
     if given is not None and given != MISSING:

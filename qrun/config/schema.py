@@ -5,6 +5,7 @@ verbs.py puts them together. `__post_init__` raises InputError with the key, wha
 YAML files in configs/ hold the defaults of each option and explain the trade-offs.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -24,6 +25,7 @@ from qrun.config.devices import (  # noqa: F401  # modules in cells' keys have t
     Sign,
 )
 from qrun.config.ranges import at_least, need, require, require_name
+from qrun.errors import redacted
 
 
 class Dtype(Enum):
@@ -149,6 +151,7 @@ class DataConfig:
         need(self, "data.test", 0 < self.test < 1 - self.validation, "give a share between 0 and 1 - data.validation")
 
 
+THREADS = 1024  # of torch, at most
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -230,9 +233,12 @@ class TrainingConfig:
         counts = ("steps", "batch", "accumulation", "eval_every", "eval_tokens", "checkpoint_every")
         at_least(self, 1, *(f"training.{key}" for key in counts))
         need(self, "training.context", self.context >= 2, "a window needs 2 tokens or more")
+        window = f"give a window of training.context={self.context} tokens or more"
+        need(self, "training.eval_tokens", self.eval_tokens >= self.context, window)
         for key in ("lr", "temperature", "divergence"):
             need(self, f"training.{key}", getattr(self, key) > 0, "give a number above 0")
         at_least(self, 0, *(f"training.{key}" for key in ("warmup", "weight_decay", "clip", "threads")))
+        need(self, "training.threads", self.threads <= THREADS, f"give {THREADS} or fewer")
         need(self, "training.kept", 0 < self.kept <= 1, "give a share above 0 and up to 1")
         for key in ("distill_weight", "final_lr"):
             need(self, f"training.{key}", 0 <= getattr(self, key) <= 1, "give a number from 0 to 1")
@@ -277,7 +283,7 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         at_least(self, 1, "evaluation.batch")
         at_least(self, 2, "evaluation.max_tokens", null=", or null for all")
-        need(self, "evaluation.resamples", self.resamples >= 99, "an interval needs 99 resamples or more")
+        need(self, "evaluation.resamples", 99 <= self.resamples <= 10**6, "an interval takes 99 to 1,000,000 resamples")
 
 
 class CompressionKind(Enum):
@@ -375,6 +381,7 @@ class LauncherConfig:
     def __post_init__(self) -> None:
         at_least(self, 1, "launcher.workers", null=", or null")
         at_least(self, 1, "launcher.threads", "launcher.timeout_min")
+        need(self, "launcher.threads", self.threads <= THREADS, f"give {THREADS} or fewer")
         at_least(self, 0, "launcher.gpus")
         whole = self.kind is not LauncherKind.submitit or self.gpus == int(self.gpus)
         need(self, "launcher.gpus", whole, "a SLURM job takes whole GPUs")
@@ -404,11 +411,11 @@ class TrackingConfig:
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.uri or "http://host")
-        shown = (self.uri or "").replace(f":{parts.password}@", ":***@")
+        shown = redacted(self.uri or "")
         possible = "give an address such as http://host:5000 or postgresql://host/name, or null"
         require(bool(parts.scheme), "tracking.uri", shown, possible)
         kept = "every run would record the password; set MLFLOW_TRACKING_URI in the environment instead"
-        require(parts.password is None, "tracking.uri", shown, kept)
+        require(shown == (self.uri or ""), "tracking.uri", shown, kept)
 
 
 @dataclass
@@ -432,8 +439,17 @@ class QuestionsConfig:
         require_name("questions.name", self.name)
         picked = not self.pick or len(self.pick) == len(self.subjects)
         need(self, "questions.source", self.source in ("continuation", "mmlu"), "use continuation or mmlu")
+        read = self.source == "mmlu" or self.path is None
+        need(self, "questions.path", read, "only questions=mmlu reads files")
         at_least(self, 1, "questions.limit", null=", or null for all")
         need(self, "questions.examples", 0 <= self.examples <= 5, "give 0 to 5")
         at_least(self, 20, "questions.characters")
         at_least(self, 40, "questions.context")
-        need(self, "questions.pick", picked, "give one index per subject")
+        need(
+            self, "questions.pick", picked and min(self.pick, default=0) >= 0, "give one index of 0 or more per subject"
+        )
+        plain = all(re.fullmatch(r"[A-Za-z0-9_-]+", subject) for subject in self.subjects)
+        once = plain and len(set(self.subjects)) == len(self.subjects)
+        need(self, "questions.subjects", once, "give names of a-z, A-Z, 0-9, '_' and '-', each once")
+        known = not self.reported or len(self.reported) == len(self.pick)
+        need(self, "questions.reported", known, "give one answer per picked question")

@@ -9,7 +9,7 @@ from omegaconf import MISSING
 
 from qrun.adapters.methods import spec
 from qrun.config.devices import Allocation, DeviceConfig, EstimateConfig, Sign, SignsConfig
-from qrun.config.ranges import at_least, need, require, require_name
+from qrun.config.ranges import at_least, check_seeds, need, require, require_name, require_place
 from qrun.config.schema import (
     AdapterConfig,
     CacheConfig,
@@ -44,7 +44,8 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         require_name("name", self.name)
-        _check_seed(self.seed)
+        require_place(self.results)
+        check_seeds("seed", self.seed)
 
 
 @dataclass
@@ -114,10 +115,12 @@ class QuestionsRunConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
-        need(self, "temperatures", bool(self.temperatures) and min(self.temperatures) > 0, "give numbers above 0")
+        once = len(set(self.temperatures)) == len(self.temperatures) > 0
+        need(self, "temperatures", once and min(self.temperatures) > 0, "give numbers above 0, each once")
         require_name("name", self.name)
+        require_place(self.results)
         at_least(self, 1, "trials", "batch")
-        _check_seed(self.seed)
+        check_seeds("seed", self.seed)
         _check_noise(self.device, self.noise)
         check_readout(self.device, self.estimate, self.signs)
 
@@ -146,10 +149,11 @@ class TasksConfig:
     def __post_init__(self) -> None:
         need(self, "tasks", bool(self.tasks), "name one or more, for example tasks=[arc_easy,hellaswag]")
         require_name("name", self.name)
+        require_place(self.results)
         at_least(self, 1, "batch")
         at_least(self, 1, "limit", null=", or null for all")
         at_least(self, 0, "fewshot", null=", or null for the task's own")
-        _check_seed(self.seed)
+        check_seeds("seed", self.seed)
         _check_noise(self.device, self.noise)
         check_readout(self.device, self.estimate, self.signs)
 
@@ -191,7 +195,7 @@ class GenerateConfig:
     def __post_init__(self) -> None:
         at_least(self, 1, "tokens")
         at_least(self, 0, "temperature")
-        _check_seed(self.seed)
+        check_seeds("seed", self.seed)
         _check_noise(self.device, self.noise)
         check_readout(self.device, self.estimate, self.signs)
 
@@ -211,11 +215,7 @@ class CircuitConfig:
     def __post_init__(self) -> None:
         need(self, "dim", self.dim in (2, 4, 8, 16, 32, 64), "circuits have 2, 4, 8, 16, 32 or 64 amplitudes")
         at_least(self, 0, "block")
-        _check_seed(self.seed)
-
-
-def _check_seed(seed: int) -> None:
-    require(0 <= seed < 2**32, "seed", seed, "give a number from 0 to 2^32 - 1")
+        check_seeds("seed", self.seed)
 
 
 def _check_noise(device: DeviceConfig, noise: Noise) -> None:

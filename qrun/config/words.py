@@ -20,18 +20,20 @@ from hydra.core.override_parser.types import (
 from hydra.errors import HydraException
 
 from qrun.config.tree import files
-from qrun.errors import InputError
+from qrun.errors import InputError, redacted
 
 OPEN = ("adapter.options.", "device.options.", "study.control_lr.")  # keys below these need no default in a file
 EXPECTED = "expected key=value, for example adapter.dim=8 (`qrun config` lists the groups)"
+LONGEST_VALUE = 4096
 _parser = OverridesParser.create()
 
 
 def read(word: str, grid: bool = False) -> Override:
     """A word as Hydra reads it; a grid's may have several values. Raises InputError for what is not taken."""
     key, equals, value = word.partition("=")
-    if re.search(r"\$\{[^}]*(:|\$\{)", value):  # never resolved, so that no token of the environment enters a config
-        raise InputError(f"{key}: only values of this config are filled in, such as ${{seed}}; no resolvers")
+    if not word.isprintable():
+        raise InputError(f"{word!r}: a control character or broken text; a word is printable characters in UTF-8")
+    check_text(key, value)
     if key.partition(".")[0].partition("/")[0] == "hydra":
         instead = "--config-dir DIR adds own files, -m runs a grid, results= says where runs go"
         raise InputError(f"{key}: Hydra's own settings are not taken; {instead}")
@@ -53,6 +55,16 @@ def read(word: str, grid: bool = False) -> Override:
     if isinstance(found.value(), IntervalSweep | Glob):
         raise InputError(f"{word}: a grid takes values, choice(...) and range(...)")
     return found
+
+
+def check_text(key: str, text: str) -> None:
+    """Raise InputError for a text that would bring a secret into a config, its hash and its record."""
+    if re.search(r"\$\{[^}]*(:|\$\{)", text):  # nothing is ever read from the environment
+        raise InputError(f"{key}: only values of this config are filled in, such as ${{seed}}; no resolvers")
+    if len(text) > LONGEST_VALUE:
+        raise InputError(f"{key}: a text of {len(text):,} characters; {LONGEST_VALUE:,} at most")
+    if key != "tracking.uri" and redacted(text) != text:
+        raise InputError(f"{key}: looks like a token or password, which no config may hold; set it in the environment")
 
 
 def typed(word: Override) -> str:

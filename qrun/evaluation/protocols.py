@@ -70,13 +70,13 @@ class Task:
 
 def build(
     protocol: ProtocolConfig, evaluation: EvaluationConfig, corpus: Corpus, tokenizer: Any, positions: int,
-    dtype: Dtype = Dtype.float32, quantization: Quantization | None = None,
+    dtype: Dtype = Dtype.float32, quantization: Quantization | None = None, key: str = "protocol.ctx",
 ) -> Task:  # fmt: skip
-    """State the measurement of a model with weights of such a type. Raises InputError for a context beyond the model's
-    positions or a text shorter than one window."""
+    """State the measurement of a model with weights of such a type. Raises InputError for a context (told as `key`)
+    beyond the model's positions or a text shorter than one window."""
     ctx = protocol.ctx or positions
     if ctx > positions:
-        raise InputError(f"protocol.ctx={ctx}: the model has {positions} positions")
+        raise InputError(f"{key}={ctx}: the model has {positions} positions")
     split = evaluation.split.value
     documents = corpus.splits[split]
     statement = {
@@ -110,10 +110,13 @@ def build(
     if drawn:
         windows = draw(text, ctx, stride, evaluation.max_tokens)
     else:
-        text = text.head(evaluation.max_tokens)
+        whole, text = len(text.ids), text.head(evaluation.max_tokens)
+        if whole < ctx:
+            has = f"its {split} split has {whole} tokens"
+            raise InputError(f"data={corpus.name}: {has}, shorter than one window ({key}={ctx})")
         if len(text.ids) < ctx:
-            has = f"its {split} split has {len(text.ids)} tokens"
-            raise InputError(f"data={corpus.name}: {has}, shorter than one window (protocol.ctx={ctx})")
+            more = f"shorter than one window ({key}={ctx}); give {ctx} or more, or null for all"
+            raise InputError(f"evaluation.max_tokens={evaluation.max_tokens}: {more}")
         windows = cut(len(text.ids), ctx, stride)
     return Task([Passage(text, windows)], text.words, {**statement, "prefix": None, "unit": "token"})
 

@@ -7,7 +7,7 @@ A document is the unit of the bootstrap. How documents become a token stream or 
 """
 
 import hashlib
-import json
+import io
 import platform
 from collections.abc import Iterable
 from contextlib import nullcontext
@@ -19,8 +19,10 @@ from qrun.config.schema import DataConfig
 from qrun.errors import InputError
 from qrun.language.docstrings import libdocs_documents, pydoc_documents
 from qrun.language.hub import hub
+from qrun.language.intake import parquet_column, read_rows, read_text
 
 SPLITS = ("train", "validation", "test")
+SUFFIXES = (".txt", ".json", ".jsonl", ".csv", ".tsv", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Corpus:
     splits: dict[str, list[str]]
     source: str
     wikitext: bool = False  # pages in WikiText's markup: rows joined and words counted by its conventions
+    told: str = ""  # how a file was read, for a reader
 
     @property
     def digests(self) -> dict[str, str]:
@@ -63,7 +66,7 @@ def split_in_order(documents: list[str], validation: float, test: float) -> dict
 
 
 def load(config: DataConfig) -> Corpus:
-    """Read the corpus of a config. Raises InputError for a missing, empty or non-UTF-8 text, or a hub out of reach."""
+    """Read the corpus of a config. Raises InputError for a missing, empty or broken text, or a hub out of reach."""
     loaders = {"pydoc": _pydoc, "libdocs": _libdocs, "wikitext2": _wikitext2, "text": _text, "hub": _hub}
     corpus = loaders[config.source](config)
     if config.documents is not None:
@@ -74,7 +77,9 @@ def load(config: DataConfig) -> Corpus:
         corpus = replace(corpus, splits=drawn)
     empty = [split for split in SPLITS if not any(d.strip() for d in corpus.splits[split])]
     if empty:
-        raise InputError(f"data={corpus.name}: no text in split {', '.join(empty)} of {corpus.source}")
+        count = sum(map(len, corpus.splits.values()))
+        has = f"{corpus.source} has {count} documents" + (f" ({corpus.told})" if corpus.told else "")
+        raise InputError(f"data={corpus.name}: no text in split {', '.join(empty)}: {has}; give more, or larger shares")
     return corpus
 
 
@@ -95,14 +100,16 @@ def _libdocs(config: DataConfig) -> Corpus:
 
 
 def _wikitext2(config: DataConfig) -> Corpus:
+    told = ""
     if config.path is None:
         rows = _hub_rows(config)
         source = f"{config.hub_id} {config.hub_config} at {config.revision}"
     else:
         folder = Path(config.path)
-        rows = {split: _local_rows(folder, split) for split in SPLITS}
-        source = str(folder.resolve())
-    return Corpus("wikitext2", {split: wikitext_pages(lines) for split, lines in rows.items()}, source, wikitext=True)
+        files = {split: _local_files(folder, split) for split in SPLITS}
+        rows = {split: _local_rows(found) for split, found in files.items()}
+        source, told = str(folder.resolve()), ", ".join(found[0].name for found in files.values())
+    return Corpus("wikitext2", {split: wikitext_pages(lines) for split, lines in rows.items()}, source, True, told)
 
 
 def _hub_rows(config: DataConfig) -> dict[str, list[str]]:
@@ -118,19 +125,29 @@ def _hub_rows(config: DataConfig) -> dict[str, list[str]]:
             raise InputError(f"data={config.name}: {why}; {how}") from error
 
 
-def _local_rows(folder: Path, split: str) -> list[str]:
-    """Rows as the hub gives them: lines with their newline, blank lines empty."""
+def _local_files(folder: Path, split: str) -> list[Path]:
+    """A split as it is released: in the archives (wiki.valid.raw, wiki.valid.tokens, valid.txt) or as the hub's
+    parquet; else the only text whose name begins with the split's."""
     short = {"validation": "valid"}.get(split, split)
-    patterns = ("wiki.{0}.raw", "wiki.{0}.tokens", "{1}*.parquet", "*/{1}*.parquet", "{1}*.txt")
-    for pattern in (pattern.format(short, split) for pattern in patterns):
+    texts = dict.fromkeys((f"wiki.{short}.raw", f"wiki.{short}.tokens", f"{split}.txt", f"{short}.txt"))
+    tables = tuple(f"{place}{split}{end}" for place in ("", "*/") for end in (".parquet", "-*.parquet"))
+    for pattern in (*texts, *tables, f"{split}*.txt"):
         found = sorted(folder.glob(pattern))
-        if found and found[0].suffix == ".parquet":
-            import pyarrow.parquet as pq
-
-            return [text for path in found for text in pq.read_table(path, columns=["text"]).column("text").to_pylist()]
+        if len(found) > 1 and (pattern.endswith(".txt") or len({path.parent for path in found}) > 1):
+            several = " and ".join(str(path.relative_to(folder)) for path in (found[0], found[-1]))
+            raise InputError(f"data.path={folder}: {several} could both be the {split} text; leave one there")
         if found:
-            return [line if line.strip() else "" for line in read_text(found[0], "data.path").splitlines(keepends=True)]
-    raise InputError(f"data.path={folder}: no wiki.{short}.raw and no {split} parquet file there")
+            return found
+    possible = f"accepted are {', '.join(texts)} and {tables[1]}"
+    raise InputError(f"data.path={folder}: no wiki.{short}.raw and no other {split} text there; {possible}")
+
+
+def _local_rows(files: list[Path]) -> list[str]:
+    """Rows as the hub gives them: lines with their newline, blank lines empty."""
+    if files[0].suffix == ".parquet":
+        return [text for path in files for text in parquet_column(path, "data.path")]
+    text = read_text(files[0], "data.path")
+    return [line if line.strip() else "" for line in io.StringIO(text, newline="\n")]
 
 
 def wikitext_pages(rows: list[str]) -> list[str]:
@@ -148,17 +165,19 @@ def wikitext_pages(rows: list[str]) -> list[str]:
 
 def _text(config: DataConfig) -> Corpus:
     path = Path(str(config.path))
-    if path.is_dir():
-        splits = {}
-        for split in SPLITS:
-            found = [p for suffix in (".txt", ".json", ".jsonl") if (p := path / f"{split}{suffix}").is_file()]
-            if not found:
-                raise InputError(f"data.path={path}: no {split}.txt, {split}.json or {split}.jsonl there")
-            splits[split] = _documents(found[0])
-        return Corpus("text", splits, str(path.resolve()))
-    documents = _documents(path)
-    cut = split_in_order if path.suffix not in (".json", ".jsonl") else split_by_hash
-    return Corpus("text", cut(documents, config.validation, config.test), str(path.resolve()))
+    if not path.is_dir():
+        rows = read_rows(path, "data.path")
+        cut = split_in_order if rows.running else split_by_hash
+        return Corpus("text", cut(rows.texts, config.validation, config.test), str(path.resolve()), told=rows.told)
+    splits, told = {}, ""
+    for split in SPLITS:
+        names = [f"{name}{suffix}" for name in (split, split[:5]) for suffix in SUFFIXES]
+        found = [path / name for name in dict.fromkeys(names) if (path / name).exists()]
+        if not found:
+            raise InputError(f"data.path={path}: no {split}.txt there, nor with {', '.join(SUFFIXES[1:])}")
+        rows = read_rows(found[0], "data.path")
+        splits[split], told = rows.texts, told or rows.told
+    return Corpus("text", splits, str(path.resolve()), told=told)
 
 
 def _hub(config: DataConfig) -> Corpus:
@@ -202,31 +221,3 @@ def _column(config: DataConfig, where: str, table: Any) -> list[str]:
             raise InputError(f"data.column={column}: holds values of type {type(row[column]).__name__}, not text")
         texts.append(row[column] or "")
     return [text for text in texts if text.strip()]
-
-
-def _documents(path: Path) -> list[str]:
-    """Paragraphs of a .txt file; strings, or objects with a `text`, of a .json list or .jsonl file."""
-    text = read_text(path, "data.path")
-    try:
-        if path.suffix == ".json":
-            items = json.loads(text)
-        elif path.suffix == ".jsonl":
-            items = [json.loads(line) for line in text.splitlines() if line.strip()]
-        else:
-            items = [p.strip() for p in text.split("\n\n") if p.strip()]
-        documents = [item if isinstance(item, str) else item["text"] for item in items]
-    except (ValueError, KeyError, TypeError) as error:
-        expected = "expected a list of strings or of objects with a `text`"
-        raise InputError(f"data.path={path}: {expected} ({error})") from error
-    if not documents:
-        raise InputError(f"data.path={path}: the text is empty")
-    return documents
-
-
-def read_text(path: Path, key: str) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{key}={path}: not UTF-8 text (byte {error.start})") from error
-    except OSError as error:
-        raise InputError(f"{key}={path}: {error.strerror or error}") from error

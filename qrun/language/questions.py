@@ -5,7 +5,6 @@ continuation   which of four passages continues this text? Built by seed from th
 mmlu           Massive Multitask Language Understanding (arXiv:2009.03300): hub, or a folder or file of CSV or parquet
 """
 
-import csv
 import random
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,6 +16,7 @@ from qrun.errors import InputError
 from qrun.language import corpus
 from qrun.language.corpus import text_digest
 from qrun.language.hub import hub
+from qrun.language.intake import csv_rows, parquet_rows, read_text, regular
 from qrun.language.prompts import as_chat
 
 LETTERS = "ABCD"
@@ -102,8 +102,8 @@ def _mmlu(config: QuestionsConfig) -> tuple[list[Question], str]:
     if config.path is not None:
         root = Path(config.path).expanduser()
         read, source = partial(_local, root), str(root.resolve())
-        if not root.exists():
-            raise InputError(f"questions.path={root}: no such file or folder")
+        if not root.is_dir():
+            regular(root, "questions.path")
         if not subjects:
             files = [root] if root.is_file() else sorted([*root.rglob("*_test.csv"), *root.rglob("*test*.parquet")])
             subjects = [p.stem.removesuffix("_test") if p.suffix == ".csv" else p.parent.name for p in files]
@@ -142,20 +142,9 @@ def _local(root: Path, subject: str, split: str) -> list[dict[str, Any]]:
         raise InputError(f"questions.path={root}: no {' and no '.join(patterns)} there")
     path = named[0]
     if path.suffix == ".parquet":
-        import pyarrow.parquet as pq
-
-        table = pq.read_table(path)
-        missing = [c for c in COLUMNS if c not in table.column_names]
-        if missing:
-            found = ", ".join(table.column_names)
-            raise InputError(f"{path}: no column {missing[0]}; expected question, choices, answer, found {found}")
-        rows = [(r["question"], list(r["choices"]), r["answer"]) for r in table.to_pylist()]
+        rows = [(r["question"], r["choices"], r["answer"]) for r in parquet_rows(path, "questions.path", COLUMNS)]
     else:
-        try:
-            with path.open(newline="", encoding="utf-8") as file:
-                lines = list(csv.reader(file))
-        except UnicodeDecodeError as error:
-            raise InputError(f"{path}: not UTF-8 text (byte {error.start})") from error
+        lines = [line for line in csv_rows(read_text(path, "questions.path"), path, "questions.path") if line]
         if lines and lines[0][:1] == ["question"]:
             lines = lines[1:]  # with a header, else the original files without one
         wrong = next((n for n, line in enumerate(lines) if len(line) != 6), None)
@@ -163,14 +152,23 @@ def _local(root: Path, subject: str, split: str) -> list[dict[str, Any]]:
             expected = "question, four choices, answer (0-3 or A-D)"
             raise InputError(f"{path}: row {wrong + 1} has {len(lines[wrong])} columns; expected {expected}")
         rows = [(line[0], line[1:5], line[5]) for line in lines]
-    return [{"question": q, "choices": c, "answer": _answer(a, path)} for q, c, a in rows]
+    return [_row(number, *row, path) for number, row in enumerate(rows, start=1)]
+
+
+def _row(number: int, question: Any, choices: Any, answer: Any, path: object) -> dict[str, Any]:
+    """A question, checked."""
+    texts = [question, *(choices if isinstance(choices, list | tuple) else [])]
+    if len(texts) != 5 or not all(isinstance(text, str) and text.strip() for text in texts):
+        expected = "expected a question and four choices, all texts, none of them blank"
+        raise InputError(f"{path}: row {number}: {expected}, found {texts!r:.120}")
+    return {"question": question, "choices": list(choices), "answer": _answer(answer, path)}
 
 
 def _answer(value: Any, path: object) -> int:
     text = str(value).strip()
-    index = LETTERS.find(text) if text in LETTERS and text else int(text) if text.isdigit() else -1
-    if not 0 <= index < 4:
-        raise InputError(f"{path}: answer {value!r}; expected 0-3 or A-D")
+    index = (*LETTERS, *"0123").index(text) % 4 if text in (*LETTERS, *"0123") else -1
+    if index < 0:
+        raise InputError(f"{path}: answer {value!r:.40}; expected 0-3 or A-D")
     return index
 
 
@@ -184,5 +182,7 @@ def _hub(config: QuestionsConfig, subject: str, split: str) -> list[dict[str, An
             why = f"{config.hub_id} could not be fetched from the hub ({away or type(error).__name__})"
             how = "give questions.path=<folder with <subject>_test.csv>, or use questions=continuation"
             raise InputError(f"questions={config.name}: {why}; {how}") from error
-    rows = [(row["question"], list(row["choices"]), row["answer"]) for row in table]
-    return [{"question": q, "choices": c, "answer": _answer(a, config.hub_id)} for q, c, a in rows]
+    return [
+        _row(number, row["question"], row["choices"], row["answer"], config.hub_id)
+        for number, row in enumerate(table, start=1)
+    ]

@@ -18,6 +18,7 @@ from qrun.config.compose import config_hash, to_yaml
 from qrun.config.verbs import CompressConfig, QuestionsRunConfig, TrainConfig
 from qrun.evaluation.measurement import Difference, Measurement, difference
 from qrun.evaluation.questions import answer
+from qrun.files import below
 from qrun.language import questions
 from qrun.language.prompts import uses_chat
 from qrun.recipes.compress import compress_into
@@ -60,7 +61,7 @@ def cell_run(place: Place, words: Mapping[str, object], resume_id: str | None = 
 def train_cell(config: TrainConfig, workspace: Workspace, place: Place) -> str:
     """Train, save the adapter, record size, curve and diagnostics."""
     store = Store(place.results, place.uri)
-    folder = store.folder / "runs" / place.name
+    folder = below(store.folder, "runs", place.name)
     state = folder / "checkpoint.safetensors"
     with prepared(config, workspace) as job, Interrupt().installed() as interrupt:
         progress, run_id = resume(job, state, store)

@@ -12,6 +12,7 @@ from qrun.config.devices import DeviceConfig
 from qrun.config.schema import AdapterConfig, ModelConfig
 from qrun.config.verbs import GenerateConfig, RunConfig, TrainConfig
 from qrun.errors import InputError
+from qrun.language.intake import regular
 from qrun.language.models import check_model
 
 if TYPE_CHECKING:
@@ -25,8 +26,35 @@ def check_sites(model: ModelConfig, adapter: AdapterConfig) -> None:
         spec(adapter.method).check(adapter, select(sites(shape), adapter.projections, adapter.layers))
 
 
+def check_run(run: RunConfig) -> None:
+    """Where a run reads and writes, and its lengths."""
+    if run.data.path is not None and not Path(run.data.path).is_dir():
+        regular(Path(run.data.path), "data.path")
+    check_results(run.results)
+    check_lengths(run)
+
+
+def check_results(results: str) -> None:
+    """That a folder could be written; it is not made yet."""
+    try:
+        folder = Path(results).expanduser().resolve()
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        why = "" if there.is_dir() and os.access(there, os.W_OK) else f"{there} is no folder that can be written"
+    except (OSError, RuntimeError, ValueError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+    if why:
+        raise InputError(f"results={results}: {why}; choose another folder with results=...")
+
+
+def check_adapter(path: str | None) -> None:
+    """A saved adapter is a folder."""
+    if path is not None and not os.path.isdir(os.path.expanduser(path)):
+        raise InputError(f"adapter.path={path}: no such folder; give one written by `qrun train` or by PEFT")
+
+
 def check_device(model: ModelConfig, device: DeviceConfig, adapter: str | None) -> None:
     """A device runs circuits, so there must be an adapter."""
+    check_adapter(adapter)
     check_model(model)
     if device.kind != "exact" and not adapter:
         how = "give adapter.path=<folder written by `qrun train`>"
@@ -45,9 +73,9 @@ def check_lengths(config: RunConfig | GenerateConfig) -> None:
         if taught is not None and config.teacher and taught.vocab_size != shape.vocab_size:
             why = f"its vocabulary is not that of model={config.model.name}"
             raise InputError(f"model@teacher={config.teacher.name}: {why}")
-    for key, value in lengths.items():
-        if value is not None and value > shape.max_position_embeddings:
-            raise InputError(f"{key}={value}: the model has {shape.max_position_embeddings} positions")
+    long = [f"{key}={size}" for key, size in lengths.items() if size and size > shape.max_position_embeddings]
+    if long:
+        raise InputError(f"{' and '.join(long)}: the model has {shape.max_position_embeddings} positions")
 
 
 def check_out(out: str) -> None:

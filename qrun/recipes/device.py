@@ -10,6 +10,7 @@ import torch
 from qrun.adapters.executor import CircuitExecutor
 from qrun.config.devices import DeviceConfig, EstimateConfig, Sign, SignsConfig
 from qrun.config.schema import AdapterConfig, ModelConfig
+from qrun.files import below
 from qrun.quantum.devices.base import Device, Setting
 from qrun.quantum.encoding import qubits
 from qrun.quantum.kernels import prepare_and_measure
@@ -36,7 +37,7 @@ def open_device(config: OnDevice, ansatz: Ansatz | None = None) -> Device:
     already, if any; InputError for a combination it cannot run."""
     shots, signs = config.device.shots, config.signs.kind
     own = replace(config.device, shots=shots and shots // (2 if signs is Sign.two_settings else 1))
-    folder = Path(config.results).expanduser().resolve() / "qpu"
+    folder = below(Path(config.results).expanduser().resolve(), "qpu")
     module = import_module(f"qrun.quantum.devices.{config.device.kind}")
     place, reference = accelerator(config.model.device), signs is Sign.reference
     device: Device = module.open(Setting(own, config.noise, folder, place, reference, ansatz))

@@ -73,7 +73,7 @@ def prepared(config: TrainConfig, workspace: Workspace) -> Iterator[Job]:
     windows = opened.training_windows(context)
     watched = EvaluationConfig(split=Split.validation, max_tokens=config.training.eval_tokens)
     words = (ProtocolConfig(ctx=context), watched, opened.corpus, language.tokenizer, positions)
-    validation = build(*words, config.model.dtype, config.model.quantization)
+    validation = build(*words, config.model.dtype, config.model.quantization, key="training.context")
     original = None
     if config.teacher is not None and config.training.distill_weight and plain(config.teacher) != plain(config.model):
         original = workspace.model(config.teacher)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from qrun.adapters.card import card
 from qrun.adapters.saving import CONFIG, PEFT_CONFIG, WEIGHTS, read
-from qrun.errors import InputError
+from qrun.errors import InputError, redacted
 from qrun.language.hub import hub
 from qrun.report.screen import say
 from qrun.tracking.store import Store
@@ -37,7 +37,7 @@ def push(source: str, repo: str, results: str, private: bool, licence: str | Non
         how = f"`qrun export {folder} --to peft --out <new folder>` makes a folder that can be pushed"
         raise InputError(f"{folder}: no {CONFIG} there, so not of this qrun; {how}")
     saved, peft = read(folder), (folder / PEFT_CONFIG).is_file()
-    (folder / CARD).write_text(card(json.loads((folder / CONFIG).read_text()), saved.config, peft, licence))
+    (folder / CARD).write_text(redacted(card(json.loads((folder / CONFIG).read_text()), saved.config, peft, licence)))
     say(f"card written to {folder / CARD}")
     if not saved.base.get("hub_id"):
         say(f"its model {saved.base['name']} is not on the hub, so the card names no base_model")

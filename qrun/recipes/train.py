@@ -27,7 +27,7 @@ from qrun.config.tree import used
 from qrun.config.verbs import TrainConfig
 from qrun.errors import InputError
 from qrun.evaluation.measurement import Difference, Measurement, difference
-from qrun.files import replaced
+from qrun.files import below, replaced
 from qrun.recipes.fitting import Job, fit_adapter, fit_metrics, prepared, resume
 from qrun.recipes.measuring import measured, rounding
 from qrun.recipes.record import (
@@ -76,7 +76,7 @@ def train_in(workspace: Workspace, config: TrainConfig, resuming: bool = False) 
     store = Store(config.results, config.tracking.uri)
     label = spec(config.adapter.method).label(config.adapter)
     name = config.name or f"{config.model.name}-{label}-s{config.seed}-{config_hash(config)}"
-    folder = store.folder / "runs" / name
+    folder = below(store.folder, "runs", name)
     state = folder / "checkpoint.safetensors"
     with prepared(config, workspace) as job, own_folder(folder, config, store):
         say(f"runs go to {store.where}")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 import pandas as pd
 
 from qrun.cells.cell import Cell
-from qrun.config.ranges import require
+from qrun.config.ranges import check_seeds, require
 from qrun.evaluation.intervals import Interval
 from qrun.evaluation.results import Results
 from qrun.evaluation.trends import mean_interval, monotone_trend
@@ -30,6 +30,7 @@ class Axes(StudyAxes):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_seeds("study.control_seeds", *self.control_seeds)
         other = sorted(set(self.controls) - {"lora"})
         require(not other, "study.controls", other, "this curve is lora's; the others are in `qrun sweep controls`")
 

@@ -9,7 +9,7 @@ from qrun.adapters.methods import names, spec
 from qrun.adapters.sites import check_divides, select, sites
 from qrun.cells.cell import Cell, Scalar
 from qrun.config.devices import Sign
-from qrun.config.ranges import require
+from qrun.config.ranges import check_seeds, require
 from qrun.config.schema import AdapterConfig, DataConfig, LauncherConfig, ModelConfig, TrainingConfig
 from qrun.config.verbs import RunConfig, TrainConfig
 from qrun.errors import InputError
@@ -51,7 +51,7 @@ class StudyAxes:
         for key in ("dims", "seeds", "sites"):
             different(f"study.{key}", getattr(self, key))
         require(min(self.dims) >= 2, "study.dims", self.dims, "a block needs dimension 2 or more")
-        require(min(self.seeds) >= 0, "study.seeds", self.seeds, "give numbers of 0 or more")
+        check_seeds("study.seeds", *self.seeds)
         require(0 <= self.lr_exponent <= 2, "study.lr_exponent", self.lr_exponent, "give a number from 0 to 2")
         known = [name for name in names() if spec(name).control]
         for name in self.controls:

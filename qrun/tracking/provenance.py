@@ -12,6 +12,8 @@ from typing import Any
 
 import psutil
 
+from qrun.errors import redacted
+
 PACKAGES = (
     "qrun-adapters", "torch", "transformers", "tokenizers", "datasets", "safetensors", "numpy", "scipy", "numba",
     "hydra-core", "omegaconf", "typer", "rich", "mlflow", "pennylane", "pennylane-lightning", "pennylane-qiskit",
@@ -80,7 +82,7 @@ def environment() -> dict[str, Any]:
 
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
     return {
-        "command": ["qrun", *sys.argv[1:]], **git_state(), "python": platform.python_version(),
+        "command": ["qrun", *map(redacted, sys.argv[1:])], **git_state(), "python": platform.python_version(),
         "platform": platform.platform(), "processor": platform.machine(), "cpu_count": os.cpu_count(),
         "torch_threads": torch.get_num_threads(), "gpu": gpu, "packages": packages(),
     }  # fmt: skip

@@ -92,6 +92,7 @@ def test_plain_values_flatten_to_dotted_keys_with_enums_as_text():
         ("model=glob(n*)", "one run takes one model"),
         ("seed=1 2)", "not a value of Hydra's grammar"),
         ("name=${oc.env:HOME}", "name: only values of this config are filled in"),
+        ("adapter.options=${seed}", "adapter.options=${seed}: fills in a value of another type"),
         ("data.path=${${name}:HOME}", "data.path: only values of this config are filled in"),
         ("name='${oc.env:HOME}'", "name: only values of this config are filled in"),
         ("model=nope", "model has llama, llama_instruct, local, nano"),
@@ -220,6 +221,14 @@ def test_a_path_may_be_quoted_for_hydra_or_null_and_a_text_below_home_is_found()
     config = compose("perplexity", ["results='a b'", "adapter.path=null", "data=text", "data.path=~/texts"])
     assert config.results == "a b" and config.adapter.path is None
     assert config.data.path == str(Path.home() / "texts")
+
+
+def test_an_axis_of_another_type_and_a_seed_beyond_all_generators_are_named():
+    with pytest.raises(InputError, match=r"^study.rates: Could not create"):
+        composed("wall", ["study.rates=[[]]"])
+    for axis in ("seeds", "control_seeds"):
+        with pytest.raises(InputError, match=rf"^study.{axis}=4294967296: give a number from 0 to"):
+            composed("dim", [f"study.{axis}=[4294967296]"])
 
 
 @pytest.mark.parametrize(

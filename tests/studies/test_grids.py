@@ -163,7 +163,7 @@ def test_the_output_side_counts_output_widths():
         ("study.dims=[4,4]", "different values"),
         ("study.dims=[1]", "2 or more"),
         ("study.seeds=[]", "different values"),
-        ("study.seeds=[-1]", "0 or more"),
+        ("study.seeds=[-1]", "number from 0 to"),
         ("study.lr_exponent=3", "0 to 2"),
         ("study.controls=[oft]", "qrun sweep controls"),
         ("study.controls=[cayley]", "use "),
