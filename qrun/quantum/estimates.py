@@ -12,9 +12,12 @@ for l. Linear up to the projection, and it knows nothing of x.
 
 Signs. Counts carry none. `two_settings` counts again after RY(pi/2) on every qubit (R), half the shots each, and takes
 the signs s that explain the second setting best, s = argmax sum_k |R (s o sqrt p)|_k sqrt(p'_k), which is least squares
-since all norms are 1. Up to b = 8 every pattern is tried in Gray-code order; beyond, single and double flips from the
-signs of x until none is better. Then both settings tell y: with a = s o sqrt p and v = sign(R a) o sqrt p', from their
-mean y0 ~ a + R^T v one scoring step of the likelihood of both counts,
+since all norms are 1. Up to b = 8 every pattern is tried in Gray-code order. Beyond, exactly as well, by branch and
+bound: R (low, high) = (L - H, L + H) with L and H the images of the two halves, so whatever the other half, L_k and H_k
+miss one of (t + t') / 2 and |t - t'| / 2 with t and t' the roots counted for their difference and sum, and a pair of
+halves agrees by at most the mean power of both settings less both squared distances. Then both settings tell y: with a
+= s o sqrt p and v = sign(R a) o sqrt p', from their mean y0 ~ a + R^T v one scoring step of the likelihood of both
+counts,
 
     min_y sum_k w_k (y - a)_k^2 + w'_k (R y - v)_k^2,        w_k = y0_k^2 / (p_k (1 - p_k) / (shots (1 - l)^2) + e)
 
@@ -45,6 +48,7 @@ Floats = NDArray[np.floating]
 LEAST_KEPT = 0.02  # 1 - l below which a circuit tells nothing
 LANES = 64  # rows that a kernel holds side by side
 SMALL = 8  # block dimension up to which every pattern of signs is tried
+SLACK = 1e-5  # share of a likelihood that rounding may take
 SLICES = 16  # known slices a block, for its depolarising rate
 REPEATS = 16  # circuits all |0> and all |1> that a place's readout errors are counted with
 REFERENCE = 0.6  # c, the reference amplitude beside |x| = 1
@@ -130,7 +134,7 @@ def from_two_settings(
     if dim <= SMALL:
         _every_pattern(m, t, r, signs)
     else:
-        _best_flips(m, t, x, r, signs)
+        _branched(m, t, rotation(dim.bit_length() - 2).astype(size.dtype) / 2**0.5, signs)
     kept, floor = (np.ones(blocks), 0.0) if rates is None else (rates.kept, rates.residual)
     counting = np.ravel(np.zeros(blocks) if shots is None else 1 / (np.maximum(shots, 1) * kept**2))
     _likeliest(m, t, signs, x, r.astype(float), counting, floor + 1e-6, out.reshape(-1, dim))
@@ -280,42 +284,79 @@ def _every_pattern(size, turned, r, signs):  # type: ignore[no-untyped-def]
                 signs[first + lane, k] = -1 if chosen[lane] >> k & 1 else 1
 
 
-@njit(cache=True, inline="always")
-def _agreement(image, turned):  # type: ignore[no-untyped-def]
-    total = image.dtype.type(0)
+@njit(cache=True, error_model="numpy")
+def _images(size, first, r, image):  # type: ignore[no-untyped-def]
+    """Images [h, 2^(h-1)] under R [h, h] of `size` from `first` on with each pattern of signs, the last one +: bit i of
+    a pattern is set where sign i is -."""
+    half, filled = r.shape[0], 1
+    for k in range(half):
+        image[k, 0] = r[k, half - 1] * size[first + half - 1]
+    for a in range(half - 1):
+        for k in range(half):
+            change = r[k, a] * size[first + a]
+            for pattern in range(filled):
+                image[k, filled + pattern] = image[k, pattern] - change
+                image[k, pattern] += change
+        filled *= 2
+
+
+@njit(cache=True, error_model="numpy")
+def _distances(image, long, short, out):  # type: ignore[no-untyped-def]
+    """Per pattern, the square distance of its image's magnitudes from the nearer of two."""
+    out[:] = 0
     for k in range(image.shape[0]):
-        total += abs(image[k]) * turned[k]
-    return total
+        for pattern in range(out.shape[0]):
+            here = abs(image[k, pattern])
+            off = min(abs(here - long[k]), abs(here - short[k]))
+            out[pattern] += off * off
+
+
+@njit(cache=True, error_model="numpy")
+def _agreement(low, high, turned, a, c):  # type: ignore[no-untyped-def]
+    """sum |image| turned of two halves' patterns, for both signs between the halves."""
+    same, other, half = turned.dtype.type(0), turned.dtype.type(0), low.shape[0]
+    for k in range(half):
+        plus, minus = abs(low[k, a] + high[k, c]), abs(low[k, a] - high[k, c])
+        same += turned[k] * minus + turned[half + k] * plus
+        other += turned[k] * plus + turned[half + k] * minus
+    return same, other
+
+
+@njit(cache=True, error_model="numpy")
+def _bounded(size, turned, r, signs):  # type: ignore[no-untyped-def]
+    """The likeliest signs of one row, by branch and bound over halves (the module's docstring)."""
+    half = size.shape[0] // 2
+    count = 1 << (half - 1)
+    low, high = np.empty((half, count), size.dtype), np.empty((half, count), size.dtype)
+    off_low, off_high = np.empty(count, size.dtype), np.empty(count, size.dtype)
+    _images(size, 0, r, low)
+    _images(size, half, r, high)
+    long, short = turned[half:] + turned[:half], np.abs(turned[half:] - turned[:half])
+    _distances(low, long / 2, short / 2, off_low)
+    _distances(high, long / 2, short / 2, off_high)
+    a, c = np.argmin(off_low), np.argmin(off_high)
+    power = (size * size).sum() / 2 + (turned * turned).sum() / 2
+    best, chosen, sign = size.dtype.type(-1), 0, 1
+    # the likeliest pair of nearest halves first, so that most of the rest need no look
+    for turn in range(2):
+        for i in range(a if turn == 0 else 0, a + 1 if turn == 0 else count):
+            if power - off_low[i] - off_high[c] < best * (1 - SLACK):
+                continue
+            for j in range(c if turn == 0 else 0, c + 1 if turn == 0 else count):
+                if power - off_low[i] - off_high[j] < best * (1 - SLACK):
+                    continue
+                same, other = _agreement(low, high, turned, i, j)
+                if max(same, other) > best:
+                    best, chosen, sign = max(same, other), j * count + i, 1 if same >= other else -1
+    for k in range(half):
+        signs[k] = -1 if chosen % count >> k & 1 else 1
+        signs[half + k] = -sign if chosen // count >> k & 1 else sign
 
 
 @njit(cache=True, parallel=True)
-def _best_flips(size, turned, x, r, signs):  # type: ignore[no-untyped-def]
-    rows, dim = size.shape
-    for i in prange(rows):
-        own, image, trial = signs[i], np.zeros(dim, size.dtype), np.zeros(dim, size.dtype)
-        for a in range(dim):
-            own[a] = -1 if x[i, a] < 0 else 1
-            for k in range(dim):
-                image[k] += own[a] * size[i, a] * r[k, a]
-        best = _agreement(image, turned[i])
-        while True:
-            first, second = -1, -1
-            for a in range(dim):
-                for b in range(a, dim):  # b = a flips a alone
-                    for k in range(dim):
-                        trial[k] = image[k] - 2 * own[a] * size[i, a] * r[k, a]
-                        if b > a:
-                            trial[k] -= 2 * own[b] * size[i, b] * r[k, b]
-                    found = _agreement(trial, turned[i])
-                    if found > best * (1 + 1e-6):
-                        best, first, second = found, a, b
-            if first < 0:
-                break
-            for a in (first, second) if second > first else (first, -1):
-                if a >= 0:
-                    for k in range(dim):
-                        image[k] -= 2 * own[a] * size[i, a] * r[k, a]
-                    own[a] = -own[a]
+def _branched(size, turned, r, signs):  # type: ignore[no-untyped-def]
+    for i in prange(size.shape[0]):
+        _bounded(size[i], turned[i], r, signs[i])
 
 
 @njit(cache=True, parallel=True)

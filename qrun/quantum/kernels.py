@@ -7,10 +7,11 @@ what it calls is inside it.
 
 Shapes and conventions are simulator.py's.
 
-Forwards, every array is flat and has LANES slices in a row. LLVM makes vectors of a loop over a row where it knows how
-far apart rows are and that an index is not negative (which would count from the end): strides of the first six qubits
-are therefore literals, one branch each, and indices pass `& WHOLE`. Chunks are always of LANES slices, the last one
-filled up, so that the bits of a slice do not depend on what is computed beside it.
+Forwards, every array is flat and has LANES slices in a row. LLVM makes vectors of a loop over a row where it knows that
+an index is not negative (which would count from the end) and can see, or check cheaply, that rows do not overlap. So
+offsets pass `& WHOLE` and a loop touches few rows; the commonest strides are literals, and each literal costs compile
+time. Chunks are always of LANES slices, the last one filled up, so that the bits of a slice do not depend on what is
+computed beside it.
 """
 
 import math
@@ -213,42 +214,68 @@ def _turns(stage, own, tree, masks, shape, schmidt, n, c, s, ct, st):  # type: i
         _angles(stage, own, masks, shape, top, c, s, ct, st)
 
 
-@inlined
-def _join(r, strings, turn, tt, ts, lt, shift):  # type: ignore[no-untyped-def]
+@compiled
+def _joined(r, strings, turn, table, g):  # type: ignore[no-untyped-def]
     """A qubit joins in |0> and is turned."""
-    for string in range(strings):
-        i = string * LANES & WHOLE
+    tt, ts, lt, shift = table[g, 0], table[g, 2], table[g, 3], table[g, 4]
+    far = strings * LANES & WHOLE
+    for i in range(0, far, LANES):
+        x, y, z = i + far & WHOLE, i + 2 * far & WHOLE, i + 3 * far & WHOLE
         for k in range(LANES):
             here = r[i + k]
-            r[i + strings * LANES + k] = tt * turn[LANES + k] * here
-            r[i + 2 * strings * LANES + k] = ts * here
-            r[i + 3 * strings * LANES + k] = (lt * turn[k] + shift) * here
+            r[x + k] = tt * turn[LANES + k] * here
+            r[y + k] = ts * here
+            r[z + k] = (lt * turn[k] + shift) * here
 
 
 @inlined
-def _ry(r, stride, strings, turn, tt, tl, ts, lt, shift):  # type: ignore[no-untyped-def]
+def _ry(r, stride, strings, turn, table, g):  # type: ignore[no-untyped-def]
     """Noisy RY = rz(pi) sx rz(angle + pi) sx with the noise after each sx."""
-    for top in range(0, strings, 4 * stride):
-        for base in range(top, top + stride):
-            i = base * LANES & WHOLE
+    tt, tl, ts, lt, shift = table[g, 0], table[g, 1], table[g, 2], table[g, 3], table[g, 4]
+    far = stride * LANES & WHOLE
+    for top in range(0, strings * LANES & WHOLE, 4 * far):
+        for i in range(top, top + far, LANES):
+            i, x, y, z = i & WHOLE, i + far & WHOLE, i + 2 * far & WHOLE, i + 3 * far & WHOLE
             for k in range(LANES):
-                here, x = r[i + k], r[i + stride * LANES + k]
-                y, z = r[i + 2 * stride * LANES + k], r[i + 3 * stride * LANES + k]
-                r[i + stride * LANES + k] = tt * (x * turn[k] + z * turn[LANES + k])
-                r[i + 2 * stride * LANES + k] = tl * y + ts * here
-                r[i + 3 * stride * LANES + k] = lt * (z * turn[k] - x * turn[LANES + k]) + shift * here
+                here, a, b = r[i + k], r[x + k], r[z + k]
+                r[x + k] = tt * (a * turn[k] + b * turn[LANES + k])
+                r[z + k] = lt * (b * turn[k] - a * turn[LANES + k]) + shift * here
+            for k in range(LANES):
+                r[y + k] = ts * r[i + k] + tl * r[y + k]
+
+
+@compiled
+def _turned(r, stride, strings, turn, table, g):  # type: ignore[no-untyped-def]
+    """Strides as literals spare LLVM's checks whether rows overlap, a third of the time."""
+    if stride == 1:
+        _ry(r, 1, strings, turn, table, g)
+    elif stride == 4:
+        _ry(r, 4, strings, turn, table, g)
+    elif stride == 16:
+        _ry(r, 16, strings, turn, table, g)
+    else:
+        _ry(r, stride, strings, turn, table, g)
+
+
+@compiled
+def _waited(r, stride, strings, coherent, stay, shift):  # type: ignore[no-untyped-def]
+    """A waiting qubit."""
+    far = stride * LANES & WHOLE
+    for top in range(0, strings * LANES & WHOLE, 4 * far):
+        i, x, z = top & WHOLE, top + far & WHOLE, top + 3 * far & WHOLE
+        for k in range(2 * far):
+            r[x + k] *= coherent
+        for k in range(far):
+            r[z + k] = stay * r[z + k] + shift * r[i + k]
 
 
 @inlined
-def _relax(r, stride, strings, coherent, stay, shift):  # type: ignore[no-untyped-def]
-    """A waiting qubit."""
-    for top in range(0, strings, 4 * stride):
-        for base in range(top, top + stride):
-            i = base * LANES & WHOLE
-            for k in range(i, i + LANES):
-                r[k + stride * LANES] *= coherent
-                r[k + 2 * stride * LANES] *= coherent
-                r[k + 3 * stride * LANES] = stay * r[k + 3 * stride * LANES] + shift * r[k]
+def _exchanged(r, p, q, size, own, a, b):  # type: ignore[no-untyped-def]
+    """(p, q) -> (own q, a p + b q), `size` numbers from each on. The order of loads decides the last bit."""
+    p, q = p & WHOLE, q & WHOLE
+    for k in range(size):
+        y, x = r[q + k], r[p + k]
+        r[p + k], r[q + k] = own * y, a * x + b * y
 
 
 @inlined
@@ -257,116 +284,29 @@ def _cz(r, low, high, strings, table, g):  # type: ignore[no-untyped-def]
     kh, kl, kk, lkh, lsh = table[g, 0], table[g, 1], table[g, 2], table[g, 3], table[g, 4]
     hkl, hsl, ih, sh, il = table[g, 5], table[g, 6], table[g, 7], table[g, 8], table[g, 9]
     sl, both, z_i, i_z, none = table[g, 10], table[g, 11], table[g, 12], table[g, 13], table[g, 14]
-    l, h = low * LANES, high * LANES  # noqa: E741
-    for top in range(0, strings, 4 * high):
-        for middle in range(top, top + high, 4 * low):
-            for base in range(middle, middle + low):
-                i = base * LANES & WHOLE
-                for k in range(i, i + LANES):
-                    ii, iz, zi, zz = r[k], r[k + 3 * h], r[k + 3 * l], r[k + 3 * l + 3 * h]
-                    ix, iy, xi, yi = r[k + 3 * l + h], r[k + 3 * l + 2 * h], r[k + l + 3 * h], r[k + 2 * l + 3 * h]
-                    xx, xy, yx, yy = r[k + 2 * l + 2 * h], r[k + 2 * l + h], r[k + l + 2 * h], r[k + l + h]
-                    xz, yz, zx, zy = r[k + l], r[k + 2 * l], r[k + h], r[k + 2 * h]
-                    r[k + h], r[k + 2 * h], r[k + l], r[k + 2 * l] = kh * ix, kh * iy, kl * xi, kl * yi
-                    r[k + l + h], r[k + l + 2 * h] = kk * xx, -kk * xy
-                    r[k + 2 * l + h], r[k + 2 * l + 2 * h] = -kk * yx, kk * yy
-                    r[k + l + 3 * h], r[k + 2 * l + 3 * h] = lkh * xz + lsh * xi, lkh * yz + lsh * yi
-                    r[k + 3 * l + h], r[k + 3 * l + 2 * h] = hkl * zx + hsl * ix, hkl * zy + hsl * iy
-                    r[k + 3 * h], r[k + 3 * l] = ih * iz + sh * ii, il * zi + sl * ii
-                    r[k + 3 * l + 3 * h] = both * zz + z_i * zi + i_z * iz + none * ii
-
-
-@compiled
-def _joined(r, rank, turn, table, g):  # type: ignore[no-untyped-def]
-    """Strides as literals, here and in the next three."""
-    tt, ts, lt, shift = table[g, 0], table[g, 2], table[g, 3], table[g, 4]
-    if rank == 0:
-        _join(r, 1, turn, tt, ts, lt, shift)
-    elif rank == 1:
-        _join(r, 4, turn, tt, ts, lt, shift)
-    elif rank == 2:
-        _join(r, 16, turn, tt, ts, lt, shift)
-    elif rank == 3:
-        _join(r, 64, turn, tt, ts, lt, shift)
-    elif rank == 4:
-        _join(r, 256, turn, tt, ts, lt, shift)
-    elif rank == 5:
-        _join(r, 1024, turn, tt, ts, lt, shift)
-    else:
-        _join(r, 1 << 2 * rank, turn, tt, ts, lt, shift)
-
-
-@compiled
-def _turned(r, rank, strings, turn, table, g):  # type: ignore[no-untyped-def]
-    tt, tl, ts, lt, shift = table[g, 0], table[g, 1], table[g, 2], table[g, 3], table[g, 4]
-    if rank == 0:
-        _ry(r, 1, strings, turn, tt, tl, ts, lt, shift)
-    elif rank == 1:
-        _ry(r, 4, strings, turn, tt, tl, ts, lt, shift)
-    elif rank == 2:
-        _ry(r, 16, strings, turn, tt, tl, ts, lt, shift)
-    elif rank == 3:
-        _ry(r, 64, strings, turn, tt, tl, ts, lt, shift)
-    elif rank == 4:
-        _ry(r, 256, strings, turn, tt, tl, ts, lt, shift)
-    elif rank == 5:
-        _ry(r, 1024, strings, turn, tt, tl, ts, lt, shift)
-    else:
-        _ry(r, 1 << 2 * rank, strings, turn, tt, tl, ts, lt, shift)
-
-
-@compiled
-def _waited(r, rank, strings, coherent, stay, shift):  # type: ignore[no-untyped-def]
-    if rank == 0:
-        _relax(r, 1, strings, coherent, stay, shift)
-    elif rank == 1:
-        _relax(r, 4, strings, coherent, stay, shift)
-    elif rank == 2:
-        _relax(r, 16, strings, coherent, stay, shift)
-    elif rank == 3:
-        _relax(r, 64, strings, coherent, stay, shift)
-    elif rank == 4:
-        _relax(r, 256, strings, coherent, stay, shift)
-    elif rank == 5:
-        _relax(r, 1024, strings, coherent, stay, shift)
-    else:
-        _relax(r, 1 << 2 * rank, strings, coherent, stay, shift)
+    l, h, zero = low * LANES & WHOLE, high * LANES & WHOLE, r.dtype.type(0)  # noqa: E741
+    for top in range(0, strings * LANES & WHOLE, 4 * h):
+        for i in range(top, top + h, 4 * l):
+            i, p, q, z = i & WHOLE, i + 3 * l & WHOLE, i + 3 * h & WHOLE, i + 3 * l + 3 * h & WHOLE
+            for k in range(l):
+                ii, zi, iz, zz = r[i + k], r[p + k], r[q + k], r[z + k]
+                r[p + k], r[q + k] = il * zi + sl * ii, ih * iz + sh * ii
+                r[z + k] = both * zz + z_i * zi + i_z * iz + none * ii
+            for d in (1, 2):  # X or Y of a qubit beside I or Z of the other one, then both
+                _exchanged(r, i + d * h, p + d * h, l, kh, hkl, hsl)
+                _exchanged(r, i + d * l, q + d * l, l, kl, lkh, lsh)
+            _exchanged(r, i + l + h, i + 2 * l + 2 * h, l, kk, kk, zero)
+            _exchanged(r, i + l + 2 * h, i + 2 * l + h, l, -kk, -kk, zero)
 
 
 @compiled
 def _coupled(r, low, high, strings, table, g):  # type: ignore[no-untyped-def]
-    if high == 1:
-        _cz(r, 1, 4, strings, table, g)
-    elif high == 2 and low == 0:
+    if low == 1 and high == 16:
         _cz(r, 1, 16, strings, table, g)
-    elif high == 2:
-        _cz(r, 4, 16, strings, table, g)
-    elif high == 3 and low == 0:
+    elif low == 1 and high == 64:
         _cz(r, 1, 64, strings, table, g)
-    elif high == 3 and low == 1:
-        _cz(r, 4, 64, strings, table, g)
-    elif high == 3:
-        _cz(r, 16, 64, strings, table, g)
-    elif high == 4 and low == 0:
-        _cz(r, 1, 256, strings, table, g)
-    elif high == 4 and low == 1:
-        _cz(r, 4, 256, strings, table, g)
-    elif high == 4 and low == 2:
-        _cz(r, 16, 256, strings, table, g)
-    elif high == 4 and low == 3:
-        _cz(r, 64, 256, strings, table, g)
-    elif high == 5 and low == 0:
-        _cz(r, 1, 1024, strings, table, g)
-    elif high == 5 and low == 1:
-        _cz(r, 4, 1024, strings, table, g)
-    elif high == 5 and low == 2:
-        _cz(r, 16, 1024, strings, table, g)
-    elif high == 5 and low == 3:
-        _cz(r, 64, 1024, strings, table, g)
-    elif high == 5 and low == 4:
-        _cz(r, 256, 1024, strings, table, g)
     else:
-        _cz(r, 1 << 2 * low, 1 << 2 * high, strings, table, g)
+        _cz(r, low, high, strings, table, g)
 
 
 @compiled
@@ -432,11 +372,11 @@ def _simulate(program, table, begin, end, c, s, turn, r):  # type: ignore[no-unt
     for g in range(begin, end):
         kind, low, high, p, waits = program[g, 0], program[g, 1], program[g, 2], program[g, 3], program[g, 4]
         if waits & 1:
-            _waited(r, low, strings, table[g, 15], table[g, 16], table[g, 17])
+            _waited(r, 1 << 2 * low, strings, table[g, 15], table[g, 16], table[g, 17])
         if waits & 2:
-            _waited(r, high, strings, table[g, 18], table[g, 19], table[g, 20])
+            _waited(r, 1 << 2 * high, strings, table[g, 18], table[g, 19], table[g, 20])
         if kind == CZ:
-            _coupled(r, low, high, strings, table, g)
+            _coupled(r, 1 << 2 * low, 1 << 2 * high, strings, table, g)
             continue
         cosine, sine, there = table[g, 5], table[g, 6], p * LANES & WHOLE
         for k in range(LANES):
@@ -444,46 +384,50 @@ def _simulate(program, table, begin, end, c, s, turn, r):  # type: ignore[no-unt
             y = s[there + k] if p >= 0 else zero
             turn[k], turn[LANES + k] = x * cosine - y * sine, x * sine + y * cosine
         if 1 << 2 * low == strings:
-            _joined(r, low, turn, table, g)
+            _joined(r, strings, turn, table, g)
             strings *= 4
         else:
-            _turned(r, low, strings, turn, table, g)
+            _turned(r, 1 << 2 * low, strings, turn, table, g)
 
 
-@njit(cache=True, parallel=True, fastmath=FAST, error_model="numpy")
+@compiled
+def _chunk(begin, first, last, units, matrices, program, table, offsets, shape, masks, schmidt, n, out):  # type: ignore[no-untyped-def]
+    """Slices `begin` and the LANES - 1 behind it of blocks `first` to `last`."""
+    tokens, blocks, dim = units.shape
+    readouts, beside, here = matrices.shape[0] // blocks, max(LINE // dim, 1), min(LANES, tokens - begin)
+    flat, found = units.reshape(-1), out.reshape(-1)
+    tree, r = np.zeros(2 * dim * LANES, units.dtype), np.empty(dim * dim * LANES, units.dtype)
+    c, s = np.empty(dim * LANES, units.dtype), np.empty(dim * LANES, units.dtype)
+    ct, st = np.empty(dim * LANES, units.dtype), np.empty(dim * LANES, units.dtype)
+    stage = np.zeros(beside * dim * LANES, units.dtype)
+    read = np.empty(readouts * beside * dim * LANES, units.dtype)
+    for j in range(beside):
+        for k in range(here, LANES):
+            stage[j * dim * LANES + k] = 1
+    for line in range(first, last, beside):
+        at, width = (begin * blocks + line) * dim, (min(line + beside, last) - line) * dim
+        _load(flat, at, blocks * dim, here, stage, width)
+        for block in range(line, min(line + beside, last)):
+            own = (block - line) * dim * LANES
+            _turns(stage, own, tree, masks, shape[block], schmidt, n, c, s, ct, st)
+            _simulate(program, table, offsets[block], offsets[block + 1], c, s, ct, r)
+            for readout in range(readouts):
+                _read(r, matrices, readout * blocks + block, read, readout * beside * dim * LANES + own)
+        for readout in range(readouts):
+            mine = read[readout * beside * dim * LANES :]
+            _store(mine, found, readout * tokens * blocks * dim + at, blocks * dim, here, width)
+
+
+@njit(cache=True, parallel=True)
 def prepare_and_measure(  # type: ignore[no-untyped-def]
     units, matrices, program, table, offsets, shape, masks, schmidt, n, out
 ):
-    tokens, blocks, dim = units.shape
-    readouts = matrices.shape[0] // blocks
+    tokens, blocks, _ = units.shape
     chunks, groups = (tokens + LANES - 1) // LANES, (blocks + TOGETHER - 1) // TOGETHER
-    beside = max(LINE // dim, 1)
-    flat, found = units.reshape(-1), out.reshape(-1)
     for task in prange(chunks * groups):
         begin, first = (task // groups) * LANES, (task % groups) * TOGETHER
-        here, last = min(LANES, tokens - begin), min(first + TOGETHER, blocks)
-        tree, r = np.zeros(2 * dim * LANES, units.dtype), np.empty(dim * dim * LANES, units.dtype)
-        c, s = np.empty(dim * LANES, units.dtype), np.empty(dim * LANES, units.dtype)
-        ct, st = np.empty(dim * LANES, units.dtype), np.empty(dim * LANES, units.dtype)
-        stage, read = (
-            np.zeros(beside * dim * LANES, units.dtype),
-            np.empty(readouts * beside * dim * LANES, units.dtype),
-        )
-        for j in range(beside):
-            for k in range(here, LANES):
-                stage[j * dim * LANES + k] = 1
-        for line in range(first, last, beside):
-            at, width = (begin * blocks + line) * dim, (min(line + beside, last) - line) * dim
-            _load(flat, at, blocks * dim, here, stage, width)
-            for block in range(line, min(line + beside, last)):
-                own = (block - line) * dim * LANES
-                _turns(stage, own, tree, masks, shape[block], schmidt, n, c, s, ct, st)
-                _simulate(program, table, offsets[block], offsets[block + 1], c, s, ct, r)
-                for readout in range(readouts):
-                    _read(r, matrices, readout * blocks + block, read, readout * beside * dim * LANES + own)
-            for readout in range(readouts):
-                mine = read[readout * beside * dim * LANES :]
-                _store(mine, found, readout * tokens * blocks * dim + at, blocks * dim, here, width)
+        last = min(first + TOGETHER, blocks)
+        _chunk(begin, first, last, units, matrices, program, table, offsets, shape, masks, schmidt, n, out)
 
 
 @inlined

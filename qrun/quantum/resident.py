@@ -17,9 +17,9 @@ from torch import Tensor
 
 from qrun.errors import InputError, RunFailed
 from qrun.quantum.encoding import ZERO
-from qrun.quantum.estimates import SMALL, Rates, rotation
+from qrun.quantum.estimates import Rates, rotation
 
-PATTERNS = 2**24  # numbers of trial images held at once
+PATTERNS = 2**24  # patterns of signs held at once
 GOLDEN, MIX, LAST = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # splitmix64
 START, SPREAD = 0xD1342543DE82EF95, 0xD6E8FEB86659FD93
 
@@ -165,13 +165,24 @@ def with_signs(size: Tensor, reference: Tensor) -> Tensor:
 
 @cache
 def _patterns(dim: int) -> NDArray[np.float64]:
-    """Signs [2^(b-1), b], the last one +; beyond SMALL the flips of one and two signs [b (b+1) / 2, b]."""
-    if dim <= SMALL:
-        return np.asarray(1.0 - 2 * (np.arange(2 ** (dim - 1))[:, None] >> np.arange(dim) & 1))
-    first, second = np.triu_indices(dim)
-    flips = np.ones((len(first), dim))
-    flips[np.arange(len(first)), first] = flips[np.arange(len(first)), second] = -1
-    return np.asarray(flips)
+    """Signs [2^(b-1), b], the last one +."""
+    return np.asarray(1.0 - 2 * (np.arange(2 ** (dim - 1))[:, None] >> np.arange(dim) & 1))
+
+
+def _signs(m: Tensor, t: Tensor) -> Tensor:
+    """The likeliest signs [R, b]: the images of all patterns of both halves, and every sum and difference of them."""
+    half = m.shape[1] // 2
+    r, patterns = (torch.as_tensor(a).to(m) for a in (rotation(half.bit_length() - 1) / 2**0.5, _patterns(half)))
+    low, high = ((patterns * part[:, None]) @ r.T for part in m.split(half, 1))
+    same = other = torch.zeros((), dtype=m.dtype, device=m.device)
+    for k in range(half):
+        plus, minus = ((low[:, :, None, k] + by * high[:, None, :, k]).abs() for by in (1, -1))
+        first, second = t[:, k, None, None], t[:, half + k, None, None]
+        same, other = same + first * minus + second * plus, other + first * plus + second * minus
+    best = torch.stack([same, other], 1).flatten(1).argmax(1)
+    sign = 1 - 2 * (best // len(patterns) ** 2)
+    a, b = best // len(patterns) % len(patterns), best % len(patterns)
+    return torch.cat([patterns[a], sign[:, None] * patterns[b]], 1)
 
 
 def from_two_settings(
@@ -179,35 +190,20 @@ def from_two_settings(
 ) -> Tensor:
     """Unit estimates [N, B, b] from magnitudes in both settings of `shots` each, or [N, B]."""
     dim, blocks = size.shape[-1], size.shape[1]
-    r, patterns = (torch.as_tensor(a).to(size) for a in (rotation(dim.bit_length() - 1), _patterns(dim)))
+    r = torch.as_tensor(rotation(dim.bit_length() - 1)).to(size)
     kept, floor = (np.ones(blocks), 0.0) if rates is None else (rates.kept, rates.residual)
     open_ = torch.as_tensor(kept**-2.0, device=size.device)
     counting = 0 * open_ if shots is None else open_ / torch.as_tensor(shots, device=size.device).clamp(min=1)
     noise = counting.expand(size.shape[:2]).reshape(-1, 1)
-    rows = max(1, PATTERNS // (len(patterns) * dim))
+    rows = max(1, PATTERNS // 2**dim)
     flat = [part.reshape(-1, dim).split(rows) for part in (size, turned, units)]
     parts = zip(*flat, noise.split(rows), strict=True)
-    return torch.cat([_joint(m, t, x, r, patterns, v, floor + 1e-6) for m, t, x, v in parts]).view(size.shape)
+    return torch.cat([_joint(m, t, x, r, v, floor + 1e-6) for m, t, x, v in parts]).view(size.shape)
 
 
-def _joint(m: Tensor, t: Tensor, x: Tensor, r: Tensor, patterns: Tensor, noise: Tensor, floor: float) -> Tensor:
+def _joint(m: Tensor, t: Tensor, x: Tensor, r: Tensor, noise: Tensor, floor: float) -> Tensor:
     """Rows [R, b] of unit estimates: the likeliest signs, then one scoring step of both settings' likelihoods."""
-    if len(x.T) <= SMALL:
-        found = torch.einsum("rpk,rk->rp", ((patterns * m[:, None]) @ r.T).abs(), t)
-        signs = patterns[found.argmax(1)]
-    else:
-        signs = torch.where(x < 0, -1.0, 1.0).to(m)
-        best = (((signs * m) @ r.T).abs() * t).sum(1)
-        while True:
-            trials = patterns * signs[:, None]
-            value, which = torch.einsum("rpk,rk->rp", ((trials * m[:, None]) @ r.T).abs(), t).max(1)
-            better = value > best * (1 + 1e-6)
-            if not bool(better.any()):
-                break
-            signs = torch.where(better[:, None], trials.gather(1, which[:, None, None].expand(-1, 1, m.shape[1]))[:, 0],
-                                signs)  # fmt: skip
-            best = torch.where(better, value, best)
-    a, turn, likely = (signs * m).double(), r.double(), t.double()
+    a, turn, likely = (_signs(m, t) * m).double(), r.double(), t.double()
     v = torch.where(a @ turn.T >= 0, likely, -likely)
     y = a + v @ turn
     y = y / torch.linalg.vector_norm(y, dim=-1, keepdim=True)

@@ -4,6 +4,7 @@ device.coupling   line: neighbours on a path, as superconducting chips have them
 device.keep       with noise.calibration, the share of the chip's places that is used, the best ones
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
@@ -24,6 +25,7 @@ from qrun.quantum.circuits import (
     with_reference,
 )
 from qrun.quantum.encoding import Floats as Blocks
+from qrun.quantum.gates import CZ, RY, RZ
 from qrun.quantum.layout import Place, coupling, heavy_hex, pack
 from qrun.quantum.noise import Noise
 from qrun.quantum.places import Places, at, everywhere
@@ -32,6 +34,7 @@ from qrun.quantum.simulator import prepare, probabilities
 from qrun.quantum.synthesis import Ansatz, Edges, Floats, Written, path, shapes
 
 SLICES = 200  # that judge a place
+SIMULATED = 4  # qubits up to which a place is judged gate by gate
 
 
 @cache
@@ -124,7 +127,8 @@ class Wiring:
         if self.calibration is None:
             return []
         if n not in self._chosen:
-            found = pack(self.calibration, n, self.couplings(n), self.keep, partial(self.errors, n))
+            judge = self.errors if n <= SIMULATED else self.losses
+            found = pack(self.calibration, n, self.couplings(n), self.keep, partial(judge, n))
             self._chosen[n] = found if self.room is None else found[: max(1, self.room // n)]
         return self._chosen[n]
 
@@ -138,8 +142,10 @@ class Wiring:
         return {}
 
     def errors(self, n: int, places: Sequence[Place]) -> Floats:
-        """Mean squared error [P] of |Q x| for unit slices x and a generic block at each place, simulated without shots
-        under the chip's own rates (places stay where they are when a study moves the noise)."""
+        """Mean squared error [P] of |Q x| for unit slices x and a generic block at each place, without shots, under the
+        chip's own rates (places stay where they are when a study moves the noise). Simulated up to four qubits. Beyond,
+        where a block has more than a thousand CZ, the whole circuit is one depolarising channel that leaves what
+        survives `losses`; places are then ranked by those."""
         chip = self.calibration
         assert chip is not None
         slices = np.random.default_rng(0).normal(size=(SLICES, 1, 2**n))
@@ -147,6 +153,12 @@ class Wiring:
         block = self.generic_block(2 ** (n - self.reference))
         block = with_reference(block) if self.reference else block
         ideal, errors = np.abs(slices @ block.T), np.empty(len(places))
+        if n > SIMULATED:
+            uniform = 2.0**-n
+            left = np.exp(-self.losses(n, places))
+            return np.array(
+                [np.square(np.sqrt(uniform + k * (ideal**2 - uniform)) - ideal).sum(-1).mean() for k in left]
+            )
         shape = np.array([coupling(chip, place, self.couplings(n)) for place in places])
         for index, edges in enumerate(self.couplings(n)):
             of_it = np.flatnonzero(shape == index)
@@ -159,6 +171,25 @@ class Wiring:
             found = np.sqrt(np.maximum(probabilities(encoded, prepared), 0))
             errors[of_it] = np.square(found - ideal).sum(-1).mean(0)
         return errors
+
+    def losses(self, n: int, places: Sequence[Place]) -> Floats:
+        """-log [P] of the survival of a generic block's gates and readouts at each place, by the calibrated errors."""
+        chip = self.calibration
+        assert chip is not None
+        found = []
+        for place in places:
+            circuits = self.generic(n, self.couplings(n)[coupling(chip, place, self.couplings(n))])
+            pairs = np.zeros((n, n))
+            np.add.at(pairs, (circuits.first, circuits.second), circuits.kind == CZ)
+            one = (circuits.second < 0) & (circuits.kind != RZ)
+            turned = np.bincount(circuits.first[one], np.where(circuits.kind == RY, 2, 1)[one], n)
+            lost = [(2 * chip.qubits[q].sx, turned[i]) for i, q in enumerate(place)]
+            lost += [(chip.qubits[q].readout, 1) for q in place]
+            for a, b in np.argwhere(pairs).tolist():
+                edge = min(place[a], place[b]), max(place[a], place[b])
+                lost.append((4 / 3 * chip.couplers[edge].cz, pairs[a, b]))
+            found.append(-sum(count * math.log1p(-min(error, 0.999)) for error, count in lost))
+        return np.array(found)
 
     def places(self, n: int) -> Places:
         """The noise of each place; block j runs on place j mod P."""

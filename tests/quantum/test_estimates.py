@@ -19,6 +19,7 @@ from qrun.quantum.devices.pennylane import PennyLaneDevice
 from qrun.quantum.devices.shots import ShotsDevice
 from qrun.quantum.estimates import (
     SLICES,
+    _branched,
     fitted,
     from_two_settings,
     inverse_confusion,
@@ -88,6 +89,26 @@ def test_readout_that_tells_nothing_is_left_as_it_is():
     assert (inverse_confusion(useless[None]) == np.eye(2)).all()
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shots", [None, 4096, 100])
+def test_signs_of_sixteen_are_as_likely_as_the_best_of_all_patterns(dtype, shots):
+    """Of random magnitudes, which no signs explain (None), and of counts of real amplitudes in both settings."""
+    rng, r = np.random.default_rng(3), rotation(4)
+    truth = unit_slices(4, 20, 1, seed=4)[:, 0]
+    first, second = (np.square(a) for a in (truth, truth @ r.T))
+    if shots is None:
+        second = rng.dirichlet(np.ones(16), 20)
+    else:
+        first, second = (rng.multinomial(shots, p / p.sum(-1, keepdims=True)) / shots for p in (first, second))
+    size, turned = (np.sqrt(p).astype(dtype) for p in (first, second))
+    signs = np.empty(size.shape, np.int8)
+    _branched(size, turned, (rotation(3) / 2**0.5).astype(dtype), signs)
+    patterns = 1 - 2 * (np.arange(2**15)[:, None] >> np.arange(16) & 1)
+    for m, t, found in zip(size.astype(float), turned.astype(float), signs, strict=True):
+        every = np.abs((patterns * m) @ r.T) @ t
+        assert np.abs(r @ (found * m)) @ t == pytest.approx(every.max(), abs=1e-12 if dtype is np.float64 else 1e-6)
+
+
 @pytest.mark.parametrize("n", [1, 2, 3])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_two_settings_tell_all_signs_but_one_and_weigh_what_both_count(n, dtype):
@@ -128,7 +149,7 @@ def test_two_settings_of_half_the_shots_are_as_sharp_as_one_of_all():
     assert errors[1] < 1.1 * errors[0]
 
 
-def test_sixteen_signs_are_found_by_flips():
+def test_sixteen_signs_of_exact_magnitudes_are_found():
     truth = unit_slices(4, 200, 1)
     x = truth + np.random.default_rng(1).normal(0, 0.1, truth.shape)
     assert ((x < 0) != (truth < 0)).mean() > 0.05

@@ -1,5 +1,7 @@
 import itertools
+import math
 
+import numpy as np
 import pytest
 from quantum_support import chip
 
@@ -95,3 +97,30 @@ def test_presets_are_the_medians_of_their_chips(name):
     found = calibration(chip)
     assert preset.date == found.date[:10]
     assert {key: getattr(preset, key) for key in found.medians} == pytest.approx(found.medians, rel=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("n", "best", "last", "most"),
+    [
+        (2, [(13, 14), (5, 6), (94, 95)], (83, 84), 63),
+        (3, [(12, 13, 14), (0, 1, 2), (6, 7, 8)], (119, 133, 132), 50),
+        (4, [(12, 13, 14, 15), (4, 5, 6, 7), (0, 1, 2, 3)], (144, 145, 146, 147), 35),
+    ],
+)
+def test_places_up_to_four_qubits_are_those_of_the_simulation(n, best, last, most):
+    chip = calibration("FakeMarrakesh")
+    found = Wiring(chip.typical, chip=chip).chosen(n)
+    assert (found[:3], found[-1], len(found)) == (best, last, most)
+
+
+def test_places_of_five_qubits_are_ranked_by_what_their_gates_and_readouts_lose():
+    chip = calibration("FakeMarrakesh")
+    wiring = Wiring(chip.typical, chip=chip)
+    places = wiring.chosen(5)
+    used = [q for place in places for q in place]
+    losses, errors = wiring.losses(5, places), wiring.errors(5, places)
+    assert len(places) >= 20 and len(used) == len(set(used)) and np.all(np.diff(losses) >= 0)
+    least = -math.log1p(-4 / 3 * min(coupler.cz for coupler in chip.couplers.values()))
+    assert least * wiring.counts(32)["cz"] < losses[0] < losses[-1]
+    assert np.all(errors > 0.1) and np.all(errors < 0.6)  # |Q x| of noise alone: all entries alike
