@@ -57,6 +57,7 @@ def _hush() -> None:
     """Keep MLflow's migrations, and errors that this program tells, off the screen; it reads the level when it is first
     imported."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # the client's lines about each ended run
     level = os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(level)
