@@ -46,11 +46,11 @@ def test_the_scan_of_rates_tells_each_rate_from_validation(script, tiny_folder, 
 def test_a_few_faults_are_survived(tmp_path):
     """Of each sort: kills, a full disk, a broken store, a torn file. `make faults` has 200."""
     file = next(path for path in SCRIPTS if path.stem == "faults")
-    words = ["--faults", "6", "--seed", "3", "--only", "kill -9", "full", "broken", "torn"]
+    words = ["--faults", "4", "--seed", "3", "--only", "kill -9", "full", "broken", "torn"]
     done = subprocess.run(
         [sys.executable, str(file), *words], capture_output=True, text=True, cwd=tmp_path, check=False
     )
-    assert done.returncode == 0 and "6 faults of seed 3: 0 lost, 0 skipped" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0 and "4 faults of seed 3: 0 lost, 0 skipped" in done.stdout, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(

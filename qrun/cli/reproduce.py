@@ -108,7 +108,8 @@ def takes(before: list[str], key: str) -> bool:
     grid, verb = before[-1] == "-m", [word for word in before if word != "-m"][-1]
     schema = VERBS[verb] if verb in VERBS else studies.module(verb).Config
     known = {*words_of(verb), *leaf_keys(schema), *(words_of("multirun") if grid else ())}
-    return key not in NEVER and (key in known or any(word.startswith(f"{key}.") for word in known))
+    near = {key, key.rpartition(".")[0]}  # model.shape.hidden_size is a word of model.shape
+    return key not in NEVER and (bool(near & known) or any(word.startswith(f"{key}.") for word in known))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from qrun.adapters.linear import AdaptedLinear, Adapter, attach
-from qrun.adapters.methods import names
+from qrun.adapters.methods import names, spec
+from qrun.adapters.methods.base import BlockMethod
 from qrun.adapters.saving import CONFIG, PEFT_CONFIG, WEIGHTS, read, save
 from qrun.adapters.sites import select, sites
 from qrun.config.schema import PROJECTIONS, AdapterConfig, Side
@@ -71,7 +72,7 @@ def test_other_format_versions_are_refused(saved, version, text):
 CONFIGS = [
     st.builds(
         AdapterConfig,
-        dim=st.integers(2, 64), rank=st.integers(1, 64), factors=st.integers(1, 6),
+        dim=st.sampled_from([2, 4, 8, 16, 32, 64]), rank=st.integers(1, 64), factors=st.integers(1, 6),
         projections=st.lists(st.sampled_from(PROJECTIONS), min_size=1, unique=True),
         layers=st.lists(st.sampled_from(["all", "first", "last", "3", "2-5"]), min_size=1),
         **({"side": st.sampled_from(Side), "sign_constrained": st.booleans()} if name == "cayley" else {}),
@@ -82,12 +83,14 @@ CONFIGS = [
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(config=st.one_of(CONFIGS))
 def test_every_field_of_every_config_comes_back(config, tmp_path_factory):
     folder = tmp_path_factory.mktemp("adapter")
-    module = AdaptedLinear(torch.nn.Linear(8, 8), 4, Side.input, False)
-    save(folder, Adapter(config, {"layers.0.self_attn.q_proj": module}), {"name": "m", "weights": "w"}, {})
+    method, site, base = spec(config.method), "layers.0.self_attn.q_proj", torch.nn.Linear(64, 64)
+    form = {"form": method.form(config, site)} if isinstance(method, BlockMethod) else {}
+    module = AdaptedLinear(base, config.dim, Side.input, False, **form)
+    save(folder, Adapter(config, {site: module}), {"name": "m", "weights": "w"}, {})
     assert read(folder).config == config
     stored = json.loads((folder / CONFIG).read_text())["adapter"]
     assert set(stored) == {f.name for f in dataclasses.fields(AdapterConfig)}
@@ -117,7 +120,7 @@ def test_every_field_of_every_config_comes_back(config, tmp_path_factory):
         ({"sites": "all"}, "sites='all' should be a valid list"),
         ({"sites": []}, r"sites=\[\] List should have at least 1"),
         ({"sites": ["layers.0.mlp.q\nroot"]}, r"sites.0='layers.0.mlp.q\\nroot' String should match"),
-        ({"sites": ["layers.0.mlp.up_proj" + 9999 * "x"]}, r"sites.0='layers.0.mlp.up_projx*\.\.\. String"),
+        ({"sites": ["layers.0.mlp.up_proj" + 9999 * "x"]}, "sites.0='layers.0.mlp.up_projx.* String"),
         ({"sites": [1]}, "sites.0=1 should be a valid string"),
         ({"parameters": 1.5}, "parameters=1.5 should be a valid integer"),
         ({"parameters": True}, "parameters=True should be a valid integer"),

@@ -1,5 +1,8 @@
 """The whole paper in one command: which words go where, the estimate, what commands leave to each other, failures."""
 
+import json
+from dataclasses import asdict
+
 import pandas as pd
 import pytest
 
@@ -9,6 +12,7 @@ from qrun.cli.reproduce import Command, Published, Stated, compare, configure, l
 from qrun.config.tree import options
 from qrun.errors import InputError, RunFailed
 from qrun.evaluation.results import Results
+from qrun.language.models import read_shape
 
 SIZES = sorted(options()["reproduce"])
 TINY = [
@@ -107,6 +111,10 @@ def test_a_failed_command_is_named_at_the_end_and_stops_only_what_needs_it(monke
 @pytest.mark.data
 def test_llama_runs_to_its_report_and_a_second_time_computes_nothing(qrun, tiny_folder, story_file, tmp_path):
     words = [*TINY, f"data.path={story_file}", f"model.path={tiny_folder}", f"results={tmp_path}/r"]
+    code, _, err = qrun("reproduce", "reproduce=llama", *words)
+    assert code == 2 and "hidden_size=32, model=llama_instruct has 4096" in err
+    shape = asdict(read_shape(json.loads((tiny_folder / "config.json").read_text())))
+    words += [f"model.shape.{key}={value}" for key, value in shape.items()]
     code, out, err = qrun("reproduce", "reproduce=llama", *words)
     assert code == 0, err
     assert out.count("WARNING: farther than 3%") == 2 and "1,328" not in out  # a tiny model has fewer blocks

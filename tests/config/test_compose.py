@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from qrun.cli import reproduce
 from qrun.config import tree
 from qrun.config.compose import compose, config_hash, plain, to_yaml
 from qrun.config.schema import DataConfig, ModelConfig, QuestionsConfig
@@ -18,6 +19,8 @@ OPTIONS = [(group, option) for group, found in options().items() for option in f
 
 def composed(verb, words):
     """The config of a verb or of a study."""
+    if verb == "reproduce":
+        return reproduce.configure(words)
     return configure(verb, words) if verb in STUDIES else compose(verb, words)
 
 
@@ -28,9 +31,12 @@ def test_every_option_composes_and_has_a_headline(group, option):
         f"{group}={option}",
         *{"text": ["data.path=x.txt"], "hub": ["data.hub_id=x/y"], "local": ["model.path=x"]}.get(option, []),
     ]
-    verbs = {"compression": "compress", "launcher": "recover", "questions": "questions"} | dict.fromkeys(
-        ("adapter", "training"), "train"
-    )
+    verbs = {
+        "compression": "compress",
+        "launcher": "recover",
+        "questions": "questions",
+        "reproduce": "reproduce",
+    } | dict.fromkeys(("adapter", "training"), "train")
     verb = verbs.get(group, "perplexity")
     words += ["device=noisy"] if group == "noise" else []
     assert to_yaml(composed(verb, words))

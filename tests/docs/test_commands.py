@@ -65,5 +65,5 @@ def test_a_cheap_command_runs(qrun, monkeypatch, tmp_path, line):
     monkeypatch.chdir(tmp_path)
     dry = ["--dry-run"] if re.match("sweep|recover", line) else []
     code, out, err = qrun(*COMMANDS[line], *dry)
-    assert code == 0 and len(out.splitlines()) > 5, err
+    assert code == 0 and len(out.splitlines()) > (0 if "--repair" in line else 5), err
     assert [path.name for path in tmp_path.iterdir()] == re.findall(r"--draw (\S+)", line)
