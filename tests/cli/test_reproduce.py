@@ -58,6 +58,23 @@ def test_folders_that_commands_leave_go_into_later_ones(tmp_path):
         opened(command, {"adapter": "/trained"})
 
 
+def test_braces_in_a_path_are_its_own():
+    commands = configure(["reproduce=smollm2", "model.path=/tmp/{a}"]).reproduce.steps
+    assert stated(commands[2]).config.model.path == "/tmp/{a}"
+    last = opened(commands[-1], {"model": "/made", "adapter": "/trained"}).config
+    assert (last.model.path, last.original.path, last.adapter.path) == ("/made", "/tmp/{a}", "/trained")
+
+
+def test_all_failed_commands_are_named_also_without_a_report(monkeypatch, tmp_path):
+    def run(*_):
+        raise RunFailed("all cells failed")
+
+    monkeypatch.setattr(reproduce, "run_study", run)
+    monkeypatch.setattr(reproduce, "estimate", lambda steps: None)
+    with pytest.raises(RunFailed, match="11 of 12 commands failed"):
+        reproduce.reproduce(configure(["reproduce=nano", f"results={tmp_path}"]), False)
+
+
 def test_questions_are_asked_of_the_first_adapter_in_the_most_compressed_model():
     made, trained = left_by(stated(Command("recover")).cells(), Keys(Stated()))
     assert made.axes == {"ratio": 0.6}
