@@ -190,8 +190,9 @@ def reproduce(config: Config, dry_run: bool) -> None:
             failed.append(command.run)
             continue
         left |= leaves(step, config)
-        for published in step.published if results is not None else ():
-            compare(results, published)
+        if results is not None:
+            for published in step.published:
+                compare(results, published)
     with suppress(InputError) if failed else nullcontext():  # where all failed no study is there
         report(config.results, str(Path(config.results).expanduser() / "report"), None, studies, config.tracking.uri)
     if failed:
