@@ -27,8 +27,7 @@ from qrun.errors import InputError, RunFailed, interruption, redacted
 from qrun.tracking import database
 from qrun.tracking.artifacts import artifact
 from qrun.tracking.provenance import ended, packages, process
-from qrun.tracking.runs import PARENT, Recorded
-from qrun.tracking.runs import Run as Run  # for modules whose import lines are in cells' keys
+from qrun.tracking.runs import PARENT, Recorded, Run
 from qrun.tracking.views import TAG, View, shown
 
 PREFIX = "qrun/"
@@ -325,13 +324,13 @@ class Store:
             found.setdefault(run.tags[tag], run)
         return found
 
-    def runs(self) -> dict[str, list["Recorded"]]:
+    def runs(self) -> dict[str, list[Recorded]]:
         """All runs by verb, the newest first. Raises InputError if there is no store."""
         if self.empty:
             raise InputError(f"results={self.folder}: no store there; `qrun train` makes one")
         return {e.name.removeprefix(PREFIX): list(self._search(e.experiment_id)) for e in self.experiments()}
 
-    def _search(self, experiment: str, tag: str | None = None, status: str | None = None) -> Iterator["Recorded"]:
+    def _search(self, experiment: str, tag: str | None = None, status: str | None = None) -> Iterator[Recorded]:
         """Runs of an experiment, the newest first; those that have a tag, of one status."""
         if self.own:
             _ = self.client  # creates or checks it
@@ -388,7 +387,7 @@ class Store:
         for run in self.client.search_runs([self.experiment(verb)], f"tags.`{tag}` = '{value}'", max_results=1000):
             self.client.delete_run(run.info.run_id)
 
-    def label(self, runs: Sequence["Recorded"], tag: str, value: str) -> None:
+    def label(self, runs: Sequence[Recorded], tag: str, value: str) -> None:
         """Give runs a tag that they do not have yet."""
         for run in runs:
             if run.tags.get(tag) != value:
