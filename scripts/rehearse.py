@@ -22,6 +22,7 @@ from qrun.config.compose import compose
 from qrun.recipes.sizes import GIB, size
 
 TINY = (
+    "model.shape=null",  # a folder of fewer layers is another model
     "data=pydoc", "training.steps=2", "training.context=32", "training.batch=1", "training.accumulation=1",
     "training.warmup=1", "training.eval_tokens=100", "protocol.ctx=128", "evaluation.sample=passages",
     "evaluation.max_tokens=300", "evaluation.resamples=99", "evaluation.batch=4", "study.dims=[4]", "study.seeds=[0]",
@@ -37,7 +38,8 @@ OWN = {
     ),
 }  # fmt: skip
 TRAIN = (
-    "experiment=llama_v_proj", "data=pydoc", "training.eval_tokens=300", "protocol.ctx=256", "evaluation.batch=1",
+    "model.shape=null", "experiment=llama_v_proj",
+    "data=pydoc", "training.eval_tokens=300", "protocol.ctx=256", "evaluation.batch=1",
     "evaluation.sample=passages", "evaluation.max_tokens=512", "cache.gib=0",
 )  # fmt: skip
 

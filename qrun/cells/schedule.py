@@ -14,7 +14,7 @@ from qrun.cells.cell import Cell, Place, with_needs
 from qrun.cells.keys import Keys, code_fingerprint
 from qrun.errors import RunFailed
 from qrun.report.screen import bar, console, say
-from qrun.tracking.runs import Recorded
+from qrun.tracking.runs import PARENT, Recorded
 from qrun.tracking.store import Store
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def run_missing(
             while len(running) < pool.capacity and (key := next(ready, None)) is not None:
                 cell = todo.cells[key]
                 task = cell.task
-                tags = {"mlflow.parentRunId": parent, "code": code_fingerprint(task.modules), "kind": task.kind}
+                tags = {PARENT: parent, "code": code_fingerprint(task.modules), "kind": task.kind}
                 tags["work"] = f"{task.work():.6g}"
                 have = {name: runs[need] for name, need in needs[key].items()}
                 waiting.remove(key)

@@ -1,4 +1,5 @@
-"""`qrun doctor`: what works on this machine, and what is missing for the rest. Touches no network, and loads no torch.
+"""`qrun doctor`: what works on this machine, and what is missing for the rest. Touches no network; without
+words it loads no torch.
 
 qrun doctor                                      the machine
 qrun doctor experiment=llama_v_proj              what this training takes: files, memory, disk, time, before it loads

@@ -11,6 +11,7 @@ import json
 import math
 import shlex
 from collections.abc import Iterator
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from qrun.config.ranges import require
 from qrun.config.schema import DataConfig, ModelConfig, TrackingConfig
 from qrun.config.tree import words_of
 from qrun.config.verbs import VERBS, leaf_keys
-from qrun.errors import RunFailed
+from qrun.errors import InputError, RunFailed
 from qrun.evaluation.results import Results
 from qrun.language.identity import Identity
 from qrun.language.models import model_shape
@@ -38,6 +39,7 @@ from qrun.tracking.store import Store
 
 OWN = ("reproduce", "results", "tracking.uri")  # keys of this command; the last two are the commands' too
 NEVER = ("experiment", "name")  # each command has its own
+LEFT = ("model", "adapter")  # what a command may leave to later ones
 
 
 @dataclass
@@ -51,7 +53,7 @@ class Published:
 
 @dataclass
 class Command:
-    """One command as it is typed. In its words {path} is this command's model.path, {model} the folder of the last
+    """One command as it is typed. In its own words {path} is this command's model.path, {model} the folder of the last
     compressed model and {adapter} the first adapter trained in it, or else in the model itself."""
 
     run: str = MISSING
@@ -108,8 +110,7 @@ def takes(before: list[str], key: str) -> bool:
     grid, verb = before[-1] == "-m", [word for word in before if word != "-m"][-1]
     schema = VERBS[verb] if verb in VERBS else studies.module(verb).Config
     known = {*words_of(verb), *leaf_keys(schema), *(words_of("multirun") if grid else ())}
-    near = {key, key.rpartition(".")[0]}  # model.shape.hidden_size is a word of model.shape
-    return key not in NEVER and (bool(near & known) or any(word.startswith(f"{key}.") for word in known))
+    return key not in NEVER and (key in known or any(word.startswith(f"{key}.") for word in known))
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,8 @@ class Step:
 def opened(command: Command, left: dict[str, str]) -> Step:
     """A command's config, with the folders that commands before it left. Raises KeyError for one that is missing."""
     before, words = split(command.run)
-    words = [word.format_map(left) if "{" in word else word for word in words]
+    for name in LEFT:  # no other braces: a path may have some
+        words = [word.replace(f"{{{name}}}", left[name]) if f"{{{name}}}" in word else word for word in words]
     grid, verb = before[-1] == "-m", [word for word in before if word != "-m"][-1]
     if verb == "plan":
         return Step([*before, *words], None, compose(verb, words), command.published)
@@ -145,7 +147,7 @@ def opened(command: Command, left: dict[str, str]) -> Step:
 def stated(command: Command) -> Step:
     """A command before anything ran: the model itself for compressed ones, and any folder for an adapter."""
     before, words = split(command.run)
-    made = any(word.startswith("model.path={") for word in words)
+    made = "model.path={model}" in words
     kept = [word for word in words if not (made and word.startswith(("model.path=", "model.name=")))]
     return opened(replace(command, run=shlex.join([*before, *kept])), {"model": "model", "adapter": "."})
 
@@ -176,20 +178,23 @@ def reproduce(config: Config, dry_run: bool) -> None:
         say(f"\n[{number}/{len(steps)}] qrun {command.run}")
         try:
             step = opened(command, left)
-            if step.study is None:
-                continue  # told with the estimate
-            results = run_study(step.study, studies.module(step.study), step.config, False, step.typed)
-            left |= leaves(step, config)
         except KeyError as missing:
             failed.append(f"{command.run} (no {missing.args[0]} was left by the commands before it)")
+            continue
+        if step.study is None:
+            continue  # told with the estimate
+        try:
+            results = run_study(step.study, studies.module(step.study), step.config, False, step.typed)
         except RunFailed as error:
             say(f"failed: {error}")
             failed.append(command.run)
-        else:
-            if results is not None:
-                for published in step.published:
-                    compare(results, published)
-    report(config.results, str(Path(config.results).expanduser() / "report"), None, studies, config.tracking.uri)
+            continue
+        left |= leaves(step, config)
+        if results is not None:
+            for published in step.published:
+                compare(results, published)
+    with suppress(InputError) if failed else nullcontext():  # where all failed no study is there
+        report(config.results, str(Path(config.results).expanduser() / "report"), None, studies, config.tracking.uri)
     if failed:
         again = "the same command goes on with what is missing"
         raise RunFailed(f"{len(failed)} of {len(steps)} commands failed: {'; '.join(failed)}; {again}")

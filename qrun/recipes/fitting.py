@@ -27,7 +27,8 @@ from qrun.evaluation.perplexity import measure
 from qrun.evaluation.protocols import Task, build
 from qrun.evaluation.trunk import Trunk
 from qrun.report.screen import bar, say
-from qrun.tracking.store import Run, Store
+from qrun.tracking.runs import Run
+from qrun.tracking.store import Store
 from qrun.training.checkpoint import Progress, read_progress
 from qrun.training.interrupt import Interrupt
 from qrun.training.loop import fit

@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
@@ -32,7 +33,9 @@ from qrun.recipes.harness import run_tasks
 from qrun.recipes.perplexity import measure
 from qrun.recipes.train import train
 from qrun.report.screen import say, table
-from qrun.tracking.store import PARENT, PREFIX, Recorded, Store
+from qrun.tracking import database
+from qrun.tracking.runs import PARENT, Recorded
+from qrun.tracking.store import PREFIX, Store
 from qrun.training.interrupt import Interrupt
 
 SINGLE: Mapping[str, tuple[str, Callable[[Any], object]]] = {  # by MLflow's experiment: the verb, and its recipe
@@ -73,7 +76,7 @@ def rerun(word: str, results: str, tracking_uri: str | None, studies: Studies) -
     if verb not in (*SINGLE, EXPERIMENT):
         raise InputError(f"{word}: a run of {verb}; runs of {', '.join((*SINGLE, EXPERIMENT))} can be repeated")
     with TemporaryDirectory(prefix="qrun-rerun-") as folder:
-        again = Store(folder, f"sqlite:///{folder}/mlflow.db")  # whatever MLFLOW_TRACKING_URI says
+        again = Store(folder, database.uri(Path(folder).resolve() / "mlflow.db"))  # whatever MLFLOW_TRACKING_URI says
         pairs = _cells(store, again, run, studies) if verb == EXPERIMENT else [_single(verb, run, again)]
         compared = {name: compare(before, after) for name, before, after in pairs}
     _tell(word, compared)

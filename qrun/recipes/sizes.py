@@ -6,6 +6,7 @@ Bytes of a layer's kept activations were counted with autograd's hooks on transf
 float32 and bfloat16, and agree with the formula to 2 %; `scripts/rehearse.py` compares whole runs with `Size.memory`.
 """
 
+import time
 from dataclasses import dataclass
 
 from qrun.adapters.methods import spec
@@ -93,7 +94,7 @@ def size(config: TrainConfig, shape: ShapeConfig) -> Size:
     return Size(
         parameters=parameters(shape), trained=trained, weights=weight_bytes(config.model, shape),
         step=int(tokens * kept), evaluation=int(at_once * passing), optimiser=4 * STATES * trained,
-        trunk=int(min(config.cache.gib * 2**30, visited * shape.hidden_size * width)) if first else 0,
+        trunk=int(min(config.cache.gib * GIB, visited * shape.hidden_size * width)) if first else 0,
         step_flop=t.accumulation * tokens * (2.0 * body(shape) * (1 + share) + 4.0 * head),
         evaluation_flop=scored * (2.0 * body(shape) + 2.0 * head),
     )  # fmt: skip
@@ -102,8 +103,6 @@ def size(config: TrainConfig, shape: ShapeConfig) -> Size:
 def speed(model: ModelConfig, shape: ShapeConfig, seconds: float = 0.5) -> float:
     """FLOP a second of the model's widest product on its device and in its type, measured for so long; torch is
     imported here. Raises InputError for a device that is not there."""
-    import time
-
     import torch
 
     from qrun.language.models import device_of

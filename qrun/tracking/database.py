@@ -27,6 +27,10 @@ from qrun.tracking.runs import MODEL
 WAIT = 30  # seconds a process waits while another writes
 RECORD = "record.json"  # beside the artifacts of an ended run: its rows, to make a lost database again
 TABLES = ("runs", "params", "tags", "metrics", "latest_metrics")
+UNREADABLE = (  # what a record that is none, or is there twice, makes of itself
+    OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, sqlite3.IntegrityError,
+    sqlite3.InterfaceError, sqlite3.ProgrammingError,
+)  # fmt: skip
 FULL = "move it away, choose another folder with results=..., or make it anew from its runs: `qrun doctor --repair`"
 
 
@@ -110,7 +114,7 @@ def settle(path: Path, root: str) -> None:
 
 def _same(old: str, new: str) -> bool:
     """Whether two addresses are one folder, by another mount."""
-    first, second = (Path(place.removeprefix("file://")) for place in (old, new))
+    first, second = map(_path, (old, new))
     return first.exists() and second.exists() and first.samefile(second)
 
 
@@ -154,21 +158,28 @@ def keep(path: Path, run_id: str, **ending: str | int) -> None:
             rows[table] = [dict(row) for row in db.execute(f"SELECT * FROM {table} WHERE run_uuid = ?", (run_id,))]
     run = rows["runs"][0]
     run |= ending
-    with replaced(_folder(run["artifact_uri"]) / RECORD) as file:
+    with replaced(_path(run["artifact_uri"]).parent / RECORD) as file:
         file.write_text(json.dumps(rows))
 
 
-def _folder(artifact_uri: str) -> Path:
-    return Path(url2pathname(urlsplit(artifact_uri).path)).parent
+def _path(uri: str) -> Path:
+    return Path(url2pathname(urlsplit(uri).path))
+
+
+def known(path: Path) -> set[str]:
+    """Ids of all runs, deleted ones too."""
+    with opened(path) as db:
+        return {row[0] for row in db.execute("SELECT run_uuid FROM runs")}
 
 
 def put_back(path: Path, records: Sequence[Path], experiment: str, location: str) -> list[Path]:
-    """Insert the runs of these records as runs of an experiment; returns the records that are broken."""
+    """Insert the runs of these records as runs of an experiment, each whole or not at all; returns the records that are
+    broken."""
     broken = []
     with opened(path, write=True) as db:
-        db.execute("PRAGMA defer_foreign_keys = ON")
         columns = {table: {row[1] for row in db.execute(f"PRAGMA table_info({table})")} for table in TABLES}
         for record in records:
+            db.execute("SAVEPOINT record")
             try:
                 rows = json.loads(record.read_text())
                 run = rows["runs"][0]
@@ -179,8 +190,8 @@ def put_back(path: Path, records: Sequence[Path], experiment: str, location: str
                             continue  # its logged model is not put back
                         kept = {name: value for name, value in row.items() if name in columns[table]}
                         marks = ", ".join("?" * len(kept))
-                        insert = f"INSERT OR IGNORE INTO {table} ({', '.join(kept)}) VALUES ({marks})"
-                        db.execute(insert, list(kept.values()))
-            except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, sqlite3.IntegrityError):
+                        db.execute(f"INSERT INTO {table} ({', '.join(kept)}) VALUES ({marks})", list(kept.values()))
+            except UNREADABLE:
+                db.execute("ROLLBACK TO record")
                 broken.append(record)
     return broken

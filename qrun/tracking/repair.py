@@ -1,8 +1,9 @@
 """`qrun doctor --repair`: what killed processes, a lost or a broken database left behind is put in order.
 
 runs of processes that are gone      closed, KILLED
-a database that is lost or broken    set aside as mlflow.db.broken, and made anew from the records of its ended runs
-                                     (artifacts/<verb>/<run>/record.json); logged models are not, adapters stay
+a database that is broken            set aside as mlflow.db.broken
+ended runs that it does not know     put back from their records (artifacts/<verb>/<run>/record.json): all where it is
+                                     lost or broken; logged models are not, adapters stay
 """
 
 import itertools
@@ -33,22 +34,25 @@ def repair(results: str, uri: str | None = None) -> Iterator[str]:
 
 def _rebuild(store: Store) -> Iterator[str]:
     path = store.database
-    why = "lost" if database.missing(path) else _broken(path)
+    why = None if database.missing(path) else _broken(path)
     records = sorted(store.folder.glob(f"artifacts/*/*/{database.RECORD}"))
-    if why is None or (why == "lost" and not records):
-        return
-    if why != "lost":
+    if why is not None:
         aside = next(p for n in itertools.count() if not (p := path.with_suffix(f".db.broken{n or ''}")).exists())
         os.replace(path, aside)
         yield f"{path}: {why}; set aside as {aside.name}"
-    for verb, own in itertools.groupby(records, lambda record: record.parent.parent):
-        found = list(own)
-        experiment = store.experiment(verb.name)
-        bad = database.put_back(path, found, experiment, verb.as_uri())
-        yield f"{verb.name}: {len(found) - len(bad)} runs are back"
-        yield from (f"{record}: not a record of a run; left out" for record in bad)
+        if not records:
+            yield f"{store.folder / 'artifacts'}: no record of a run there; the next run makes a new store"
     if not records:
-        yield f"{store.folder / 'artifacts'}: no record of a run there; the next run makes a new store"
+        return
+    _ = store.client  # makes or checks the database
+    known = database.known(path)
+    lost = [record for record in records if record.parent.name not in known]
+    for verb, own in itertools.groupby(lost, lambda record: record.parent.parent):
+        found = list(own)
+        bad = database.put_back(path, found, store.experiment(verb.name), verb.as_uri())
+        if len(found) > len(bad):
+            yield f"{verb.name}: {len(found) - len(bad)} runs are back"
+        yield from (f"{record}: not a record of a run; left out" for record in bad)
 
 
 def _broken(path: Path) -> str | None:

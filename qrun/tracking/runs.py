@@ -131,9 +131,6 @@ class Run:
         self.tags({MODEL: made.model_id})
         return made.model_id
 
-    def end(self, status: str) -> None:
-        self.client.set_terminated(self.run_id, status)
-
 
 @dataclass(frozen=True)
 class Recorded:

@@ -23,12 +23,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from qrun.errors import InputError, RunFailed, interruption
+from qrun.errors import InputError, RunFailed, interruption, redacted
 from qrun.tracking import database
 from qrun.tracking.artifacts import artifact
 from qrun.tracking.provenance import ended, packages, process
-from qrun.tracking.runs import PARENT, Recorded
-from qrun.tracking.runs import Run as Run  # for modules whose import lines are in cells' keys
+from qrun.tracking.runs import PARENT, Recorded, Run
 from qrun.tracking.views import TAG, View, shown
 
 PREFIX = "qrun/"
@@ -79,8 +78,7 @@ class Store:
     @property
     def where(self) -> str:
         """Where runs go, for a reader; without a password."""
-        parts = urlsplit(self.uri)
-        return str(self.database) if self.own else self.uri.replace(f":{parts.password}@", ":***@")
+        return str(self.database) if self.own else redacted(self.uri)
 
     @property
     def here(self) -> str:
@@ -125,11 +123,10 @@ class Store:
             except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, ImportError) as error:
                 if stop := interruption(error):
                     raise stop from None
-                why = f"not a store this MLflow can open ({' '.join(str(error).split())[:200]})"
+                why = f"not a store this MLflow can open ({redacted(' '.join(str(error).split()))[:200]})"
                 how = database.FULL
                 if not self.own:
                     how = "start the server, or set tracking.uri or MLFLOW_TRACKING_URI to another store"
-                    why = why.replace(self.uri, self.where)
                 raise InputError(f"{'' if self.own else 'tracking.uri='}{self.where}: {why}; {how}") from error
             written = {e.tags.get("qrun.store_version", "1") for e in found} - {VERSION}
             if written:
@@ -219,11 +216,12 @@ class Store:
             self._end(run, "FINISHED")
         except BaseException as error:
             if stop := interruption(error):  # GeneratorExit: a signal just before the caller's block
-                self._end(run, "KILLED")
+                with suppress(Exception):  # a full disk or a lock: the next start closes it
+                    self._end(run, "KILLED")
                 raise stop from None
             why = self._refusal(error)
             with suppress(Exception) if why else nullcontext():
-                run.tags({"error": f"{type(error).__name__}: {error}"[:4000]})
+                run.tags({"error": redacted(f"{type(error).__name__}: {error}")[:4000]})
                 self._end(run, "FAILED")
             if why:
                 raise RunFailed(f"{self.where} did not take what run {run.run_id} recorded ({why})") from error
@@ -262,10 +260,10 @@ class Store:
         while found is not None:
             refused = isinstance(found, OSError) and found.errno in GIVEN_UP
             if refused or isinstance(found, sqlite3.DatabaseError | DBAPIError):
-                return " ".join(str(getattr(found, "orig", found)).split())[:300]
+                return " ".join(str(getattr(found, "orig", found)).split())
             found = found.__cause__ or found.__context__
         if self.server and isinstance(error, MlflowException):
-            return " ".join(str(error).split())[:300].replace(self.uri, self.where)
+            return " ".join(str(error).split())
         return None
 
     def running(self) -> list[Recorded]:
@@ -326,13 +324,13 @@ class Store:
             found.setdefault(run.tags[tag], run)
         return found
 
-    def runs(self) -> dict[str, list["Recorded"]]:
+    def runs(self) -> dict[str, list[Recorded]]:
         """All runs by verb, the newest first. Raises InputError if there is no store."""
         if self.empty:
             raise InputError(f"results={self.folder}: no store there; `qrun train` makes one")
         return {e.name.removeprefix(PREFIX): list(self._search(e.experiment_id)) for e in self.experiments()}
 
-    def _search(self, experiment: str, tag: str | None = None, status: str | None = None) -> Iterator["Recorded"]:
+    def _search(self, experiment: str, tag: str | None = None, status: str | None = None) -> Iterator[Recorded]:
         """Runs of an experiment, the newest first; those that have a tag, of one status."""
         if self.own:
             _ = self.client  # creates or checks it
@@ -389,7 +387,7 @@ class Store:
         for run in self.client.search_runs([self.experiment(verb)], f"tags.`{tag}` = '{value}'", max_results=1000):
             self.client.delete_run(run.info.run_id)
 
-    def label(self, runs: Sequence["Recorded"], tag: str, value: str) -> None:
+    def label(self, runs: Sequence[Recorded], tag: str, value: str) -> None:
         """Give runs a tag that they do not have yet."""
         for run in runs:
             if run.tags.get(tag) != value:

@@ -129,6 +129,25 @@ def test_a_lost_or_broken_store_is_made_anew_from_its_runs(store, damage):
     assert not any("are back" in line for line in repair(str(store.folder)))
 
 
+def test_a_record_comes_back_whole_or_not_at_all_also_beside_new_runs(store):
+    before = plain(store.runs())["train"]
+    store.client._tracking_client.store.engine.dispose()
+    store.database.unlink()
+    kept = {path.parent.name: path for path in store.folder.glob("artifacts/train/*/record.json")}
+    torn, odd = kept[before[0][0]], kept[before[1][0]]
+    rows = json.loads(torn.read_text())
+    torn.write_text(json.dumps({table: values for table, values in rows.items() if table != "tags"}))
+    rows = json.loads(odd.read_text())
+    rows["params"][0]["value"] = ["a list"]
+    odd.write_text(json.dumps(rows))
+    with again(store.folder).run("train", "new", {}, {}):  # before anybody repairs
+        pass
+    told = list(repair(str(store.folder)))
+    assert [line for line in told if line.endswith("back")] == ["train: 1 runs are back"]
+    assert sum(line.endswith("left out") for line in told) == 2
+    assert {run.name for run in Store(store.folder).runs()["train"]} == {"new", before[2][1]}
+
+
 def test_a_store_that_is_locked_is_told_soon(store, monkeypatch):
     monkeypatch.setattr(database, "WAIT", 0)
     with closing(sqlite3.connect(store.database, isolation_level=None)) as other:
@@ -149,7 +168,7 @@ def test_a_store_of_another_mlflow_is_named(store, tmp_path):
     shutil.copytree(store.folder, tmp_path / "other")
     with closing(sqlite3.connect(tmp_path / "other" / "mlflow.db")) as db, db:
         db.execute("UPDATE alembic_version SET version_num = 'fromthefuture'")
-    with pytest.raises(InputError, match=r"mlflow.db: not a store this MLflow can open"):
+    with pytest.raises(InputError, match=r"mlflow.db: not a store this MLflow can open \(Detected out-of-date"):
         Store(tmp_path / "other").check_writable()
 
 
@@ -163,6 +182,22 @@ def test_what_the_disk_refuses_is_one_line(store, monkeypatch):
     with pytest.raises(RunFailed, match="did not take run e"), store.run("train", "e", {}, {}):
         pass
     assert {run.name: run.status for run in store.runs()["train"]}["d"] == "FAILED"
+
+
+def test_an_interruption_stays_one_where_the_store_takes_nothing_more(store, monkeypatch):
+    def full(*_, **__):
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(database, "keep", full)
+    with pytest.raises(KeyboardInterrupt), store.run("train", "d", {}, {}):
+        raise KeyboardInterrupt
+
+
+def test_the_error_of_a_failed_run_is_recorded_without_secrets(store, monkeypatch):
+    monkeypatch.setenv("MY_TOKEN", "not-for-anybody")
+    with pytest.raises(ValueError, match="refused"), store.run("train", "d", {}, {}) as run:
+        raise ValueError("refused not-for-anybody")
+    assert store.recorded(run.run_id).tags["error"] == "ValueError: refused ***"
 
 
 def test_a_record_has_the_rows_of_its_run(store):
