@@ -15,6 +15,7 @@ import json
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
+from os.path import isfile
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ def weight_files(folder: Path) -> list[Path]:
     for name in names:
         if not name.endswith(".safetensors") or "/" in name or "\\" in name:
             raise InputError(f"model.path={folder}: {INDEX} names {brief(name)}; only *.safetensors beside it are read")
-        if not (folder / name).is_file():
+        if not isfile(folder / name):
             raise InputError(f"model.path={folder}: {INDEX} names {named(name)}, which is not there")
     return [folder / name for name in names]
 

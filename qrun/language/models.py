@@ -70,7 +70,7 @@ def local_folder(config: ModelConfig) -> Path | None:
         raise InputError("model.path=: give a folder, or model.path=null for the model that `model` names")
     if config.embedded and config.path is None:
         return Path(str(files("qrun.language"))) / config.name
-    return Path(config.path).expanduser() if config.path else None
+    return Path(os.path.expanduser(config.path)) if config.path else None
 
 
 def model_shape(config: ModelConfig) -> ShapeConfig | None:
@@ -127,7 +127,7 @@ def read_shape(values: Mapping[str, Any], folder: Path | str = "") -> ShapeConfi
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # a name that is too long, too
         raise InputError(f"model.path={folder}: no such folder")
     if not (folder / "config.json").is_file():
         raise InputError(f"model.path={folder}: no config.json there; give a folder in the hub's layout")
