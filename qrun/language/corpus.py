@@ -69,7 +69,7 @@ def split_in_order(documents: list[str], validation: float, test: float) -> dict
 def load(config: DataConfig) -> Corpus:
     """Read the corpus of a config. Raises InputError for a missing, empty or broken text, or a hub out of reach."""
     loaders = {"pydoc": _pydoc, "libdocs": _libdocs, "wikitext2": _wikitext2, "text": _text, "hub": _hub}
-    corpus = loaders[config.source](replace(config, path=config.path and os.path.expanduser(config.path)))
+    corpus = loaders[config.source](config)
     if config.documents is not None:
         drawn = {
             split: sorted(documents, key=lambda d: hashlib.sha256(d.encode()).digest()[8:])[: config.documents]

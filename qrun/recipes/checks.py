@@ -28,9 +28,8 @@ def check_sites(model: ModelConfig, adapter: AdapterConfig) -> None:
 
 def check_run(run: RunConfig) -> None:
     """Where a run reads and writes, and its lengths."""
-    text = run.data.path and os.path.expanduser(run.data.path)
-    if text and not os.path.isdir(text):
-        regular(Path(text), "data.path")
+    if run.data.path is not None and not os.path.isdir(run.data.path):
+        regular(Path(run.data.path), "data.path")
     check_results(run.results)
     check_lengths(run)
 

@@ -27,7 +27,8 @@ from qrun.evaluation.perplexity import measure
 from qrun.evaluation.protocols import Task, build
 from qrun.evaluation.trunk import Trunk
 from qrun.report.screen import bar, say
-from qrun.tracking.store import Run, Store
+from qrun.tracking.runs import Run
+from qrun.tracking.store import Store
 from qrun.training.checkpoint import Progress, read_progress
 from qrun.training.interrupt import Interrupt
 from qrun.training.loop import fit
@@ -68,12 +69,10 @@ def prepared(config: TrainConfig, workspace: Workspace) -> Iterator[Job]:
     selected = select(sites(language.shape), config.adapter.projections, config.adapter.layers)
     method.check(config.adapter, selected)
     positions, context = language.shape.max_position_embeddings, config.training.context
-    if context > positions:
-        raise InputError(f"training.context={context}: the model has {positions} positions")
-    windows = opened.training_windows(context)
     watched = EvaluationConfig(split=Split.validation, max_tokens=config.training.eval_tokens)
     words = (ProtocolConfig(ctx=context), watched, opened.corpus, language.tokenizer, positions)
     validation = build(*words, config.model.dtype, config.model.quantization, key="training.context")
+    windows = opened.training_windows(context)
     original = None
     if config.teacher is not None and config.training.distill_weight and plain(config.teacher) != plain(config.model):
         original = workspace.model(config.teacher)

@@ -27,8 +27,7 @@ from qrun.errors import InputError, RunFailed, interruption
 from qrun.tracking import database
 from qrun.tracking.artifacts import artifact
 from qrun.tracking.provenance import ended, packages, process
-from qrun.tracking.runs import PARENT, Recorded
-from qrun.tracking.runs import Run as Run  # for modules whose import lines are in cells' keys
+from qrun.tracking.runs import PARENT, Recorded, Run
 from qrun.tracking.views import TAG, View, shown
 
 PREFIX = "qrun/"
