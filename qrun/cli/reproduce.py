@@ -142,11 +142,11 @@ def opened(command: Command, left: dict[str, str]) -> Step:
 
 
 def stated(command: Command) -> Step:
-    """A command before anything ran: a compressed model is taken for the model itself, an adapter for any folder."""
+    """A command before anything ran: folders that are not there yet are taken for the model itself."""
     before, words = split(command.run)
     made = any(word.startswith("model.path={") for word in words)
     kept = [word for word in words if not (made and word.startswith(("model.path=", "model.name=")))]
-    return opened(replace(command, run=shlex.join([*before, *kept])), {"adapter": "."})
+    return opened(replace(command, run=shlex.join([*before, *kept])), {"model": "model", "adapter": "adapter"})
 
 
 class Stated(Sources):
@@ -175,14 +175,12 @@ def reproduce(config: Config, dry_run: bool) -> None:
         say(f"\n[{number}/{len(steps)}] qrun {command.run}")
         try:
             step = opened(command, left)
-        except KeyError as missing:
-            failed.append(f"{command.run} (no {missing.args[0]} was left by the commands before it)")
-            continue
-        if step.study is None:
-            continue  # told with the estimate
-        try:
+            if step.study is None:
+                continue  # told with the estimate
             results = run_study(step.study, studies.module(step.study), step.config, False, step.typed)
             left |= leaves(step, config)
+        except KeyError as missing:
+            failed.append(f"{command.run} (no {missing.args[0]} was left by the commands before it)")
         except RunFailed as error:
             say(f"failed: {error}")
             failed.append(command.run)
