@@ -142,11 +142,11 @@ def opened(command: Command, left: dict[str, str]) -> Step:
 
 
 def stated(command: Command) -> Step:
-    """A command before anything ran: folders that are not there yet are taken for the model itself."""
+    """A command before anything ran: the model itself for compressed ones, and any folder for an adapter."""
     before, words = split(command.run)
     made = any(word.startswith("model.path={") for word in words)
     kept = [word for word in words if not (made and word.startswith(("model.path=", "model.name=")))]
-    return opened(replace(command, run=shlex.join([*before, *kept])), {"model": "model", "adapter": "adapter"})
+    return opened(replace(command, run=shlex.join([*before, *kept])), {"model": "model", "adapter": "."})
 
 
 class Stated(Sources):
