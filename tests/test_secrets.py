@@ -90,9 +90,10 @@ def test_a_log_of_a_library_has_no_secret(qrun, planted, monkeypatch, caplog):
 
     monkeypatch.setattr("qrun.cli.main._composed", speaks)
     monkeypatch.setattr(logging, "raiseExceptions", False)
+    before = logging.getLogRecordFactory()
     qrun("train")
     assert "opened with ***" in caplog.text and "inside ***" in caplog.text and not leaks(caplog.text, planted)
-    assert logging.getLogRecordFactory() is logging.LogRecord
+    assert logging.getLogRecordFactory() is before
 
 
 def test_what_looks_like_a_secret_is_hidden_and_words_are_not(monkeypatch):

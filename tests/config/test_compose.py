@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from qrun.cli import reproduce
 from qrun.config import tree
 from qrun.config.compose import compose, config_hash, plain, to_yaml
 from qrun.config.schema import DataConfig, ModelConfig, QuestionsConfig
@@ -33,7 +34,7 @@ def test_every_option_composes_and_has_a_headline(group, option):
     )
     verb = verbs.get(group, "perplexity")
     words += ["device=noisy"] if group == "noise" else []
-    assert to_yaml(composed(verb, words))
+    assert to_yaml(reproduce.configure(words) if group == "reproduce" else composed(verb, words))
     assert len(options()[group][option]) > 20
 
 
