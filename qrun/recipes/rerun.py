@@ -32,8 +32,7 @@ from qrun.recipes.harness import run_tasks
 from qrun.recipes.perplexity import measure
 from qrun.recipes.train import train
 from qrun.report.screen import say, table
-from qrun.tracking.runs import PARENT, Recorded
-from qrun.tracking.store import PREFIX, Store
+from qrun.tracking.store import PARENT, PREFIX, Recorded, Store
 from qrun.training.interrupt import Interrupt
 
 SINGLE: Mapping[str, tuple[str, Callable[[Any], object]]] = {  # by MLflow's experiment: the verb, and its recipe
