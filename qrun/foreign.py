@@ -2,7 +2,7 @@
 
 read_json(path)                 a JSON object
 typed(Kind, values, where)      the same, as a TypedDict: every value has its type, nothing is converted
-read_header(path, what)         the tensors of a safetensors file: types, shapes, places; no value is read
+read_header(path, what, types)  the tensors of a safetensors file: types, shapes, places; no value is read
 brief(value)                    a value as an error shows it
 """
 
@@ -10,7 +10,7 @@ import json
 import os
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from qrun.errors import InputError
 
 JSON_BYTES, HEADER_BYTES = 1 << 27, 100_000_000  # a tokenizer.json of 256,000 words has 33 MB; safetensors' own limit
+DEEPEST = 50  # objects and lists inside each other: what walks a value calls itself for each
 SHOWN = 60  # characters of a value in an error
 BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16}  # of the types that weights have
 Kind = TypeVar("Kind")
@@ -52,7 +53,7 @@ def said(error: object) -> str:
 
 
 def read_json(path: Path, most: int = JSON_BYTES) -> dict[str, Any]:
-    """A JSON object of at most so many bytes. Raises InputError that says what is wrong with the file."""
+    """A JSON object of at most so many bytes, DEEPEST deep. Raises InputError that says what is wrong with the file."""
     try:
         if not path.is_file():
             raise InputError(f"{path}: no such file")
@@ -63,6 +64,12 @@ def read_json(path: Path, most: int = JSON_BYTES) -> dict[str, Any]:
         raise InputError(f"{path}: not readable as JSON ({said(error)})") from error
     if not isinstance(values, dict):
         raise InputError(f"{path}: not a JSON object")
+    level: list[Any] = [values]
+    for _ in range(DEEPEST):
+        items = (item for value in level for item in (value.values() if isinstance(value, dict) else value))
+        level = [item for item in items if isinstance(item, dict | list)]
+    if level:
+        raise InputError(f"{path}: nested more than {DEEPEST} deep")
     return values
 
 
@@ -83,13 +90,13 @@ def typed(kind: type[Kind], values: Mapping[str, Any], where: str | Path) -> Kin
         raise InputError(f"{where}: {key}={brief(first['input'])} {need}"[: len(str(where)) + 200]) from error
 
 
-def read_header(path: Path, what: str = "") -> dict[str, Stored]:
+def read_header(path: Path, what: str = "", types: Collection[str] = BITS) -> dict[str, Stored]:
     """Tensors by the header of a safetensors file: its length (8 bytes), JSON, then the bytes. `what` begins every
     error, else the path does. Raises InputError for a file that is cut or inconsistent, and for types that are none of
-    BITS."""
+    `types`, which are some of BITS."""
     what = what or f"{path}:"
     incomplete = f"{what} not a complete safetensors file"
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise InputError(f"{what} missing")
     try:
         with path.open("rb") as file:
@@ -106,12 +113,20 @@ def read_header(path: Path, what: str = "") -> dict[str, Stored]:
             for name, entry in header.items()
             for start, end in [map(int, entry["data_offsets"])]
         }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error) as error:
+    except (
+        OSError,
+        ValueError,
+        LookupError,
+        ArithmeticError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        struct.error,
+    ) as error:
         raise InputError(incomplete) from error
     for name, tensor in found.items():
-        if tensor.dtype not in BITS:
-            possible = ", ".join(BITS)
-            raise InputError(f"{what} {named(name)} is of type {named(tensor.dtype)}; possible: {possible}")
+        if tensor.dtype not in types:
+            raise InputError(f"{what} {named(name)} is of type {named(tensor.dtype)}; possible: {', '.join(types)}")
         inside = 8 + length <= tensor.start <= 8 + size - tensor.size
         if min(tensor.shape, default=0) < 0 or 8 * tensor.size != prod(tensor.shape) * BITS[tensor.dtype] or not inside:
             raise InputError(incomplete)

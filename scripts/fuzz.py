@@ -28,6 +28,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads that wait do not outlive a fork
+
 import torch
 from safetensors.torch import load_file, save_file
 

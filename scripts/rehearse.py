@@ -44,8 +44,8 @@ TRAIN = (
 )  # fmt: skip
 
 
-def make(name: str, layers: int | None, folder: Path) -> list[str]:
-    """Random weights of a model's stated shape, in its type, with nano's tokenizer, made once; the words for them."""
+def make(name: str, layers: int | None, folder: Path) -> Path:
+    """Random weights of a model's stated shape, in its type, with nano's tokenizer; made once."""
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -60,7 +60,7 @@ def make(name: str, layers: int | None, folder: Path) -> list[str]:
             out, max_shard_size="2GB"
         )
         AutoTokenizer.from_pretrained(Path(qrun.__file__).parent / "language" / "nano").save_pretrained(out)
-    return [f"model.path={out}", f"model.shape.num_hidden_layers={shape['num_hidden_layers']}"]
+    return out
 
 
 def train_once(words: list[str]) -> None:
@@ -90,7 +90,7 @@ def memory(name: str, counts: list[int], folder: Path, words: list[str]) -> None
     whole = compose("perplexity", [f"model={name}"]).model.shape.num_hidden_layers
     found = []
     for count in counts:
-        own = [*TRAIN, *make(name, count, folder), f"adapter.layers={count // 2}", *words]
+        own = [*TRAIN, f"model.path={make(name, count, folder)}", f"adapter.layers={count // 2}", *words]
         once = [sys.executable, __file__, "--once", *own]
         out = subprocess.run(once, stdout=subprocess.PIPE, text=True, check=True).stdout
         row = json.loads(out.splitlines()[-1])
@@ -116,9 +116,9 @@ def main() -> None:
         words = [f"model.quantization={given.quantization}", f"training.context={given.context}"]
         memory(given.model, [int(count) for count in given.memory.split(",")], given.folder, words)
     else:
-        made = make(given.model, given.layers, given.folder)
-        words = [*made, *TINY, *OWN[given.model], f"results={given.folder / f'results-{given.model}-{given.layers}'}"]
-        command = ["-m", "qrun", "reproduce", f"reproduce={given.model}", *words]
+        path = make(given.model, given.layers, given.folder)
+        words = [*TINY, *OWN[given.model], f"results={given.folder / f'results-{path.name}'}"]
+        command = ["-m", "qrun", "reproduce", f"reproduce={given.model}", f"model.path={path}", *words]
         sys.exit(subprocess.run([sys.executable, *command], check=False).returncode)
 
 

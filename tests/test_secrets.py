@@ -91,6 +91,7 @@ def test_a_log_of_a_library_has_no_secret(qrun, planted, monkeypatch, caplog):
     before = logging.getLogRecordFactory()
     monkeypatch.setattr("qrun.cli.main._composed", speaks)
     monkeypatch.setattr(logging, "raiseExceptions", False)
+    before = logging.getLogRecordFactory()
     qrun("train")
     assert "opened with ***" in caplog.text and "inside ***" in caplog.text and not leaks(caplog.text, planted)
     assert logging.getLogRecordFactory() is before

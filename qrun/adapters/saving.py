@@ -178,6 +178,9 @@ def _check_blocks(file: Path, config: AdapterConfig, tensors: Mapping[str, Tenso
 
 def _adapter_config(values: dict[str, Any], file: Path) -> AdapterConfig:
     """The config that was saved, every field of it, or InputError naming the first that this qrun reads otherwise."""
+    filled = next((key for key, value in values.items() if "${" in json.dumps(value)), None)
+    if filled is not None:  # OmegaConf would fill in from the environment
+        raise InputError(f"{file}: adapter.{filled[:60]}: has ${{...}}; plain values only")
     try:
         merged = OmegaConf.merge(OmegaConf.structured(AdapterConfig), values)
         config: AdapterConfig = OmegaConf.to_object(merged)  # type: ignore[assignment]
@@ -197,10 +200,7 @@ def _adapter_config(values: dict[str, Any], file: Path) -> AdapterConfig:
 def read_tensors(path: Path, parameters: int | None = None) -> dict[str, Tensor]:
     """Tensors of a safetensors file: FLOATS of finite values, `parameters` of them if that is stated. Header and size
     are checked before anything is read."""
-    header = read_header(path)
-    for name, stored in header.items():
-        if stored.dtype not in FLOATS:
-            raise InputError(f"{path}: {named(name)} is of type {stored.dtype}; possible: {', '.join(FLOATS)}")
+    header = read_header(path, types=FLOATS)
     count = sum(prod(stored.shape) for stored in header.values())
     if parameters is not None and count != parameters:
         raise InputError(f"{path}: {count} values, but parameters={brief(parameters)} in {CONFIG}")

@@ -1,7 +1,6 @@
-"""`qrun doctor`: what works on this machine, and what is missing for the rest. Touches no network; without
-words it loads no torch.
+"""`qrun doctor`: what works on this machine, and what is missing for the rest. Touches no network.
 
-qrun doctor                                      the machine
+qrun doctor                                      the machine; torch is not imported
 qrun doctor experiment=llama_v_proj              what this training takes: files, memory, disk, time, before it loads
 qrun doctor model=local model.path=/models/mine training.batch=2
 """
@@ -9,6 +8,7 @@ qrun doctor model=local model.path=/models/mine training.batch=2
 import os
 import platform
 import subprocess
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from shutil import disk_usage, which
@@ -21,7 +21,7 @@ from qrun.config.verbs import TrainConfig
 from qrun.errors import InputError
 from qrun.language.docstrings import standard_library
 from qrun.language.identity import weight_files
-from qrun.language.models import TOKENIZER_FILES, local_folder, model_shape
+from qrun.language.models import check_model, local_folder
 from qrun.recipes.sizes import GIB, SHARE, Size, size, speed
 from qrun.report.screen import listing
 from qrun.tracking.provenance import git_state, packages
@@ -79,7 +79,7 @@ def graphics() -> list[str]:
 def training(config: TrainConfig) -> dict[str, str]:
     """What a training and its measurements take, line by line; nothing is loaded. Raises InputError for a model whose
     shape is not known, for files that are missing or wrong, and for sites that the model does not have."""
-    shape = model_shape(config.model)
+    shape = check_model(config.model)
     if shape is None:
         raise InputError(f"model={config.model.name}: its shape is not stated; give model.path=<local folder>")
     found, model, steps = size(config, shape), config.model, config.training.steps
@@ -133,8 +133,8 @@ def advice(found: Size, room: int) -> str:
 
 
 def model_files(model: ModelConfig, found: Size) -> str:
-    """Where the model's files are, and whether they are whole. Raises InputError for a folder in which any is missing
-    or that holds far less than config.json says."""
+    """Where the model's files are. Raises InputError for a model that the hub's cache has only a part of; a local
+    folder has been checked."""
     folder = local_folder(model)
     if folder is None:
         from huggingface_hub import try_to_load_from_cache
@@ -145,13 +145,9 @@ def model_files(model: ModelConfig, found: Size) -> str:
             size = f"{2 * found.parameters / 1e9:.1f} GB"
             return f"not on this machine; {size} from {model.hub_id} at first use{token}, or model.path=<local folder>"
         folder = Path(kept).parent
+        check_model(replace(model, path=str(folder)))
     files = weight_files(folder)
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        raise InputError(f"model.path={folder}: no tokenizer there; copy tokenizer.json of the same model into it")
     there = sum(file.stat().st_size for file in files)
-    if there < 1.9 * found.parameters:  # bytes; two a number is the least that is stored
-        needed = f"config.json says {found.parameters:,} parameters, {2 * found.parameters / 1e9:.1f} GB or more"
-        raise InputError(f"model.path={folder}: its weights are {there / 1e9:.1f} GB, and {needed}; fetch them again")
     return f"{folder}: {len(files)} of weights, {there / 1e9:.1f} GB"
 
 

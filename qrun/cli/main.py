@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qrun import studies
-from qrun.errors import InputError, Interrupted, RunFailed, redacted
+from qrun.errors import InputError, Interrupted, RunFailed, one_line, redacted
 from qrun.studies import STUDIES, configure
 
 if TYPE_CHECKING:
@@ -132,7 +132,10 @@ def _no_grid(asked: bool) -> None:
         raise InputError(f"-m: only `qrun train` and `qrun eval perplexity` run a grid; {advice}")
 
 
-DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)  # of the machine, not of this program
+FILES = (  # faults of the machine or of a file's name and rights, not of this program
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, errno.ENAMETOOLONG, errno.EACCES, errno.EPERM,
+    errno.ELOOP,
+)  # fmt: skip
 Grid = Annotated[bool, typer.Option("-m", "--multirun", help=GRID)]
 NoGrid = Annotated[bool, typer.Option("-m", "--multirun", hidden=True, callback=_no_grid)]
 
@@ -463,12 +466,12 @@ def main() -> None:
     except BrokenPipeError:
         sys.exit(141)
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in DISK:
-            wrong = f"qrun: {error.filename or 'a file'}: could not be written ({error.strerror})"
+        if isinstance(error, OSError) and error.errno in FILES:
+            wrong = one_line(f"qrun: {error.filename or 'a file'}: could not be read or written ({error.strerror})")
         else:
             how = "qrun: this is a bug of qrun: please report these lines, with the command, where you got qrun from"
-            wrong = redacted("".join(traceback.format_exception(error))) + how
-        print(wrong, file=sys.stderr)
+            wrong = "".join(traceback.format_exception(error)) + how
+        print(redacted(wrong), file=sys.stderr)
         sys.exit(1)
     finally:
         logging.setLogRecordFactory(make)

@@ -26,6 +26,7 @@ from yaml import YAMLError
 from qrun.config import tree, words
 from qrun.config.verbs import VERBS
 from qrun.errors import InputError
+from qrun.foreign import said
 
 PLACES = ("results", "name", "tracking", "cache")  # where things are, which is nobody else's business
 FAILURES = (HydraException, OmegaConfBaseException, YAMLError, AssertionError, ValueError)  # of Hydra on a user's words
@@ -168,7 +169,7 @@ def from_yaml(text: str, schema: type) -> Any:
     except (OmegaConfBaseException, YAMLError, ValueError) as error:
         if isinstance(error.__cause__, InputError):
             raise error.__cause__ from None
-        raise InputError(f"config.yaml: not a config of this version ({' '.join(str(error).split())[:160]})") from error
+        raise InputError(f"config.yaml: not a config of this version ({said(error)})") from error
 
 
 def config_hash(config: Any) -> str:

@@ -16,6 +16,7 @@ from yaml import YAMLError
 from qrun.config.schema import LauncherConfig
 from qrun.config.verbs import VERBS, PerplexityConfig, TrainConfig, leaf_keys
 from qrun.errors import InputError
+from qrun.foreign import said
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _CHECKOUT = (_PACKAGE.parent / "pyproject.toml").is_file()
@@ -94,7 +95,7 @@ def from_yaml(text: str) -> dict[str, Any]:
     try:
         found = OmegaConf.to_container(OmegaConf.create(text))
     except (YAMLError, OmegaConfBaseException, TypeError, ValueError) as error:
-        raise InputError(f"not the YAML of a config ({' '.join(str(error).split())[:120]})") from error
+        raise InputError(f"not the YAML of a config ({said(error)})") from error
     return {str(key): value for key, value in found.items()} if isinstance(found, dict) else {}
 
 

@@ -13,11 +13,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from qrun.errors import InputError
 from qrun.evaluation.intervals import Interval, effective_number, paired_interval
-
-FIELDS = ("nats", "tokens", "bytes", "words", "statement", "fingerprint", "seconds")
 
 
 @dataclass(frozen=True)
@@ -62,9 +61,8 @@ class Measurement:
 
     @classmethod
     def from_json(cls, text: str) -> "Measurement":
-        """The inverse; raises KeyError or ValueError for another text."""
-        values = json.loads(text)
-        return cls(**{k: values[k] for k in FIELDS})
+        """The inverse; raises ValueError or RecursionError for another text."""
+        return TypeAdapter(cls).validate_python(json.loads(text))
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ A document is the unit of the bootstrap. How documents become a token stream or 
 
 import hashlib
 import io
+import os
 import platform
 from collections.abc import Iterable
 from contextlib import nullcontext
@@ -165,7 +166,7 @@ def wikitext_pages(rows: list[str]) -> list[str]:
 
 def _text(config: DataConfig) -> Corpus:
     path = Path(str(config.path))
-    if not path.is_dir():
+    if not os.path.isdir(path):
         rows = read_rows(path, "data.path")
         cut = split_in_order if rows.running else split_by_hash
         return Corpus("text", cut(rows.texts, config.validation, config.test), str(path.resolve()), told=rows.told)
@@ -184,8 +185,8 @@ def _hub(config: DataConfig) -> Corpus:
     """Rows of any dataset of the hub, or of a folder in its layout, as a stream."""
     from datasets import load_dataset
 
-    local = Path(config.path).expanduser() if config.path else None
-    if local is not None and not local.is_dir():
+    local = Path(config.path) if config.path else None
+    if local is not None and not os.path.isdir(local):
         raise InputError(f"data.path={local}: no such folder")
     where = str(local.resolve() if local else config.hub_id)
     with nullcontext("") if local else hub() as away:

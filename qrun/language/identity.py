@@ -15,6 +15,7 @@ import json
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
+from os.path import isfile
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,8 @@ TOKENIZER_KEYS = (
     "tokenizer_class", "add_bos_token", "add_eos_token", "add_prefix_space", "legacy", "chat_template",
     "bos_token", "eos_token", "unk_token", "pad_token",
 )  # fmt: skip
-SLOW_FILES = ("tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json")
+FAST_FILE = "tokenizer.json"
+SLOW_FILES = ("tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json")  # the first two have a vocabulary
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ def weight_files(folder: Path) -> list[Path]:
     for name in names:
         if not name.endswith(".safetensors") or "/" in name or "\\" in name:
             raise InputError(f"model.path={folder}: {INDEX} names {brief(name)}; only *.safetensors beside it are read")
-        if not (folder / name).is_file():
+        if not isfile(folder / name):
             raise InputError(f"model.path={folder}: {INDEX} names {named(name)}, which is not there")
     return [folder / name for name in names]
 
@@ -197,18 +199,24 @@ def _normal(config: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
+def tokenizer_files(folder: Path) -> list[Path]:
+    """tokenizer.json, else the files of a slow tokenizer. Raises InputError where there is no vocabulary."""
+    if (folder / FAST_FILE).is_file():
+        return [folder / FAST_FILE]
+    found = [folder / name for name in SLOW_FILES if (folder / name).is_file()]
+    if not {path.name for path in found} & {*SLOW_FILES[:2]}:
+        raise InputError(f"model.path={folder}: no tokenizer there; copy tokenizer.json of the same model into it")
+    return found
+
+
 def tokenizer_files_digest(folder: Path) -> str:
     """Digest of the tokenizer's files."""
     digest = hashlib.sha256()
-    if (folder / "tokenizer.json").is_file():
-        values = read_json(folder / "tokenizer.json")
-        kept = {k: v for k, v in values.items() if k not in ("padding", "truncation")}
-        digest.update(json.dumps(kept, sort_keys=True).encode())
-    else:
-        found = [folder / name for name in SLOW_FILES if (folder / name).is_file()]
-        if not found:
-            raise InputError(f"model.path={folder}: no tokenizer there; copy tokenizer.json of the same model into it")
-        for path in found:
+    for path in tokenizer_files(folder):
+        if path.name == FAST_FILE:
+            kept = {k: v for k, v in read_json(path).items() if k not in ("padding", "truncation")}
+            digest.update(json.dumps(kept, sort_keys=True).encode())
+        else:
             digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
     digest.update(_canonical(tokenizer_settings(folder)))
     return digest.hexdigest()[:16]

@@ -31,6 +31,7 @@ from qrun.language.identity import (
     known_as,
     remember,
     stored_tensors,
+    tokenizer_files,
     weight_files,
     weights_entry,
     with_defaults,
@@ -40,7 +41,6 @@ ARCHITECTURES = (
     "LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "SmolLM3ForCausalLM",
     "Olmo2ForCausalLM", "GemmaForCausalLM",
 )  # fmt: skip
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 HUB_FILES, HUB_OTHERS = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"], ["*/*", "consolidated*"]
 NAMED = 3  # tensors named in an error
 
@@ -70,7 +70,7 @@ def local_folder(config: ModelConfig) -> Path | None:
         raise InputError("model.path=: give a folder, or model.path=null for the model that `model` names")
     if config.embedded and config.path is None:
         return Path(str(files("qrun.language"))) / config.name
-    return Path(config.path).expanduser() if config.path else None
+    return Path(os.path.expanduser(config.path)) if config.path else None
 
 
 def model_shape(config: ModelConfig) -> ShapeConfig | None:
@@ -127,7 +127,7 @@ def read_shape(values: Mapping[str, Any], folder: Path | str = "") -> ShapeConfi
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # a name that is too long, too
         raise InputError(f"model.path={folder}: no such folder")
     if not (folder / "config.json").is_file():
         raise InputError(f"model.path={folder}: no config.json there; give a folder in the hub's layout")
@@ -244,8 +244,7 @@ def _listed(names: Iterable[str]) -> str:
 def _check_folder(folder: Path, shape: ShapeConfig) -> None:
     """The files of a model of that shape. Norms and biases differ from one architecture to the next: `_check_loaded`
     has them, once the model is made."""
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        raise InputError(f"model.path={folder}: no tokenizer there; copy tokenizer.json of the same model into it")
+    tokenizer_files(folder)
     if (folder / "adapter_config.json").is_file():  # transformers would load the base model that it names
         raise InputError(f"model.path={folder}: has an adapter_config.json; give the folder of a model without adapter")
     stored = stored_tensors(folder, weight_files(folder))

@@ -5,6 +5,7 @@ continuation   which of four passages continues this text? Built by seed from th
 mmlu           Massive Multitask Language Understanding (arXiv:2009.03300): hub, or a folder or file of CSV or parquet
 """
 
+import os
 import random
 from dataclasses import dataclass, replace
 from functools import partial
@@ -100,9 +101,9 @@ def _continuation(config: QuestionsConfig, seed: int) -> list[Question]:
 def _mmlu(config: QuestionsConfig) -> tuple[list[Question], str]:
     subjects = config.subjects
     if config.path is not None:
-        root = Path(config.path).expanduser()
+        root = Path(os.path.expanduser(config.path))
         read, source = partial(_local, root), str(root.resolve())
-        if not root.is_dir():
+        if not os.path.isdir(root):
             regular(root, "questions.path")
         if not subjects:
             files = [root] if root.is_file() else sorted([*root.rglob("*_test.csv"), *root.rglob("*test*.parquet")])

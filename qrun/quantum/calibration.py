@@ -10,6 +10,7 @@ p = d (error - 1 + F) / (d F - 1), none where relaxation explains more than is r
 
 import hashlib
 import json
+import os
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from qrun.errors import InputError
+from qrun.foreign import read_json
 from qrun.quantum.noise import Noise, Relaxation
 from qrun.quantum.services import FAKES, fake_backend
 from qrun.quantum.synthesis import Edge
@@ -184,11 +186,11 @@ def calibration(name: str) -> Calibration:
     """Of a recorded backend or a JSON file. Raises InputError for anything else."""
     if name in FAKES:
         return read_calibration(fake_backend(name))
-    path = Path(name).expanduser()
-    if not path.is_file():
+    path = Path(os.path.expanduser(name))
+    if not os.path.isfile(path):
         raise InputError(f"noise.calibration={name}: no such file; recorded backends are {', '.join(FAKES)}")
     try:
-        return Calibration.from_dict(json.loads(path.read_text()))
+        return Calibration.from_dict(read_json(path))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"noise.calibration={name}: not a calibration ({type(error).__name__}: {error})") from error
 

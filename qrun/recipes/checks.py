@@ -13,7 +13,7 @@ from qrun.config.schema import AdapterConfig, ModelConfig
 from qrun.config.verbs import GenerateConfig, RunConfig, TrainConfig
 from qrun.errors import InputError
 from qrun.language.intake import regular
-from qrun.language.models import check_model
+from qrun.language.models import check_model, model_shape
 
 if TYPE_CHECKING:
     from qrun.quantum.synthesis import Ansatz
@@ -28,7 +28,7 @@ def check_sites(model: ModelConfig, adapter: AdapterConfig) -> None:
 
 def check_run(run: RunConfig) -> None:
     """Where a run reads and writes, and its lengths."""
-    if run.data.path is not None and not Path(run.data.path).is_dir():
+    if run.data.path is not None and not os.path.isdir(run.data.path):
         regular(Path(run.data.path), "data.path")
     check_results(run.results)
     check_lengths(run)
@@ -63,7 +63,7 @@ def check_device(model: ModelConfig, device: DeviceConfig, adapter: str | None) 
 
 def check_lengths(config: RunConfig | GenerateConfig) -> None:
     """Windows against the model's positions, and a teacher's vocabulary against the model's, where they are known."""
-    shape = check_model(config.model)
+    shape = model_shape(config.model)
     if shape is None:
         return
     lengths = {"tokens": config.tokens} if isinstance(config, GenerateConfig) else {"protocol.ctx": config.protocol.ctx}
@@ -80,15 +80,16 @@ def check_lengths(config: RunConfig | GenerateConfig) -> None:
 
 def check_out(out: str) -> None:
     """`--out` is a new folder that can be written."""
-    target = Path(os.path.abspath(Path(out).expanduser()))
-    if os.path.lexists(target):
-        raise InputError(f"--out {out}: exists already; name a new folder")
     try:
+        target = Path(os.path.abspath(Path(out).expanduser()))
+        if os.path.lexists(target):
+            raise InputError(f"--out {out}: exists already; name a new folder")
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=target.parent):
             pass
-    except OSError as error:
-        raise InputError(f"--out {out}: not writable ({error.strerror or error}); name another folder") from error
+    except (OSError, RuntimeError) as error:  # RuntimeError: ~ of a user that there is not
+        why = getattr(error, "strerror", None) or error
+        raise InputError(f"--out {out}: not writable ({why}); name another folder") from error
 
 
 def own_ansatz(adapter: AdapterConfig) -> "Ansatz | None":

@@ -23,8 +23,6 @@ from qrun.report.screen import bar, say, table
 def compress(config: CompressConfig, out: str) -> None:
     """Compress into the new folder `out` and say what is left."""
     target = Path(out).expanduser()
-    if target.exists():
-        raise InputError(f"--out {out}: exists already; name a new folder")
     facts = compress_into(config, target)
     rows = []
     for title, whole, kept in (

@@ -26,8 +26,6 @@ from qrun.report.screen import say
 def export(config: PerplexityConfig, kind: str, out: str, czs: int = 6) -> None:
     """Write `config.adapter.path` as `kind` (peft, merged, or circuit with so many CZ) into the new folder `out`."""
     target = Path(out).expanduser()
-    if target.exists():
-        raise InputError(f"--out {out}: exists already; name a new folder")
     saved = read(Path(str(config.adapter.path)).expanduser())
     language = models.load(config.model)
     adapter = attach_saved(language, saved, str(config.adapter.path))

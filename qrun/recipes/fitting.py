@@ -69,12 +69,10 @@ def prepared(config: TrainConfig, workspace: Workspace) -> Iterator[Job]:
     selected = select(sites(language.shape), config.adapter.projections, config.adapter.layers)
     method.check(config.adapter, selected)
     positions, context = language.shape.max_position_embeddings, config.training.context
-    if context > positions:
-        raise InputError(f"training.context={context}: the model has {positions} positions")
-    windows = opened.training_windows(context)
     watched = EvaluationConfig(split=Split.validation, max_tokens=config.training.eval_tokens)
     words = (ProtocolConfig(ctx=context), watched, opened.corpus, language.tokenizer, positions)
     validation = build(*words, config.model.dtype, config.model.quantization, key="training.context")
+    windows = opened.training_windows(context)
     original = None
     if config.teacher is not None and config.training.distill_weight and plain(config.teacher) != plain(config.model):
         original = workspace.model(config.teacher)

@@ -4,6 +4,7 @@ qrun eval perplexity adapter.path=results/runs/<run>/adapter protocol=hf_strided
 qrun eval compare <run> <run>:base
 """
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from qrun.config.tree import used
 from qrun.config.verbs import PerplexityConfig
 from qrun.errors import InputError
 from qrun.evaluation.measurement import Difference, Measurement, difference
+from qrun.foreign import said
 from qrun.recipes.device import circuit_line, open_executor
 from qrun.recipes.measuring import attach_saved, measured, rounding
 from qrun.recipes.record import (
@@ -131,11 +133,11 @@ def compare(first: str, second: str, results: str, tracking_uri: str | None = No
 
 def recorded(word: str, store: Store) -> Measurement:
     """A measurement by file, run name or run id; `:base` or `:adapted` after a run picks one of its two."""
-    if Path(word).is_file():
+    if os.path.isfile(word):
         try:
             return Measurement.from_json(Path(word).read_text())
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{word}: not a recorded perplexity ({type(error).__name__}: {error})") from error
+        except (OSError, ValueError, RecursionError) as error:
+            raise InputError(f"{word}: not a recorded perplexity ({said(error)})") from error
     name, _, which = word.partition(":")
     run = store.find(name)
     which = which or ("adapted" if "adapted/perplexity" in run.data.metrics else "base")

@@ -156,7 +156,7 @@ def frozen(job: Job, kept: Path, resumed: bool) -> Measurement:
     """The frozen model's measurement; a resumed run finds it where the first start left it."""
     config, opened = job.config, job.opened
     if resumed and kept.is_file():
-        with suppress(ValueError, KeyError, TypeError):  # torn where the machine lost its power
+        with suppress(ValueError):  # torn where the machine lost its power
             found = Measurement.from_json(kept.read_text())
             if found.fingerprint == opened.task.fingerprint:
                 return found

@@ -2,6 +2,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from qrun.adapters.linear import AdaptedLinear, Adapter, attach
-from qrun.adapters.methods import names, spec
-from qrun.adapters.methods.base import BlockMethod
-from qrun.adapters.saving import CONFIG, PEFT_CONFIG, WEIGHTS, read, save
+from qrun.adapters.linear import attach
+from qrun.adapters.methods import names
+from qrun.adapters.saving import CONFIG, PEFT_CONFIG, WEIGHTS, _adapter_config, read, save
 from qrun.adapters.sites import select, sites
+from qrun.config.compose import plain
 from qrun.config.schema import PROJECTIONS, AdapterConfig, Side
 from qrun.errors import InputError
 
@@ -82,17 +83,11 @@ CONFIGS = [
 ]  # fmt: skip
 
 
-@pytest.mark.slow
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=60)
 @given(config=st.one_of(CONFIGS))
-def test_every_field_of_every_config_comes_back(config, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("adapter")
-    method, site, base = spec(config.method), "layers.0.self_attn.q_proj", torch.nn.Linear(64, 64)
-    form = {"form": method.form(config, site)} if isinstance(method, BlockMethod) else {}
-    module = AdaptedLinear(base, config.dim, Side.input, False, **form)
-    save(folder, Adapter(config, {site: module}), {"name": "m", "weights": "w"}, {})
-    assert read(folder).config == config
-    stored = json.loads((folder / CONFIG).read_text())["adapter"]
+def test_every_field_of_every_config_comes_back(config):
+    stored = json.loads(json.dumps(plain(config)))
+    assert _adapter_config(stored, Path(CONFIG)) == config
     assert set(stored) == {f.name for f in dataclasses.fields(AdapterConfig)}
 
 
@@ -242,6 +237,35 @@ def test_tensors_that_peft_would_not_write_are_refused(saved, name, shape, said)
     with pytest.raises(InputError, match=said) as caught:
         read(folder)
     one_line(caught.value, folder, "")
+
+
+@pytest.mark.parametrize("levels", [60, 150, 500])
+def test_a_config_nested_deeper_than_its_readers_go_is_one_line(saved, levels):
+    folder, _ = saved
+    nested = 1
+    for _ in range(levels):
+        nested = {"a": nested}
+    edit(folder, adapter={"options": nested})
+    with pytest.raises(InputError, match="nested more than 50 deep") as caught:
+        read(folder)
+    one_line(caught.value, folder, CONFIG)
+
+
+@pytest.mark.parametrize("key", ["method", "layers", "options"])
+def test_an_adapter_fills_in_nothing_from_the_environment(saved, key, monkeypatch):
+    monkeypatch.setenv("PLAIN_WORD", "hello-there")
+    given = "${oc.env:PLAIN_WORD}"
+    edit(saved[0], adapter={**plain(read(saved[0]).config), key: {"a": given} if key == "options" else given})
+    with pytest.raises(InputError, match=f"adapter.{key}: has ") as caught:
+        read(saved[0])
+    assert "hello-there" not in str(caught.value)
+
+
+def test_a_header_of_numbers_without_end_is_one_line(saved):
+    header = b'{"a": {"dtype": "F32", "shape": [1e999], "data_offsets": [0, 4]}}'
+    (saved[0] / WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with pytest.raises(InputError, match="not a complete safetensors file"):
+        read(saved[0])
 
 
 def test_a_foreign_adapter_is_refused(saved):

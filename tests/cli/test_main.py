@@ -215,10 +215,11 @@ def test_doctor_names_what_a_folder_lacks(qrun, quick, tiny_folder, tmp_path):
     assert qrun(*local)[0] == 0
     weights = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(weights[: len(weights) // 8])
-    assert "fetch them again" in qrun(*local)[2]
+    assert "model.safetensors: not a complete safetensors file" in qrun(*local)[2]
     (folder / "model.safetensors").write_bytes(weights)
-    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer.json").rename(folder / "kept")
     assert "no tokenizer there" in qrun(*local)[2]
+    (folder / "kept").rename(folder / "tokenizer.json")
     (folder / "model.safetensors").unlink()
     code, _, err = qrun(*local)
     assert code == 2 and "no *.safetensors" in err and err.count("\n") == 1
@@ -234,3 +235,18 @@ def test_models_out_of_reach_say_what_to_do(qrun, monkeypatch, tmp_path):
     code, _, err = qrun("eval", "perplexity", "data=wikitext2", f"results={tmp_path}/r")
     assert code == 2 and "data.path=" in err
     assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("circuit", "--draw", "a" * 300 + "/b.png"),
+        ("push", "a" * 300, "owner/name"),
+        ("eval", "compare", "a" * 300, "b"),
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_name_that_is_too_long_is_one_line(qrun, tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = qrun(*command)
+    assert code in (1, 2) and err.count("\n") == 1 and "aaa" in err and "bug" not in err, err

@@ -39,7 +39,7 @@ def test_every_option_composes_and_has_a_headline(group, option):
     } | dict.fromkeys(("adapter", "training"), "train")
     verb = verbs.get(group, "perplexity")
     words += ["device=noisy"] if group == "noise" else []
-    assert to_yaml(composed(verb, words))
+    assert to_yaml(reproduce.configure(words) if group == "reproduce" else composed(verb, words))
     assert len(options()[group][option]) > 20
 
 

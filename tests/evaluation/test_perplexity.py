@@ -120,6 +120,8 @@ def test_different_protocols_refuse_to_be_compared(nano):
     with pytest.raises(InputError, match="different protocols and are not compared: stride 40 / 41"):
         difference(a, b, 99, 0)
     assert Measurement.from_json(a.to_json()) == a
+    with pytest.raises(ValueError, match="nats"):
+        Measurement.from_json(a.to_json().replace('"nats": [', '"nats": ["x", '))
 
 
 def test_equal_measurements_differ_by_zero(nano):

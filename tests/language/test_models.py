@@ -60,6 +60,13 @@ def test_folders_with_something_missing_or_broken_are_named(tiny_folder, tmp_pat
         load(copy(tiny_folder, tmp_path / "b", "tokenizer.json"))
     with pytest.raises(InputError, match=r"no \*.safetensors"):
         load(copy(tiny_folder, tmp_path / "c", "model.safetensors"))
+    with pytest.raises(InputError, match="no such folder"):
+        load(ModelConfig(name="local", path="a" * 300))
+    copied = copy(tiny_folder, tmp_path / "e", "model.safetensors")
+    index = {"weight_map": {"x": "b" * 300 + ".safetensors"}}
+    (tmp_path / "e" / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(InputError, match="which is not there"):
+        load(copied)
     broken = copy(tiny_folder, tmp_path / "d")
     weights = tmp_path / "d" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:5000])

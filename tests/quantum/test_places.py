@@ -159,7 +159,10 @@ def test_a_calibration_comes_back_from_its_file(tmp_path):
     again = calibration(str(tmp_path / "chip.json"))
     assert again == chip and again.digest == chip.digest
     (tmp_path / "broken.json").write_text("{}")
-    for name, why in (("broken.json", "not a calibration"), ("none.json", "no such file")):
+    (tmp_path / "deep.json").write_text("[" * 10**5)
+    whys = {"broken.json": "not a calibration", "none.json": "no such file", "deep.json": "not readable as JSON",
+            "a" * 300: "no such file"}  # fmt: skip
+    for name, why in whys.items():
         with pytest.raises(InputError, match=why):
             calibration(str(tmp_path / name))
 

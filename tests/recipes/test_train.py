@@ -263,7 +263,7 @@ def test_a_store_that_cannot_be_written_is_told_before_training(words, qrun, tmp
     (tmp_path / "file").write_text("")
     typed = [w for w in words[0] if not w.startswith("results")]
     code, _, err = qrun("train", *typed, f"results={tmp_path}/file/results")
-    assert code == 2 and "no folder that can be written" in err
+    assert code == 2 and "is no folder that can be written" in err
 
 
 def test_ui_needs_a_store_and_a_free_port(qrun, tmp_path, trained):

@@ -464,14 +464,14 @@ def test_recover_asks_for_ratios_below_one_and_one_set_of_sites():
 
 
 def test_arms_are_original_model_adapter_and_device(tmp_path):
-    somewhere = str(tmp_path)
-    words = ["model@original=nano", f"adapter.path={somewhere}", "device=noisy", "noise=paper"]
+    folder = str(tmp_path)
+    words = ["model@original=nano", f"adapter.path={folder}", "device=noisy", "noise=paper"]
     cells, _ = grid("questions", *words)
     assert [(c.axes["arm"], c.task.circuits, c.task.config.adapter.path) for c in cells] == [
-        ("original", False, None), ("compressed", False, None), ("adapter", False, somewhere),
-        ("adapter on noisy", True, somewhere),
+        ("original", False, None), ("compressed", False, None), ("adapter", False, folder),
+        ("adapter on noisy", True, folder),
     ]  # fmt: skip
-    assert [c.axes["arm"] for c in grid("questions", f"adapter.path={somewhere}")[0]] == ["model", "adapter"]
+    assert [c.axes["arm"] for c in grid("questions", f"adapter.path={folder}")[0]] == ["model", "adapter"]
     with pytest.raises(InputError, match="no adapter to run there"):
         grid("questions", "device=noisy")
 
