@@ -168,7 +168,7 @@ def test_a_store_of_another_mlflow_is_named(store, tmp_path):
     shutil.copytree(store.folder, tmp_path / "other")
     with closing(sqlite3.connect(tmp_path / "other" / "mlflow.db")) as db, db:
         db.execute("UPDATE alembic_version SET version_num = 'fromthefuture'")
-    with pytest.raises(InputError, match=r"mlflow.db: not a store this MLflow can open \(Detected out-of-date"):
+    with pytest.raises(InputError, match=r"mlflow.db: not a store this MLflow can open"):
         Store(tmp_path / "other").check_writable()
 
 
