@@ -17,7 +17,7 @@ run: .venv/core ## install, then train an adapter in the embedded model and meas
 	$(BIN)/qrun train --resume
 
 test: .venv/dev ## the test suite, on all cores
-	$(BIN)/python -m pytest -n logical
+	$(BIN)/python -m pytest -n logical --dist loadfile
 
 check: .venv/dev ## lint and the tests that take a minute, on all cores
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/python -m pytest -n logical -m "not slow and not data"

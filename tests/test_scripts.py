@@ -46,11 +46,11 @@ def test_the_scan_of_rates_tells_each_rate_from_validation(script, tiny_folder, 
 def test_a_few_faults_are_survived(tmp_path):
     """Of each sort: kills, a full disk, a broken store, a torn file. `make faults` has 200."""
     file = next(path for path in SCRIPTS if path.stem == "faults")
-    words = ["--faults", "4", "--seed", "3", "--only", "kill -9", "full", "broken", "torn"]
+    words = ["--faults", "3", "--seed", "3", "--only", "kill -9", "full", "broken", "torn"]
     done = subprocess.run(
         [sys.executable, str(file), *words], capture_output=True, text=True, cwd=tmp_path, check=False
     )
-    assert done.returncode == 0 and "4 faults of seed 3: 0 lost, 0 skipped" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0 and "3 faults of seed 3: 0 lost, 0 skipped" in done.stdout, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(
@@ -69,6 +69,6 @@ def test_the_fuzz_knows_what_a_command_came_to(code, said, found):
 @pytest.mark.slow
 def test_wrong_words_broken_files_and_odd_names_run_or_are_refused_in_one_line(tmp_path):
     """A process of its own, because it forks."""
-    command = [sys.executable, str(SCRIPTS[0].with_name("fuzz.py")), "--inputs", "60", "--seed", "11"]
+    command = [sys.executable, str(SCRIPTS[0].with_name("fuzz.py")), "--inputs", "30", "--seed", "11"]
     done = subprocess.run([*command, "--keep", str(tmp_path)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0 and "60 inputs of seed 11: 0 neither" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0 and "30 inputs of seed 11: 0 neither" in done.stdout, done.stdout + done.stderr

@@ -330,7 +330,11 @@ def test_a_closed_terminal_ends_training_resumably_and_the_ui_with_its_server(wo
     import psutil
 
     typed = [w for w in words[0] if not w.startswith(("results", "training.steps"))]
-    process = start("train", *typed, f"results={tmp_path / 'r'}", "name=hung", "training.steps=100000")
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # below nohup the command would rightly ignore it
+    try:
+        process = start("train", *typed, f"results={tmp_path / 'r'}", "name=hung", "training.steps=100000")
+    finally:
+        signal.signal(signal.SIGHUP, before)
     until((tmp_path / "r" / "runs" / "hung" / "checkpoint.safetensors").exists, process)
     process.send_signal(signal.SIGHUP)
     assert process.wait(PATIENCE) == 143 and Store(tmp_path / "r").find("hung").info.status == "KILLED"
