@@ -38,7 +38,7 @@ def commands():
 
 def configs():
     """Groups and options with the first lines of their files, as `qrun config`."""
-    from qrun.config.compose import TREE, options
+    from qrun.config.tree import TREE, options
 
     lines = ["# Configs", "", "`group=option` picks one, `group.key=value` changes a key of it.", ""]
     for group, found in options().items():
