@@ -41,7 +41,7 @@ from qrun.foreign import brief, named, read_header, read_json, said, typed
 FORMAT, FORMAT_VERSION, READS = "qrun-cayley", 3, (2, 3)
 CONFIG, PEFT_CONFIG, WEIGHTS = "qrun.json", "adapter_config.json", "adapter_model.safetensors"
 FLOATS = ("F32", "F16", "BF16")
-JSON_BYTES = 1 << 24
+CONFIG_BYTES = 1 << 24
 Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,120}$")]
 
 
@@ -138,7 +138,7 @@ def read(folder: Path) -> SavedAdapter:
     if not file.is_file():
         how = "give a folder written by `qrun train` or by PEFT"
         raise InputError(f"adapter.path={folder}: no {CONFIG} and no {PEFT_CONFIG} there; {how}")
-    values = read_json(file, JSON_BYTES)
+    values = read_json(file, CONFIG_BYTES)
     if "peft_type" in values:
         found = read_peft(file, values, read_tensors(folder / WEIGHTS))
         base = {"name": found.base}
