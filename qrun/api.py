@@ -25,7 +25,7 @@ import torch
 from qrun.adapters.linear import Adapter, detach
 from qrun.adapters.methods import spec
 from qrun.adapters.saving import read
-from qrun.adapters.sites import select, sites
+from qrun.adapters.sites import adapted
 from qrun.cells.workspace import Workspace
 from qrun.config.compose import compose
 from qrun.config.schema import AdapterConfig, ModelConfig, SavedAdapterConfig
@@ -191,7 +191,7 @@ def results(folder: str | Path = "results", tracking_uri: str | None = None) -> 
 def _attached(model: Model, config: AdapterConfig) -> Adapter:
     """A new adapter in the model; one that does not fit is refused before the old one is taken out."""
     language, method = model.language, spec(config.method)
-    selected = select(sites(language.shape), config.projections, config.layers)
+    selected = adapted(language.shape, config)
     method.check(config, selected)
     model.detach()
     return method.attach(language.model, selected, config, language.identity["path"])

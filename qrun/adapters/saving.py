@@ -37,8 +37,9 @@ from qrun.config.schema import AdapterConfig
 from qrun.errors import InputError, RunFailed
 from qrun.foreign import brief, named, read_header, read_json, said, typed
 
-# 1 spelled the adapter's fields out, and lost those it did not know; 2 had all of it in PEFT_CONFIG
-FORMAT, FORMAT_VERSION, READS = "qrun-cayley", 3, (2, 3)
+# 1 spelled the adapter's fields out, and lost those it did not know; 2 had all of it in PEFT_CONFIG; 3 had no `count`
+FORMAT, FORMAT_VERSION, READS = "qrun-cayley", 4, (2, 3, 4)
+SINCE = {"count": 4}  # fields of the adapter's config that older versions do not have
 CONFIG, PEFT_CONFIG, WEIGHTS = "qrun.json", "adapter_config.json", "adapter_model.safetensors"
 FLOATS = ("F32", "F16", "BF16")
 CONFIG_BYTES = 1 << 24
@@ -149,10 +150,11 @@ def read(folder: Path) -> SavedAdapter:
     if type(version) is not int or version not in READS:
         newer = type(version) is int and version > FORMAT_VERSION
         advice = "a newer qrun; update this one" if newer else "an older qrun; train it again"
-        reads = " and ".join(map(str, READS))
+        reads = f"{READS[0]} to {READS[-1]}"
         raise InputError(f"{file}: written by {advice} (format {brief(version)}, this qrun reads {reads})")
     stored = typed(Stored, values, file)
-    config = _adapter_config(stored["adapter"], file)
+    later = {key: getattr(AdapterConfig, key) for key, since in SINCE.items() if version < since}
+    config = _adapter_config({**later, **stored["adapter"]}, file)
     read = read_tensors(folder / WEIGHTS, stored["parameters"])
     if any(name.startswith(PREFIX) for name in read):
         read = from_peft(config.method, read, folder / WEIGHTS)

@@ -1,16 +1,19 @@
 """Which projections are adapted, and how large that is. Plain arithmetic on a model's shape: no weights, no torch.
 
 sites(shape)                        all sites in order, e.g. layers.0.self_attn.q_proj
-select(sites, projections, layers)  those an AdapterConfig names; InputError if none or out of range
+select(sites, projections, layers)  those of these words; InputError if none or out of range
+adapted(shape, adapter)             those an AdapterConfig names, `count` of them if it says so
 parameters(selected, dim, side)     sum over sites of (width / b) * b(b-1)/2
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qrun.config.schema import PROJECTIONS, ShapeConfig, Side
+from qrun.config.schema import PROJECTIONS, AdapterConfig, ShapeConfig, Side
 from qrun.errors import InputError
 
+GOLDEN = (math.sqrt(5) - 1) / 2
 # a site's name, its layer and its projection as groups
 PLACE = rf"layers\.(0|[1-9][0-9]{{0,5}})\.(?:self_attn|mlp)\.({'|'.join(PROJECTIONS)})"
 
@@ -61,6 +64,26 @@ def select(available: Sequence[Site], projections: Sequence[str], layers: Sequen
         given = f"adapter.projections={list(projections)}, adapter.layers={list(layers)}"
         raise InputError(f"{given}: no projection of the model matches")
     return selected
+
+
+def adapted(shape: ShapeConfig, adapter: AdapterConfig) -> list[Site]:
+    """The adapter's sites, in the order of the forward pass. Raises InputError as `select` does, and for more sites
+    than there are."""
+    selected = select(sites(shape), adapter.projections, adapter.layers)
+    if adapter.count is None:
+        return selected
+    if adapter.count > len(selected):
+        raise InputError(f"adapter.count={adapter.count}: projections and layers choose {len(selected)} sites")
+    return spread(selected, adapter.count)
+
+
+def spread(selected: Sequence[Site], count: int) -> list[Site]:
+    """`count` of these sites, each larger set holding the smaller: the last v_proj (else the last site), then those
+    whose index from there, times the golden ratio modulo 1, is least. So every set is spread evenly over depth and
+    kinds of projections (three-distance theorem)."""
+    start = max((i for i, site in enumerate(selected) if site.projection == "v_proj"), default=len(selected) - 1)
+    order = sorted(range(len(selected)), key=lambda i: (i - start) * GOLDEN % 1)
+    return [selected[i] for i in sorted(order[:count])]
 
 
 def check_divides(selected: Sequence[Site], dim: int, side: Side) -> None:

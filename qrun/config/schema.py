@@ -165,6 +165,7 @@ class AdapterConfig:
     factors: int = 2  # butterfly factors of BOFT
     projections: Any = "all"  # all, attention, mlp, or a list of projection names
     layers: Any = "all"  # all, first, last, a range "2-5", a number, or a list of those
+    count: int | None = None  # so many of these sites, spread evenly, the last v_proj first; null: all
     side: Side = Side.input
     sign_constrained: bool = False  # forward pass y = sign(x) * |Qx|
     options: dict[str, Any] = field(default_factory=dict)  # the method's own words
@@ -172,6 +173,7 @@ class AdapterConfig:
     def __post_init__(self) -> None:
         need(self, "adapter.dim", self.dim >= 2, "a block needs dimension 2 or more (powers of two run as circuits)")
         at_least(self, 1, "adapter.rank", "adapter.factors")
+        at_least(self, 1, "adapter.count", null=", or null for all sites")
         method = spec(self.method)
         having = " and ".join(name for name in names() if spec(name).circuits)
         only = f"only methods {having} have it, not {self.method}; leave it at"

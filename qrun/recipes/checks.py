@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from qrun.adapters.methods import spec
 from qrun.adapters.methods.base import BlockMethod
-from qrun.adapters.sites import select, sites
+from qrun.adapters.sites import adapted
 from qrun.config.devices import DeviceConfig
 from qrun.config.schema import AdapterConfig, ModelConfig
 from qrun.config.verbs import GenerateConfig, RunConfig, TrainConfig
@@ -23,7 +23,7 @@ def check_sites(model: ModelConfig, adapter: AdapterConfig) -> None:
     """Sites and block dimension, where the model's shape is known without its weights."""
     shape = check_model(model)
     if shape is not None:
-        spec(adapter.method).check(adapter, select(sites(shape), adapter.projections, adapter.layers))
+        spec(adapter.method).check(adapter, adapted(shape, adapter))
 
 
 def check_run(run: RunConfig) -> None:

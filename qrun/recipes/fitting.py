@@ -17,7 +17,7 @@ from torch import Tensor
 from qrun.adapters.diagnostics import describe, on_text
 from qrun.adapters.linear import Adapter, detach
 from qrun.adapters.methods import spec
-from qrun.adapters.sites import Site, select, sites
+from qrun.adapters.sites import Site, adapted
 from qrun.cells.workspace import Opened, Workspace
 from qrun.config.compose import config_hash, plain
 from qrun.config.schema import EvaluationConfig, ProtocolConfig, Split
@@ -66,7 +66,7 @@ def prepared(config: TrainConfig, workspace: Workspace) -> Iterator[Job]:
     torch.manual_seed(config.seed)
     opened = workspace.open(config)
     language, method = opened.language, spec(config.adapter.method)
-    selected = select(sites(language.shape), config.adapter.projections, config.adapter.layers)
+    selected = adapted(language.shape, config.adapter)
     method.check(config.adapter, selected)
     positions, context = language.shape.max_position_embeddings, config.training.context
     watched = EvaluationConfig(split=Split.validation, max_tokens=config.training.eval_tokens)

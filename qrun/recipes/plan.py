@@ -13,7 +13,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from qrun.adapters.methods import spec
-from qrun.adapters.sites import check_divides, select, sites
+from qrun.adapters.sites import adapted, check_divides
 from qrun.config.devices import Estimator, Rates, Sign
 from qrun.config.verbs import PlanConfig
 from qrun.errors import InputError
@@ -40,7 +40,7 @@ def plan(config: PlanConfig, draw: str | None) -> None:
         raise InputError(f"model={config.model.name}: its shape is not stated; give model.path=<local folder>")
     dim, side = config.adapter.dim, config.adapter.side
     qubits(dim)
-    selected = select(sites(shape), config.adapter.projections, config.adapter.layers)
+    selected = adapted(shape, config.adapter)
     check_divides(selected, dim, side)
     method = spec(config.adapter.method)
     method.check(config.adapter, selected)

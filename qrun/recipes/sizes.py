@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 
 from qrun.adapters.methods import spec
-from qrun.adapters.sites import select, sites
+from qrun.adapters.sites import adapted, sites
 from qrun.config.schema import Dtype, ModelConfig, Quantization, ShapeConfig
 from qrun.config.verbs import TrainConfig
 
@@ -77,7 +77,7 @@ def layer_bytes(shape: ShapeConfig, width: int) -> float:
 def size(config: TrainConfig, shape: ShapeConfig) -> Size:
     """Of one training and one evaluation of it. Raises InputError for sites that the model does not have."""
     t, e, width = config.training, config.evaluation, width_of(config.model.dtype)
-    selected = select(sites(shape), config.adapter.projections, config.adapter.layers)
+    selected = adapted(shape, config.adapter)
     first = min(site.layer for site in selected)
     above = shape.num_hidden_layers - first
     tokens = t.batch * t.context

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from qrun.adapters.methods import spec
-from qrun.adapters.sites import select, sites
+from qrun.adapters.sites import adapted, sites
 from qrun.cells.cell import Place, Scalar
 from qrun.cells.keys import Sources
 from qrun.config.devices import DeviceConfig, EstimateConfig, SignsConfig
@@ -106,7 +106,7 @@ class Train:
         shape, adapter = model_shape(self.config.model), self.config.adapter
         if shape is None:
             return None
-        return spec(adapter.method).count(adapter, select(sites(shape), adapter.projections, adapter.layers))
+        return spec(adapter.method).count(adapter, adapted(shape, adapter))
 
     def run(self, workspace: "Workspace", place: Place) -> str:
         """Train, save; an unfinished checkpoint of the cell is continued."""

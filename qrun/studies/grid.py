@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from qrun.adapters.methods import names, spec
-from qrun.adapters.sites import check_divides, select, sites
+from qrun.adapters.sites import adapted, check_divides
 from qrun.cells.cell import Cell, Scalar
 from qrun.config.devices import Sign
 from qrun.config.ranges import check_seeds, require
@@ -104,7 +104,7 @@ def usable(config: StudyRun, say: Say, dims: Sequence[int] | None = None) -> Ite
         for dim in dims:
             try:
                 if shape is not None:
-                    check_divides(select(sites(shape), adapter.projections, adapter.layers), dim, adapter.side)
+                    check_divides(adapted(shape, adapter), dim, adapter.side)
             except InputError as error:
                 if study.indivisible is Indivisible.stop:
                     raise InputError(f"{error} (study.indivisible=skip leaves such dimensions out)") from None
@@ -131,7 +131,7 @@ def matched(config: StudyRun, adapter: AdapterConfig, method: str) -> AdapterCon
     shape = model_shape(config.model)
     if shape is None:
         raise InputError(f"model={config.model.name}: its shape is not stated; give model.path=<local folder>")
-    selected = select(sites(shape), adapter.projections, adapter.layers)
+    selected = adapted(shape, adapter)
     budget = spec(adapter.method).count(adapter, selected) or 0
     return spec(method).matched(adapter, selected, budget)
 

@@ -1,8 +1,11 @@
 import json
+from collections import Counter
+from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
-from qrun.adapters.sites import check_divides, parameters, select, sites
+from qrun.adapters.sites import adapted, check_divides, parameters, select, sites
 from qrun.config.compose import compose
 from qrun.config.schema import PROJECTIONS, Side
 from qrun.errors import InputError
@@ -59,3 +62,21 @@ def test_site_shapes_are_those_of_the_real_module_tree(nano):
     for site in sites(nano.shape):
         module = nano.model.get_submodule(f"model.{site.name}")
         assert (module.in_features, module.out_features) == (site.in_features, site.out_features)
+
+
+def test_a_count_of_sites_begins_with_the_papers_and_grows_by_adding():
+    model, adapter = shape("smollm2"), compose("train", []).adapter
+    sets = [{s.name for s in adapted(model, replace(adapter, count=n))} for n in (1, 2, 4, 16, 64, 210)]
+    assert sets[0] == {"layers.29.self_attn.v_proj"} and sets[-1] == {s.name for s in sites(model)}
+    assert all(small < large for small, large in pairwise(sets)) and list(map(len, sets)) == [1, 2, 4, 16, 64, 210]
+    some = adapted(model, replace(adapter, count=64))
+    assert some == sorted(some, key=lambda s: (s.layer, PROJECTIONS.index(s.projection)))  # order of the forward pass
+    kinds = Counter(s.projection for s in some)
+    thirds = Counter(s.layer // 10 for s in some)
+    assert min(kinds.values()) >= 8 and max(kinds.values()) <= 11 and set(thirds.values()) <= {20, 21, 22, 23}
+
+
+def test_more_sites_than_there_are_is_refused():
+    few = replace(compose("train", []).adapter, projections=["v_proj"], count=7)
+    with pytest.raises(InputError, match=r"adapter.count=7: projections and layers choose 6 sites"):
+        adapted(shape("nano"), few)
