@@ -135,10 +135,29 @@ def interval(row: Mapping[str, object], name: str, form: str = "+.3f") -> str:
     return "no interval" if shown == "-" else shown
 
 
+BESIDE = {
+    "beside_home": (
+        "at home",
+        "At home: the gain on text of the model's own pretraining distribution, for which the adapter was not trained, "
+        "in percent of perplexity there.",
+    ),
+    "beside_second": (
+        "by the second protocol",
+        "By the second protocol: the gain on the same text, each document alone, in percent of perplexity.",
+    ),
+}
+
+
 def table(rows: pd.DataFrame, columns: Mapping[str, str]) -> str:
-    """Markdown: a line per row, a column per format, numbers to the right."""
-    body = [[fill(form, row) for form in columns.values()] for row in rows.to_dict("records")]
-    return "\n".join(markdown(list(columns), body))
+    """Markdown: a line per row, a column per format, numbers to the right; what gains are worth elsewhere behind them,
+    where that was measured."""
+    shown, notes = dict(columns), []
+    for name, (title, note) in BESIDE.items():
+        if name in rows and rows[name].notna().any():
+            shown |= {title: f"{{{name}:+.2f}} %", f"95% {title}": f"[{{{name}_low:+.2f}}, {{{name}_high:+.2f}}]"}
+            notes += ["", note]
+    body = [[fill(form, row) for form in shown.values()] for row in rows.to_dict("records")]
+    return "\n".join([*markdown(list(shown), body), *notes])
 
 
 def wide(rows: pd.DataFrame, index: str, columns: str, values: str, form: str, title: str = "{}") -> str:

@@ -28,6 +28,7 @@ from qrun.quantum.synthesis import CZS as GENERIC
 from qrun.recipes.tasks import CUT, Measure
 from qrun.report.grade import Verdict, together, within
 from qrun.studies.grid import (
+    Beside,
     Say,
     StudyAxes,
     StudyRun,
@@ -40,7 +41,7 @@ from qrun.studies.grid import (
     train_cell,
     usable,
 )  # fmt: skip
-from qrun.studies.statistics import gain_kept, gains, interval_of, limits, text
+from qrun.studies.statistics import gain_kept, gains, interval_of, limits, split, text
 
 DIM, CZS, SHARE = 8, 6, 0.6  # of the claim
 KINDS = ["sites", "b", "what", "k"]
@@ -99,7 +100,7 @@ class Config(StudyRun):
 
 def cells(config: Config, say: Say) -> Iterator[Cell]:
     """Site set x b x seed: Cayley blocks, trained and measured, whole and cut; circuits of every k."""
-    study, base = config.study, base_cell(config, {})
+    study, base, beside = config.study, base_cell(config, {}), Beside(config, say)
     presets = {name: option("noise", name, Noise) for name in study.noises}
 
     def measured(trained: Cell, czs: int | None = None) -> Iterator[Cell]:
@@ -109,6 +110,7 @@ def cells(config: Config, say: Say) -> Iterator[Cell]:
         needs = {"adapter": trained, "base": base}
         if czs is None:
             yield exact_cell(config, trained, base)
+            yield from beside.of(trained)
         else:
             yield Cell(point, Measure(measurement(config), values), needs)
         for name, noise in presets.items() if point["b"] in study.dims else ():
@@ -118,7 +120,7 @@ def cells(config: Config, say: Say) -> Iterator[Cell]:
             )  # fmt: skip
             yield Cell({**point, "noise": name}, Measure(there, values), needs)
 
-    yield base
+    yield from (base, *beside.bases.values())
     dims = list(dict.fromkeys([*study.dims, *study.others, *study.wide]))
     for chosen, dim in usable(config, say, dims):
         own = replace(at_sites(config.adapter, chosen), dim=dim)
@@ -142,13 +144,13 @@ def of_czs(adapter: AdapterConfig, czs: int) -> AdapterConfig:
 def numbers(results: Results) -> Mapping[str, pd.DataFrame]:
     """Gains of Cayley blocks, circuits and cuts; the share of the Cayley blocks' gain of the same b."""
     measured = results.table[results.table["kind"] == "measure"].copy()
-    base, rows = measured[measured["method"] == "none"], measured[measured["method"] != "none"].copy()
-    cuts = rows["null"].notna() if "null" in rows else pd.Series(False, rows.index)
-    rows["what"] = rows["method"].where(~cuts, "cut")
-    rows["k"] = rows["czs"].fillna(0).astype(int)  # 0: Cayley blocks, which are synthesised
+    cuts = measured["null"].notna() if "null" in measured else pd.Series(False, measured.index)
+    measured["what"] = measured["method"].where(~cuts, "cut")
+    measured["k"] = measured["czs"].fillna(0).astype(int)  # 0: Cayley blocks, which are synthesised
+    base, rows, beside = split(replace(results, table=measured))
     noisy = rows["noise"].notna() if "noise" in rows else pd.Series(False, rows.index)
     rows, device = rows[~noisy], rows[noisy]
-    found = gains(results, base, rows, KINDS)
+    found = gains(results, base, rows, KINDS, beside)
     generic = {2: 0, **{2**n: czs for n, czs in GENERIC.items()}}
     found["czs"] = found["k"].where(found["what"] != "cayley", found["b"].map(generic)).astype(float)
 

@@ -17,8 +17,19 @@ from qrun.evaluation.trends import mean_interval
 from qrun.quantum.noise import Noise
 from qrun.recipes.tasks import Measure
 from qrun.report.grade import ABOVE_ZERO, Verdict, together, within
-from qrun.studies.grid import Say, StudyRun, at_sites, base_cell, exact_cell, matched, measurement, train_cell, usable
-from qrun.studies.statistics import gains, limits, text
+from qrun.studies.grid import (
+    Beside,
+    Say,
+    StudyRun,
+    at_sites,
+    base_cell,
+    exact_cell,
+    matched,
+    measurement,
+    train_cell,
+    usable,
+)
+from qrun.studies.statistics import gains, limits, split, text
 
 EQUAL = 1e-4  # relative difference of perplexities of the same map by other hands
 
@@ -35,8 +46,8 @@ class Config(StudyRun):
 
 def cells(config: Config, say: Say) -> Iterator[Cell]:
     """Site set x b x method x seed; nulls: K = 0 and the adapter on the device, shuffled K without it."""
-    base = base_cell(config, {})
-    yield base
+    base, beside = base_cell(config, {}), Beside(config, say)
+    yield from (base, *beside.bases.values())
     for chosen, dim in usable(config, say):
         own = replace(at_sites(config.adapter, chosen), dim=dim)
         for name in ["cayley", *config.study.controls]:
@@ -46,6 +57,7 @@ def cells(config: Config, say: Say) -> Iterator[Cell]:
                 yield trained
                 exact = exact_cell(config, trained, base, {"null": "trained"})
                 yield exact
+                yield from beside.of(trained, {"null": "trained"})
                 if name == "cayley" and dim & (dim - 1) == 0:
                     yield from nulls(config, trained, base, exact)
 
@@ -66,8 +78,7 @@ def nulls(config: Config, trained: Cell, base: Cell, exact: Cell) -> Iterator[Ce
 
 def numbers(results: Results) -> Mapping[str, pd.DataFrame]:
     """Gains by method, and per site set and b the paired comparisons with LoRA and OFT."""
-    measured = results.table[results.table["kind"] == "measure"]
-    base, adapted = measured[measured["method"] == "none"], measured[measured["method"] != "none"]
+    base, adapted, beside = split(results)
     by = ["sites", "b", "method", "null"]
     rows = []
     trained = adapted[adapted["null"] == "trained"]
@@ -81,7 +92,7 @@ def numbers(results: Results) -> Mapping[str, pd.DataFrame]:
         if "oft" in each:
             row["oft"] = float((each["oft"]["perplexity"] / each["cayley"]["perplexity"] - 1).abs().max())
         rows.append(row)
-    found = gains(results, base, adapted, by)
+    found = gains(results, base, adapted, by, beside)
     found["per_thousand"] = 1000 * found["gain"] / found["parameters"].where(found["parameters"] > 0)
     return {"text": text(results, base), "gains": found, "pairs": pd.DataFrame(rows)}
 

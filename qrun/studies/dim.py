@@ -15,8 +15,19 @@ from qrun.evaluation.intervals import Interval
 from qrun.evaluation.results import Results
 from qrun.evaluation.trends import mean_interval, monotone_trend
 from qrun.report.grade import ABOVE_ZERO, Outcome, Verdict, both, together, within
-from qrun.studies.grid import Say, StudyAxes, StudyRun, at_sites, base_cell, exact_cell, matched, train_cell, usable
-from qrun.studies.statistics import gains, limits, text
+from qrun.studies.grid import (
+    Beside,
+    Say,
+    StudyAxes,
+    StudyRun,
+    at_sites,
+    base_cell,
+    exact_cell,
+    matched,
+    train_cell,
+    usable,
+)
+from qrun.studies.statistics import gains, limits, split, text
 
 BLOCKS = ["rotation_degrees", "sign_flips", "relative_change", "entropy_bits", "entropy_ratio", "effective_bond",
           "haar_effective_bond"]  # fmt: skip
@@ -44,8 +55,8 @@ class Config(StudyRun):
 
 def cells(config: Config, say: Say) -> Iterator[Cell]:
     """Site set x b x seed, trained and measured, for the adapter and for LoRA of about equal parameters."""
-    base = base_cell(config, {})
-    yield base
+    base, beside = base_cell(config, {}), Beside(config, say)
+    yield from (base, *beside.bases.values())
     for chosen, dim in usable(config, say):
         adapter = replace(at_sites(config.adapter, chosen), dim=dim)
         arms = [(adapter, seed) for seed in config.study.seeds]
@@ -55,17 +66,17 @@ def cells(config: Config, say: Say) -> Iterator[Cell]:
             trained = train_cell(config, {"sites": chosen.value, "b": dim}, method, seed)
             yield trained
             yield exact_cell(config, trained, base)
+            yield from beside.of(trained)
 
 
 def numbers(results: Results) -> Mapping[str, pd.DataFrame]:
     """Gains, the trend of each site set, diagnostics of the blocks."""
-    table = results.table
-    measured, trained = table[table["kind"] == "measure"], table[table["kind"] == "train"]
-    base, adapted = measured[measured["method"] == "none"], measured[measured["method"] != "none"]
+    base, adapted, beside = split(results)
+    trained = results.table[results.table["kind"] == "train"]
     own = trained[trained["method"] == "cayley"].rename(columns=lambda name: name.removeprefix("blocks/"))
     blocks = own.groupby(["sites", "b"], sort=False)[[name for name in BLOCKS if name in own]].mean().reset_index()
     return {
-        "text": text(results, base), "gains": gains(results, base, adapted, ["sites", "method", "b"]),
+        "text": text(results, base), "gains": gains(results, base, adapted, ["sites", "method", "b"], beside),
         "trends": trends(adapted[adapted["method"] == "cayley"]), "blocks": blocks,
     }  # fmt: skip
 

@@ -4,13 +4,21 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 
 from qrun.adapters.methods import names, spec
 from qrun.adapters.sites import adapted, check_divides
 from qrun.cells.cell import Cell, Scalar
 from qrun.config.devices import Sign
 from qrun.config.ranges import check_seeds, require
-from qrun.config.schema import AdapterConfig, DataConfig, LauncherConfig, ModelConfig, TrainingConfig
+from qrun.config.schema import (
+    AdapterConfig,
+    DataConfig,
+    LauncherConfig,
+    ModelConfig,
+    ProtocolConfig,
+    TrainingConfig,
+)
 from qrun.config.verbs import RunConfig, TrainConfig
 from qrun.errors import InputError
 from qrun.language.models import model_shape
@@ -24,6 +32,7 @@ class SiteSet(Enum):
     """Sites of a study's series."""
 
     all = "all"  # every projection of every layer
+    layer = "layer"  # every projection of the last layer
     one = "one"  # v_proj of the last layer: the paper's Llama setting
     adapter = "adapter"  # what adapter.projections and adapter.layers say
 
@@ -74,8 +83,11 @@ def require_cayley(adapter: AdapterConfig) -> None:
 
 @dataclass
 class StudyRun(TrainConfig):
-    """What every study's config has; `study` holds its axes."""
+    """What every study's config has; `study` holds its axes. Where `home` or `second` are named, every trained adapter
+    is measured on that text, and by that protocol, too."""
 
+    home: DataConfig | None = None  # text of the model's own pretraining distribution
+    second: ProtocolConfig | None = None
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
     study: StudyAxes = field(default_factory=StudyAxes)
 
@@ -87,11 +99,15 @@ def at_sites(adapter: AdapterConfig, chosen: SiteSet) -> AdapterConfig:
     """The adapter at all sites, at the paper's one, or where its own words put it."""
     if chosen is SiteSet.adapter:
         return adapter
-    everywhere = {"projections": "all", "layers": "all"}
-    return dataclasses.replace(adapter, **everywhere if chosen is SiteSet.all else PAPER_SITE)  # type: ignore[arg-type]
+    return dataclasses.replace(adapter, **SITES[chosen])  # type: ignore[arg-type]
 
 
-PAPER_SITE = {"projections": ["v_proj"], "layers": "last"}
+PAPER_SITE = {"projections": ["v_proj"], "layers": "last", "count": None}
+SITES = {
+    SiteSet.all: {"projections": "all", "layers": "all", "count": None},
+    SiteSet.layer: {"projections": "all", "layers": "last", "count": None},
+    SiteSet.one: PAPER_SITE,
+}
 
 
 def usable(config: StudyRun, say: Say, dims: Sequence[int] | None = None) -> Iterator[tuple[SiteSet, int]]:
@@ -156,6 +172,41 @@ def measurement(config: RunConfig, data: DataConfig | None = None) -> MeasureCon
     text = data or config.data
     words = (config.model, text, config.protocol, config.evaluation, config.seed, config.results)
     return MeasureConfig(*words, cache=config.cache)
+
+
+HOME, SECOND = "home", "second"
+
+
+class Beside:
+    """What a gain is worth elsewhere: the frozen model and every adapter on the model's home text, and on the same text
+    by a second protocol, with the first's context. Axis `beside` tells these cells from those that a study is about."""
+
+    def __init__(self, config: StudyRun, say: Say) -> None:
+        self.config = config
+        self.tasks: dict[str, MeasureConfig] = {}
+        if config.home is not None and home_is_known(config.home, config.model):
+            self.tasks[HOME] = measurement(config, config.home)
+        elif config.home is not None:
+            say(f"left out, home text {config.home.name}: not known to be model={config.model.name}'s own")
+        if config.second is not None:
+            second = dataclasses.replace(config.second, ctx=config.second.ctx or config.protocol.ctx)
+            self.tasks[SECOND] = dataclasses.replace(measurement(config), protocol=second)
+        self.bases = {
+            name: Cell({"beside": name, "method": "none"}, Measure(task)) for name, task in self.tasks.items()
+        }
+
+    def of(self, trained: Cell, axes: Axes | None = None) -> Iterator[Cell]:
+        """The cells of one adapter."""
+        for name, task in self.tasks.items():
+            needs = {"adapter": trained, "base": self.bases[name]}
+            yield Cell({**trained.axes, **(axes or {}), "beside": name}, Measure(task), needs)
+
+
+def home_is_known(home: DataConfig, model: ModelConfig) -> bool:
+    """Whether a text may be called a model's own: docstrings are home to models that scripts/pretrain_nano.py left its
+    record with; for any other text the user's word counts."""
+    pretrained = model.embedded or (model.path is not None and Path(model.path, "training_record.json").is_file())
+    return home.source != "libdocs" or pretrained
 
 
 def train_cell(

@@ -11,6 +11,7 @@ from qrun.evaluation.intervals import (
     effective_number,
     over_documents,
     perplexity_difference,
+    perplexity_ratio,
     share_of_gain,
 )
 from qrun.evaluation.results import Results
@@ -42,17 +43,47 @@ def limits(name: str, interval: Interval | None) -> dict[str, float]:
     return {f"{name}_low": low, f"{name}_high": high}
 
 
-def gains(results: Results, base: pd.DataFrame, rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """A row per group: parameters, mean perplexity and gain, intervals over seeds and over documents."""
+def split(results: Results) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Measurements of the frozen model, of what was trained, and those beside them (home text, second protocol)."""
+    rows = results.table[results.table["kind"] == "measure"]
+    apart = rows["beside"].notna() if "beside" in rows else pd.Series(False, rows.index)
+    own = rows[~apart]
+    return own[own["method"] == "none"], own[own["method"] != "none"], rows[apart]
+
+
+def gains(
+    results: Results, base: pd.DataFrame, rows: pd.DataFrame, by: Sequence[str], beside: pd.DataFrame | None = None
+) -> pd.DataFrame:
+    """A row per group: parameters, mean perplexity and gain, intervals over seeds and over documents; what it is worth
+    `beside`, in percent of perplexity."""
     found = []
     for point, group in rows.groupby(list(by), sort=False):
         own = group["gain"].tolist()
         found.append({
+            **elsewhere(results, beside, dict(zip(by, point, strict=True))),
             **dict(zip(by, point, strict=True)), "seeds": len(group), "parameters": int(group["parameters"].iloc[0]),
             "perplexity": group["perplexity"].mean(), "gain": group["gain"].mean(),
             **limits("seed", mean_interval(own)), **limits("document", documents_interval(results, base, group)),
         })  # fmt: skip
     return pd.DataFrame(found)
+
+
+def elsewhere(results: Results, beside: pd.DataFrame | None, point: Mapping[str, object]) -> dict[str, float]:
+    """Gains on the home text and by the second protocol, in percent of the frozen model's perplexity there, with their
+    intervals over documents; nothing where nothing was measured."""
+    found: dict[str, float] = {}
+    for name, rows in () if beside is None or beside.empty else beside.groupby("beside", sort=False):
+        frozen, own = rows[rows["method"] == "none"], rows[rows["method"] != "none"]
+        for column, value in point.items():
+            own = own[own[column] == value]
+        if not len(own):
+            continue
+        size, arrays = weight(results, frozen), (nats(results, own), nats(results, frozen))
+        ratio = over_documents(perplexity_ratio, arrays, size, RESAMPLES, SEED)
+        percent = None if ratio is None else Interval(100 * (1 - ratio.high), 100 * (1 - ratio.low))
+        value = 100 * (1 - float(perplexity_ratio(*arrays, size)))
+        found |= {f"beside_{name}": value, **limits(f"beside_{name}", percent)}
+    return found
 
 
 def gain_kept(results: Results, base: pd.DataFrame, rows: pd.DataFrame, reference: pd.DataFrame) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """The whole grids of the studies, before anything runs: which cells, with which axes, rates and needs."""
 
+import dataclasses
 import math
 from collections import Counter
 
@@ -9,6 +10,7 @@ from qrun.cells.cell import with_needs
 from qrun.config.schema import Side
 from qrun.errors import InputError
 from qrun.studies import configure, module
+from qrun.studies.grid import home_is_known
 
 
 def grid(study, *words):
@@ -37,15 +39,16 @@ def default():
 @pytest.mark.parametrize(
     ("study", "expected"),
     [
-        ("dim", {"train": 2 * 6 * (5 + 1), "measure": 1 + 2 * 6 * (5 + 1)}),
-        ("controls", {"train": 2 * 7 * 3, "measure": 1 + 2 * 7 * 3 + 2 * 3 * 3}),
+        # every adapter on the study's text, on the home text and by the second protocol
+        ("dim", {"train": 2 * 6 * (5 + 1), "measure": 3 * (1 + 2 * 6 * (5 + 1))}),
+        ("controls", {"train": 2 * 7 * 3, "measure": 3 * (1 + 2 * 7 * 3) + 2 * 3 * 3}),
         # per site set and seed: b=2 has 5 points and 4 readout rates, the others 6 points, 6 rates and 4 readout rates
         ("noise", {"train": 2 * 4 * 3, "measure": 1 + 2 * 4 * 3 + 2 * 3 * (9 + 3 * 16)}),
         # per b and seed: LoRA and the adapter exact; 3 ways at 2 noises and 4 rates, and 4 beside them at a noise;
         # of one seed 2 nulls of every way
         ("wall", {"train": 2 * 3 * 2, "measure": 1 + 2 * 3 * (2 + 3 * (2 + 4) + 4) + 2 * 2 * (3 + 4)}),
         # per seed: Cayley blocks of three b, circuits of 3 and 1 k, and 4 cuts; at b = 8 all on a device too
-        ("circuits", {"train": 3 * (3 + 3 + 1), "measure": 1 + 3 * (3 + 3 + 1 + 4) + 3 * (1 + 3 + 4)}),
+        ("circuits", {"train": 3 * (3 + 3 + 1), "measure": 3 * (1 + 3 * (3 + 3 + 1)) + 3 * 4 + 3 * (1 + 3 + 4)}),
         # shifted: 2 b of the original, 7 arms at each ratio; home: 1 and 3
         ("recover", {"compress": 2, "train": 3 * (2 + 2 * 7 + 1 + 2 * 3), "measure": 6 + 3 * (2 + 2 * 7 + 1 + 2 * 3)}),
         ("questions", {"ask": 1}),
@@ -76,6 +79,37 @@ def test_every_measurement_of_an_adapter_needs_its_own_training(default):
             assert need.task.kind == "train" and need.axes.items() <= cell.axes.items()
             assert need.task.config.seed == cell.axes["seed"] and need.task.config.adapter.method == cell.axes["method"]
             assert cell.needs["base"].axes["method"] == "none"
+
+
+# --- beside: home text, second protocol
+
+
+def test_beside_every_adapter_stand_its_home_text_and_the_second_protocol(default):
+    for study in ("dim", "controls", "circuits"):
+        cells, _ = default[study]
+        for name, text, protocol in (
+            ("home", "libdocs_sample", "fixed_window"),
+            ("second", "pydoc", "lm_eval_wikitext"),
+        ):
+            own = [cell for cell in cells if cell.axes.get("beside") == name]
+            assert [cell.axes["method"] for cell in own].count("none") == 1 and len(own) == 1 + kinds(cells)["train"]
+            for cell in own:
+                task = cell.task.config
+                assert (task.data.name, task.protocol.kind.value, task.protocol.ctx) == (text, protocol, 512)
+                assert cell.axes["method"] == "none" or cell.needs["base"].axes == {"beside": name, "method": "none"}
+        assert not [cell for cell in grid(study, "data@home=null", "protocol@second=null")[0] if "beside" in cell.axes]
+
+
+def test_home_text_is_left_out_for_a_model_that_was_not_trained_on_it(tmp_path):
+    cells, said = grid("dim", "model=smollm2", "study.dims=[4]")
+    assert {cell.axes.get("beside") for cell in cells} == {None, "second"}
+    assert said == ["left out, home text libdocs_sample: not known to be model=smollm2's own"]
+    config = configure("dim", ["data@home=wikitext2"])
+    assert home_is_known(config.home, configure("dim", ["model=smollm2"]).model)  # the user's word
+    other = dataclasses.replace(config.model, embedded=False, path=str(tmp_path))
+    assert not home_is_known(configure("dim", []).home, other)
+    (tmp_path / "training_record.json").write_text("{}")
+    assert home_is_known(configure("dim", []).home, other)
 
 
 # --- dim

@@ -105,6 +105,25 @@ def test_below_twenty_effective_documents_there_is_no_document_interval(document
     assert bool(told["effective"] >= 20) is there and (told["base"], told["tokens"]) == (32.0, 3270)
 
 
+def test_what_a_gain_is_worth_elsewhere_is_in_percent_of_the_perplexity_there():
+    table = Table()
+    table.measure(32.0, method="none")
+    table.measure(10.0, method="none", beside="home")
+    for seed, (own, there) in enumerate(((31.0, 10.2), (30.5, 10.4))):
+        table.measure(own, 0.1, method="cayley", seed=seed, gain=32 - own, parameters=6144)
+        table.measure(there, 0.1, method="cayley", seed=seed, beside="home")
+    base, adapted, beside = statistics.split(table.results)
+    assert (len(base), len(adapted), len(beside)) == (1, 2, 3)
+    row = statistics.gains(table.results, base, adapted, ["method"], beside).iloc[0]
+    assert row["gain"] == pytest.approx(1.25) and row["beside_home"] == pytest.approx(
+        100 * (1 - math.sqrt(10.2 * 10.4) / 10)
+    )
+    nats = [table.results.unit(key, "nats") for key in beside["key"]]
+    ratio = over_documents(perplexity_ratio, (np.mean(nats[1:], axis=0), nats[0]), np.array(WEIGHT), 9999, 0)
+    assert (row["beside_home_low"], row["beside_home_high"]) == (100 * (1 - ratio.high), 100 * (1 - ratio.low))
+    assert row["beside_home_low"] < row["beside_home"] < row["beside_home_high"] < 0 and "beside_second" not in row
+
+
 def test_one_seed_has_no_interval_over_seeds():
     results = gain_table()
     measured = results.table
