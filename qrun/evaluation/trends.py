@@ -48,6 +48,23 @@ def zero_crossing(rates: Sequence[float], gains: NDArray[np.floating]) -> dict[s
     return {"rate": rate, "low": low, "high": high, "side": "", "bound": math.nan}
 
 
+def power_law(x: Sequence[float], y: NDArray[np.floating]) -> dict[str, float]:
+    """Exponent and factor of y = factor x^exponent: a straight line through logarithms, per row of y [seeds, x] over
+    its values above 0; mean and t interval of the exponent over seeds, geometric mean of the factor. nan where a row
+    has fewer than three such values."""
+    lines = []
+    for row in np.asarray(y, float):
+        some = row > 0
+        fitted = stats.linregress(np.log(np.asarray(x)[some]), np.log(row[some])) if some.sum() > 2 else None
+        lines.append((fitted.slope, fitted.intercept) if fitted else (math.nan, math.nan))
+    slopes, factors = zip(*lines, strict=True)
+    low, high = mean_interval(slopes)
+    return {
+        "exponent": float(np.mean(slopes)), "exponent_low": low, "exponent_high": high,
+        "factor": math.exp(float(np.mean(factors))),
+    }  # fmt: skip
+
+
 def sharpness(rates: Sequence[float], gains: NDArray[np.floating], quiet: Sequence[float]) -> dict[str, float]:
     """How sharply gains [seeds, rates] end, from 90 % to 10 % of the gain without gate noise (`quiet`, per seed).
 

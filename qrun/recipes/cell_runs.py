@@ -10,6 +10,7 @@ import torch
 
 from qrun.adapters.cut import cut
 from qrun.adapters.linear import Adapter, detach
+from qrun.adapters.methods import spec
 from qrun.adapters.saving import read, save
 from qrun.adapters.sites import sites
 from qrun.cells.cell import Place
@@ -113,6 +114,9 @@ def measure_cell(task: Measure, workspace: Workspace, place: Place) -> str:
             metrics |= rounding(opened, config) if adapter is None else {}
             if adapter is not None:
                 metrics["parameters"] = adapter.count() if task.values == "trained" or task.czs else 0
+                where = [site for site in sites(opened.language.shape) if site.name in adapter.modules]
+                flop = spec(adapter.config.method).flop(adapter.config, where)
+                metrics |= {} if flop is None else {"flop": flop}
             if executor is not None and adapter is not None:
                 metrics |= {f"circuit/{name}": value for name, value in executor.statistics.summary().items()}
                 metrics["circuit/total_error"] = config.noise.total_error(

@@ -58,7 +58,7 @@ OWN = ("adapter", "sign")  # how the arms of a recovery begin that are the paper
 def draw(study: str, model: str, numbers: Frames) -> dict[str, Figure]:
     """Figures of a study by name; none for a study without."""
     makers = {"dim": dimension_curves, "controls": gains_by_method, "noise": phase_diagrams, "recover": recoveries,
-              "wall": walls, "circuits": gain_by_czs}  # fmt: skip
+              "wall": walls, "circuits": gain_by_czs, "sites": by_count, "frontier": frontier}  # fmt: skip
     return makers[study](model, numbers) if study in makers else {}
 
 
@@ -159,6 +159,50 @@ def gain_over_parameters(title: str, rows: pd.DataFrame, base: float) -> Figure:
     figure.legend(list(shown.values()), names, loc="outside right upper", frameon=False, fontsize=8, title_fontsize=8,
                   title="bars: 95 % over seeds\nhollow: one seed", alignment="left")  # fmt: skip
     return figure
+
+
+def frontier(model: str, numbers: Frames) -> dict[str, Figure]:
+    """Gain over parameters of all sizes, a panel per site set."""
+    rows = numbers["gains"].assign(null="trained")
+    return {"frontier": gain_over_parameters(model, rows, float(numbers["text"]["base"].iloc[0]))}
+
+
+def by_count(model: str, numbers: Frames) -> dict[str, Figure]:
+    """Over the number of adapted sites, a row of panels per b: gain, exact and left on the device, and the penalty in
+    nats with the power law through it."""
+    exact, device, ends = (numbers[name] for name in ("exact", "device", "ends"))
+    dims = sorted(exact["b"].unique())
+    figure = sheet(9.6, 0.6 + 3.2 * len(dims), f"{model}: gain and penalty by the number of adapted sites")
+    panels = figure.subplots(len(dims), 2, squeeze=False, sharex=True)
+    for b, (left, right) in zip(dims, panels, strict=True):
+        own = _of(exact, b=b)
+        bars = error(own["gain"], *widest(own))
+        left.errorbar(own["count"], own["gain"], bars, color="k", marker="s", markersize=5, capsize=3, label="exact")
+        for at, (way, rows) in enumerate(_of(device, b=b).groupby("way", sort=False)):
+            look = of_series(at)
+            left.errorbar(rows["count"], rows["gain"], error(rows["gain"], *widest(rows)), markersize=5, capsize=3,
+                          label=str(way), **look)  # fmt: skip
+            some = rows[rows["nats"] > 0]
+            right.plot(some["count"], some["nats"], linestyle="", markersize=5, **look)
+            for end in _of(ends, b=b, way=way).to_dict("records"):
+                line = end["factor"] * rows["count"] ** end["exponent"]
+                label = f"N^{end['exponent']:.2f} [{end['exponent_low']:.2f}, {end['exponent_high']:.2f}]"
+                right.plot(rows["count"], line, ":", color=look["color"], label=label)
+        left.axhline(0, color=GREY, linestyle="--", linewidth=1)
+        left.set_ylabel("gain in perplexity (bars: 95 %)", fontsize=9)
+        right.set_ylabel("penalty in nats a token", fontsize=9)
+        counts = sorted(own["count"].unique())
+        for axes, title in ((left, f"b = {b:g}"), (right, "")):
+            axes.set_xscale("log")
+            axes.set_xticks(counts, [f"{count:g}" for count in counts])
+            axes.set_xticks([], minor=True)
+            plain(axes, title)
+        right.set_yscale("log")
+        legend(left, loc="lower left")
+        legend(right, loc="upper left")
+    for axes in panels[-1]:
+        axes.set_xlabel("adapted sites N", fontsize=9)
+    return {"sites": figure}
 
 
 def _gains(axes: Axes, x: pd.Series, rows: pd.DataFrame, limits: tuple[float, float], **look: Any) -> Artist:

@@ -23,7 +23,7 @@ BLUE, ORANGE, GREEN, PURPLE = COLOURS[:4]
 GREY, PALE = "#6e6e6e", "#f4f4f4"
 MARKERS = "osD^vP"
 LEFT = "share of the gain left"
-SITES = {"one": "one site", "all": "all sites"}
+SITES = {"one": "one site", "layer": "one layer", "all": "all sites"}
 
 
 def sheet(width: float, height: float, title: str = "") -> Figure:

@@ -19,6 +19,14 @@ STUDIES = {  # name of module and template -> verbs before it, what it says of i
         "sweep", "Circuit, estimate and signs on noisy devices: how much of the gain is left, and whose the wall is.",
         "qrun sweep wall study.dims=[8] study.noises=[FakeFez]",
     ),
+    "sites": (
+        "sweep", "Gain and penalty by the number of adapted sites: at how many does the device eat the gain?",
+        "qrun sweep sites study.counts=[1,4,16] study.dims=[4]",
+    ),
+    "frontier": (
+        "sweep", "Gain against trained parameters, of all methods at one site, a layer and all; equal counts compared.",
+        "qrun sweep frontier study.dims=[4,16] study.controls=[lora]",
+    ),
     "circuits": (
         "sweep", "Blocks trained as circuits of k CZ: gain against CZ, with Cayley blocks, whole and cut, beside them.",
         "qrun sweep circuits study.czs=[2,6,14]",

@@ -12,6 +12,8 @@ from qrun.errors import InputError
 from qrun.studies import configure, module
 from qrun.studies.grid import home_is_known
 
+SWEEPS = ("dim", "controls", "noise", "wall", "circuits", "sites", "frontier")
+
 
 def grid(study, *words):
     """Cells and what was said."""
@@ -33,7 +35,7 @@ def values(cells, axis):
 
 @pytest.fixture(scope="module")
 def default():
-    return {study: grid(study) for study in ("dim", "controls", "noise", "wall", "circuits", "recover", "questions")}
+    return {study: grid(study) for study in (*SWEEPS, "recover", "questions")}
 
 
 @pytest.mark.parametrize(
@@ -49,6 +51,10 @@ def default():
         ("wall", {"train": 2 * 3 * 2, "measure": 1 + 2 * 3 * (2 + 3 * (2 + 4) + 4) + 2 * 2 * (3 + 4)}),
         # per seed: Cayley blocks of three b, circuits of 3 and 1 k, and 4 cuts; at b = 8 all on a device too
         ("circuits", {"train": 3 * (3 + 3 + 1), "measure": 3 * (1 + 3 * (3 + 3 + 1)) + 3 * 4 + 3 * (1 + 3 + 4)}),
+        # per b, count and seed: exact, at home, by the second protocol, and two ways on the device
+        ("sites", {"train": 2 * 6 * 5, "measure": 3 + 2 * 6 * 5 * (3 + 2)}),
+        # per site set and seed: six b of the adapter and of BOFT, one diagonal, one dense, five ranks of LoRA
+        ("frontier", {"train": 3 * 3 * (6 + 6 + 1 + 1 + 5), "measure": 3 * (1 + 3 * 3 * (6 + 6 + 1 + 1 + 5))}),
         # shifted: 2 b of the original, 7 arms at each ratio; home: 1 and 3
         ("recover", {"compress": 2, "train": 3 * (2 + 2 * 7 + 1 + 2 * 3), "measure": 6 + 3 * (2 + 2 * 7 + 1 + 2 * 3)}),
         ("questions", {"ask": 1}),
@@ -62,7 +68,7 @@ def test_default_grids_have_exactly_these_cells(default, study, expected):
     assert bool(said) == (study == "noise")
 
 
-@pytest.mark.parametrize("study", ["dim", "controls", "noise", "wall", "circuits", "recover"])
+@pytest.mark.parametrize("study", [*SWEEPS, "recover"])
 def test_no_two_cells_of_a_kind_stand_at_the_same_point(default, study):
     cells, _ = default[study]
     points = [(cell.task.kind, *sorted(cell.axes.items(), key=lambda item: item[0])) for cell in cells]
@@ -70,7 +76,7 @@ def test_no_two_cells_of_a_kind_stand_at_the_same_point(default, study):
 
 
 def test_every_measurement_of_an_adapter_needs_its_own_training(default):
-    for study in ("dim", "controls", "noise", "circuits", "recover"):
+    for study in ("dim", "controls", "noise", "circuits", "sites", "frontier", "recover"):
         for cell in default[study][0]:
             if cell.task.kind != "measure" or cell.axes["method"] == "none":
                 assert "adapter" not in cell.needs
@@ -85,7 +91,7 @@ def test_every_measurement_of_an_adapter_needs_its_own_training(default):
 
 
 def test_beside_every_adapter_stand_its_home_text_and_the_second_protocol(default):
-    for study in ("dim", "controls", "circuits"):
+    for study in ("dim", "controls", "circuits", "sites", "frontier"):
         cells, _ = default[study]
         for name, text, protocol in (
             ("home", "libdocs_sample", "fixed_window"),
@@ -563,3 +569,58 @@ def test_the_rate_of_circuits_falls_with_the_directions_they_turn_a_block_in(def
 def test_circuits_that_make_no_sense_are_refused(words, message):
     with pytest.raises(InputError, match=message):
         list(module("circuits").cells(configure("circuits", words), print))
+
+
+# --- sites, frontier
+
+
+def test_counts_of_sites_grow_from_the_papers_to_all_and_find_the_trainings_of_other_studies(default):
+    cells, _ = default["sites"]
+    own = trained(cells, b=4, seed=0)
+    assert [c.axes["count"] for c in own] == [1, 2, 4, 8, 16, 42]
+    assert [c.task.config.adapter.count for c in own] == [None, 2, 4, 8, 16, None]
+    one, whole = (trained(default["dim"][0], method="cayley", b=4, seed=0, sites=s)[0] for s in ("one", "all"))
+    assert (own[0].task.config.adapter, own[-1].task.config.adapter) == (
+        one.task.config.adapter, whole.task.config.adapter,
+    )  # fmt: skip
+    some, said = grid("sites", "study.counts=[2,42,43]", "study.dims=[4]", "study.seeds=[0]")
+    assert [c.axes["count"] for c in trained(some)] == [2, 42] and said == ["left out, count=43: there are 42 sites"]
+    only = trained(grid("sites", "study.sites=[layer]", "study.counts=[1]", "study.dims=[4]", "study.seeds=[0]")[0])
+    assert only[0].task.config.adapter.count == 1 and only[0].task.config.adapter.layers == ["last"]
+
+
+def test_every_way_is_measured_on_the_same_adapter_with_its_own_circuit(default):
+    cells = [c for c in default["sites"][0] if c.axes.get("way")]
+    for cell in cells:
+        found = cell.task.config
+        words = (found.device.circuit, found.estimate.kind.value, found.signs.kind.value)
+        assert (
+            "/".join(words) == cell.axes["way"]
+            and found.noise.name == "paper"
+            and set(cell.needs) == {"adapter", "base", "exact"}
+        )
+    assert values(cells, "way") == ["line/sqrt/input", "line/calibrated/two_settings"]
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [(["study.counts=[0]"], r"study.counts"), (["study.controls=[lora]"], "sweep frontier"),
+     (["device=exact"], "device"), (["study.ways=[line/sqrt]"], "circuit/estimate/signs")],
+)  # fmt: skip
+def test_the_study_of_sites_refuses_what_it_cannot_do(words, text):
+    with pytest.raises(InputError, match=text):
+        grid("sites", *words)
+
+
+def test_the_frontier_has_every_size_of_a_control_once(default):
+    cells, _ = default["frontier"]
+    for sites in ("one", "layer", "all"):
+        lora = trained(cells, method="lora", sites=sites, seed=0)
+        ranks = [c.task.config.adapter.rank for c in lora]
+        assert ranks == sorted(set(ranks)) and len(trained(cells, method="diagonal", sites=sites, seed=0)) == 1
+        dims = [c.task.config.adapter.dim for c in trained(cells, method="cayley", sites=sites, seed=0)]
+        assert dims == [2, 4, 8, 16, 32, 64]
+    layer = trained(cells, sites="layer")[0].task.config.adapter
+    assert len(layer.projections) == 7 and layer.layers == ["last"]
+    least, most = (f([c.task.parameters() for c in trained(cells, method="cayley")]) for f in (min, max))
+    assert least == 96 and most == 314_496

@@ -11,7 +11,10 @@ import pytest
 from qrun.evaluation.intervals import over_documents, perplexity_difference, perplexity_ratio, recovery
 from qrun.evaluation.questions import binomial_interval
 from qrun.evaluation.results import Results, read
-from qrun.studies import circuits, controls, dim, noise, questions, recover, statistics, wall
+from qrun.evaluation.trends import power_law
+from qrun.report.figures import draw
+from qrun.report.page import About, make_page
+from qrun.studies import circuits, controls, dim, frontier, noise, questions, recover, sites, statistics, wall
 
 T = {2: 12.706204736432095, 3: 4.302652729911275, 5: 2.7764451051977987}  # 97.5 % quantiles of Student's t by seeds
 DOCUMENTS = 30
@@ -238,7 +241,6 @@ def test_without_lora_or_oft_there_is_nothing_to_compare():
 
 
 def test_gains_stand_over_parameters_with_nulls_apart():
-    from qrun.report.figures import draw
 
     (figure,) = draw("controls", "nano", controls.numbers(controls_table())).values()
     trained, nulls = figure.axes
@@ -399,7 +401,6 @@ def test_the_share_left_is_that_of_nats_and_none_where_there_was_no_gain():
 
 
 def test_the_figures_of_noise_are_a_map_and_curves_with_the_rate_where_the_gain_ends():
-    from qrun.report.figures import draw
 
     numbers = noise.numbers(noise_table())
     found = draw("noise", "nano", numbers)
@@ -421,7 +422,6 @@ def test_the_figures_of_noise_are_a_map_and_curves_with_the_rate_where_the_gain_
 
 
 def test_the_null_is_drawn_only_where_a_width_is_graded():
-    from qrun.report.figures import draw
 
     found = draw("noise", "nano", noise.numbers(noise_table(1.0, (1e-3, 1e-3, 1.0))))
     curves, below = found["noise-one-input-8192"].axes
@@ -479,7 +479,6 @@ def recover_table():
 
 
 def test_recoveries_are_drawn_in_percent_with_controls_apart():
-    from qrun.report.figures import draw
 
     numbers = recover.numbers(recover_table())
     (figure,) = draw("recover", "nano", numbers).values()
@@ -622,7 +621,6 @@ def test_the_critical_rate_of_a_way_is_where_its_gain_ends():
 
 
 def test_a_wall_is_drawn_as_curves_and_as_a_map_of_what_is_left():
-    from qrun.report.figures import draw
 
     found = draw("wall", "nano", wall.numbers(wall_table()))
     assert set(found) == {"wall-all", "wall-map-all"}
@@ -700,7 +698,6 @@ def test_circuits_and_cuts_are_shares_of_the_gain_of_cayley_blocks_of_the_same_d
 
 
 def test_a_study_without_the_claims_circuits_says_so():
-    from qrun.report.page import About, make_page
 
     results = circuits_table()
     few = Results(results.table.assign(czs=results.table["czs"].replace(6, 4)), results.units)
@@ -716,9 +713,94 @@ def test_without_cuts_a_study_of_circuits_is_a_table_of_what_was_trained():
 
 
 def test_the_figure_of_circuits_has_a_curve_of_what_was_trained_and_one_of_what_was_cut():
-    from qrun.report.figures import draw
 
     (figure,) = draw("circuits", "nano", circuits.numbers(circuits_table())).values()
     axes = figure.axes[0]
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["circuit, b = 8", "cut, b = 8"]
     assert {text.get_text() for text in axes.texts} == {"Cayley, b = 8", "Cayley, b = 2"}
+
+
+# --- sites, frontier
+
+
+def test_a_power_law_is_found_from_what_is_above_zero():
+    x = [1.0, 2.0, 4.0, 8.0]
+    y = np.array([[3 * v**1.5 for v in x], [3 * v**0.5 for v in x]])
+    y[0, 0] = -1.0
+    found = power_law(x, y)
+    assert (found["exponent"], found["factor"]) == pytest.approx((1.0, 3.0), rel=1e-12)
+    assert (found["exponent_low"], found["exponent_high"]) == pytest.approx(by_hand([1.5, 0.5]), rel=1e-9)
+    y[1, 1:3] = 0.0
+    assert math.isnan(power_law(x, y)["exponent"])
+
+
+COUNTS = (1, 2, 4, 8)
+
+
+def sites_table(power=1.0, cost=0.001, dims=(4,)):
+    """A gain of 0.1 ln N nats more than 0.01, and a penalty of cost N^power nats, five seeds that differ in cost."""
+    table = Table()
+    table.measure(32.0, method="none")
+    for b in dims:
+        for count in COUNTS:
+            for seed in range(5):
+                exact = 32 * math.exp(-0.01 - 0.002 * math.log(count))
+                axes = {"sites": "all", "b": b, "count": count, "method": "cayley", "seed": seed, "parameters": count}
+                table.measure(exact, 0.1, gain=32 - exact, **axes)
+                noisy = exact * math.exp(cost * (1 + seed / 100) * count**power)
+                table.measure(noisy, 0.1, way="line/sqrt/input", gain=32 - noisy, penalty=noisy - exact, **axes)
+    return table.results
+
+
+@pytest.mark.parametrize(("power", "grade"), [(1.0, "reproduced"), (2.0, "not reproduced"), (0.5, "not reproduced")])
+def test_the_penalty_grows_in_proportion_to_the_sites_or_does_not(power, grade):
+    found = sites.numbers(sites_table(power))
+    row = found["ends"].iloc[0]
+    assert row["exponent"] == pytest.approx(power, rel=1e-9) and row["most"] == 8
+    assert [v.outcome.value for v in sites.grades(found)] == [grade]
+    assert only(found["device"], count=4)["nats"] == pytest.approx(0.001 * 1.02 * 4**power, rel=1e-9)
+
+
+def test_the_break_even_count_is_where_the_gain_on_the_device_crosses_zero():
+    row = sites.numbers(sites_table(cost=0.003)).get("ends").iloc[0]
+    assert 4 < row["low"] < row["rate"] < row["high"] < 8  # 0.01 + 0.002 ln N = 0.003 N: N = 4.6
+    assert row["rate"] == pytest.approx(4.4, abs=0.3)
+    for cost, side in ((1e-6, "above"), (1.0, "below")):
+        assert sites.numbers(sites_table(cost=cost))["ends"].iloc[0]["side"] == side
+    figure = draw("sites", "nano", sites.numbers(sites_table(dims=(4, 8))))["sites"]
+    assert len(figure.axes) == 4 and figure.axes[1].get_yscale() == "log"
+    told = make_page(About("sites", "nano", "", "", "", "", "", ""), sites_table(cost=1.0), sites)
+    assert told.negatives == ["b=4, line/sqrt/input: the device eats the gain at one site already"]
+
+
+def frontier_table(lora=(7000, 31.2)):
+    """The adapter with 6,144 parameters and 31.0; LoRA with others, diagonal with far fewer."""
+    table = Table()
+    table.measure(32.0, method="none")
+    for seed in range(3):
+        for method, count, perplexity in (("cayley", 6144, 31.0), ("lora", *lora), ("diagonal", 1000, 30.0)):
+            value = perplexity + seed / 100
+            table.measure(value, 0.01, method=method, seed=seed, sites="one", b=4, gain=32 - value, parameters=count,
+                          flop=2 * count)  # fmt: skip
+    return table.results
+
+
+def test_only_equal_counts_are_compared():
+    assert len(frontier.numbers(frontier_table())["pairs"]) == 0  # 1.14 x
+    assert frontier.grades(frontier.numbers(frontier_table()))[0].outcome.value == "not testable here"
+    found = frontier.numbers(frontier_table((6700, 31.2)))  # 1.09 x
+    row = found["pairs"].iloc[0]
+    assert (row["method"], row["others"], row["seeds"]) == ("lora", 6700, 3)
+    assert (row["ahead"], row["seed_low"], row["seed_high"]) == pytest.approx((0.2, 0.2, 0.2), abs=1e-9)
+    assert row["document_low"] <= 0.2 <= row["document_high"]
+    assert found["gains"].set_index("method")["bytes"].to_dict() == {"cayley": 24576, "lora": 26800, "diagonal": 4000}
+
+
+@pytest.mark.parametrize(("perplexity", "grade"), [(31.4, "reproduced"), (30.6, "not reproduced")])
+def test_lora_at_equal_parameters_decides_and_is_told(perplexity, grade):
+    results = frontier_table((6200, perplexity))
+    page = make_page(About("frontier", "nano", "", "", "", "", "", ""), results, frontier)
+    assert [v.outcome.value for v, _ in page.verdicts] == [grade]
+    told = ["sites=one, b=4: lora with 6,200 parameters gains 0.400 more than the adapter with 6,144"]
+    assert page.negatives == (told if grade == "not reproduced" else [])
+    assert set(draw("frontier", "nano", frontier.numbers(results))) == {"frontier"}

@@ -40,6 +40,10 @@ class Method:
         """Trained parameters; None where only the loaded model knows."""
         raise NotImplementedError
 
+    def flop(self, config: AdapterConfig, sites: Sequence[Site]) -> int | None:
+        """Multiplications and additions a token where the adapter is not merged into W; None where nobody counted."""
+        return 2 * config.dim * sum(site.width(config.side) for site in sites) if self.blocked else None
+
     def label(self, config: AdapterConfig) -> str:
         """Short name with size, `oft-b4`: part of a run's name."""
         return self.name + (f"-b{config.dim}" if self.blocked else "")
@@ -49,9 +53,10 @@ class Method:
         return lr * (4 / config.dim) ** exponent if self.blocked else lr, clip
 
     def matched(self, config: AdapterConfig, sites: Sequence[Site], budget: int) -> AdapterConfig:
-        """This method at the adapter's sites, its trained parameters as close to `budget` as its sizes allow."""
+        """This method at the adapter's sites, its trained parameters as close to `budget` as its sizes allow. A method
+        without blocks has no b: one training of it serves all."""
         options = config.options if config.method == self.name else {}
-        return replace(config, method=self.name, options=options)
+        return replace(config, method=self.name, options=options, dim=config.dim if self.blocked else AdapterConfig.dim)
 
     def attach(
         self, model: Any, sites: Sequence[Site], config: AdapterConfig, folder: str | Path | None = None

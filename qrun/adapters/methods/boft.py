@@ -31,6 +31,10 @@ class Boft(OwnMethod):
     def count(self, config: AdapterConfig, sites: Sequence[Site]) -> int:
         return config.factors * parameters(sites, config.dim, config.side)
 
+    def flop(self, config: AdapterConfig, sites: Sequence[Site]) -> int | None:
+        each = super().flop(config, sites)
+        return None if each is None else config.factors * each
+
     def label(self, config: AdapterConfig) -> str:
         return f"boft-b{config.dim}m{config.factors}"
 

@@ -16,6 +16,9 @@ class Dense(OwnMethod):
     def count(self, config: AdapterConfig, sites: Sequence[Site]) -> int:
         return sum(site.in_features**2 for site in sites)
 
+    def flop(self, config: AdapterConfig, sites: Sequence[Site]) -> int:
+        return 2 * self.count(config, sites)
+
     def layer(self, config: AdapterConfig, site: Site, base: Any) -> Any:
         from qrun.adapters.layers import BlockLinear
 

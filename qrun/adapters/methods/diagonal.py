@@ -16,6 +16,9 @@ class Diagonal(Method):
     def count(self, config: AdapterConfig, sites: Sequence[Site]) -> int:
         return sum(site.in_features for site in sites)
 
+    def flop(self, config: AdapterConfig, sites: Sequence[Site]) -> int:
+        return self.count(config, sites)
+
     def peft_config(self, config: AdapterConfig, targets: list[str]) -> Any:
         import peft
 

@@ -17,6 +17,9 @@ class Lora(Method):
     def count(self, config: AdapterConfig, sites: Sequence[Site]) -> int:
         return config.rank * sum(site.in_features + site.out_features for site in sites)
 
+    def flop(self, config: AdapterConfig, sites: Sequence[Site]) -> int:
+        return 2 * self.count(config, sites)
+
     def label(self, config: AdapterConfig) -> str:
         return f"lora-r{config.rank}"
 

@@ -1,0 +1,154 @@
+"""`qrun sweep sites`: how gain and penalty grow with the number of adapted sites, and at how many the device eats the
+gain.
+
+Adapters at 1, 2, 4 ... all sites (`adapter.count`, each set holding the smaller ones; the first is the paper's v_proj),
+each trained, then measured exactly and on the device by each of `study.ways`, circuit/estimate/signs. With
+    penalty(N) = ln(PPL device / PPL exact) = c N^a
+the exponent a is the slope of a straight line through logarithms, per seed; the break-even N* is where the gain on the
+device crosses zero, log-linear between neighbours.
+
+Margin: independent errors at independent sites cost in proportion to their number, so the exponent's interval over
+seeds lies in [0.75, 1.25], at b = 4 by the paper's readout.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pandas as pd
+
+from qrun.adapters.sites import adapted
+from qrun.cells.cell import Cell
+from qrun.config.devices import DeviceConfig, EstimateConfig, SignsConfig
+from qrun.config.ranges import require
+from qrun.config.schema import AdapterConfig
+from qrun.config.verbs import check_readout
+from qrun.evaluation.intervals import Interval
+from qrun.evaluation.results import Results
+from qrun.evaluation.trends import power_law, zero_crossing
+from qrun.language.models import model_shape
+from qrun.quantum.noise import Noise
+from qrun.recipes.tasks import Measure
+from qrun.report.grade import Verdict, together, within
+from qrun.studies.grid import (
+    PAPER_SITE,
+    Beside,
+    Say,
+    SiteSet,
+    StudyAxes,
+    StudyRun,
+    at_sites,
+    base_cell,
+    different,
+    exact_cell,
+    fits,
+    measurement,
+    require_cayley,
+    train_cell,
+    usable,
+)  # fmt: skip
+from qrun.studies.statistics import gains, split, text
+from qrun.studies.wall import way
+
+PAPER, LOW, HIGH = "line/sqrt/input", 0.75, 1.25  # of the claim
+
+
+@dataclass
+class Axes(StudyAxes):
+    """Axes of `qrun sweep sites`."""
+
+    sites: list[SiteSet] = field(default_factory=lambda: [SiteSet.all])  # the sets that counts are drawn from
+    counts: list[int | None] = field(default_factory=lambda: [1, 2, 4, 8, 16, None])  # null: all of the set
+    ways: list[str] = field(default_factory=lambda: [PAPER])
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        different("study.counts", self.counts)
+        different("study.ways", self.ways)
+        positive = all(count is None or count >= 1 for count in self.counts)
+        require(positive, "study.counts", self.counts, "give numbers of sites, null for all")
+        require(not self.controls, "study.controls", self.controls, "the controls are in `qrun sweep frontier`")
+
+
+@dataclass
+class Config(StudyRun):
+    """`qrun sweep sites`."""
+
+    device: DeviceConfig = field(default_factory=DeviceConfig)
+    noise: Noise = field(default_factory=Noise)
+    study: Axes = field(default_factory=Axes)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.device.kind == "noisy", "device", self.device.kind, "the study of sites stands on device=noisy")
+        require_cayley(self.adapter)
+        for words in self.study.ways:
+            found = way(words)
+            device = replace(self.device, circuit=found.circuit)
+            check_readout(device, EstimateConfig(found.estimate), SignsConfig(found.sign))
+
+
+def cells(config: Config, say: Say) -> Iterator[Cell]:
+    """Site set x b x count x seed: trained, measured exactly and beside, then on the device by every way."""
+    base, beside = base_cell(config, {}), Beside(config, say)
+    yield from (base, *beside.bases.values())
+    for chosen, dim in usable(config, say):
+        ways = [w for w in config.study.ways if fits(way(w).circuit, way(w).sign, dim, say)]
+        whole = replace(at_sites(config.adapter, chosen), dim=dim)
+        for count, adapter in of_counts(config, whole, say):
+            for seed in config.study.seeds:
+                trained = train_cell(config, {"sites": chosen.value, "b": dim, "count": count}, adapter, seed)
+                exact = exact_cell(config, trained, base)
+                yield from (trained, exact, *beside.of(trained))
+                needs = {"adapter": trained, "base": base, "exact": exact}
+                for words in ways:
+                    found = way(words)
+                    there = replace(
+                        measurement(config), seed=seed, device=replace(config.device, circuit=found.circuit),
+                        noise=config.noise, estimate=EstimateConfig(found.estimate), signs=SignsConfig(found.sign),
+                    )  # fmt: skip
+                    yield Cell({**trained.axes, "way": words}, Measure(there), needs)
+
+
+def of_counts(config: Config, whole: AdapterConfig, say: Say) -> Iterator[tuple[int | None, AdapterConfig]]:
+    """Each count with its adapter. The whole set and the paper's one site are spelled as in other studies, so that
+    their trainings are found; larger counts than the set has are said and left out."""
+    shape = model_shape(config.model)
+    most = len(adapted(shape, whole)) if shape is not None else None
+    for count in config.study.counts:
+        if most is not None and count is not None and count > most:
+            say(f"left out, count={count}: there are {most} sites")
+        elif count is None or count == most:
+            yield most, whole
+        else:
+            alone = count == 1 and whole == at_sites(whole, SiteSet.all)
+            yield count, replace(whole, **PAPER_SITE) if alone else replace(whole, count=count)  # type: ignore[arg-type]
+
+
+def numbers(results: Results) -> Mapping[str, pd.DataFrame]:
+    """Exact gains, gain and penalty on the device by count, exponents and break-even counts."""
+    base, measured, beside = split(results)
+    exact, device = measured[measured["way"].isna()], measured[measured["way"].notna()].copy()
+    device["nats"] = np.log(device["perplexity"] / (device["perplexity"] - device["penalty"]))
+    curves = gains(results, base, device, ["sites", "b", "way", "count"])
+    means = device.groupby(["sites", "b", "way", "count"], sort=False)[["penalty", "nats"]].mean().reset_index()
+    ends = []
+    for point, group in device.groupby(["sites", "b", "way"], sort=False):
+        gain, cost = (group.pivot(index="seed", columns="count", values=name) for name in ("gain", "nats"))
+        counts = [float(count) for count in gain.columns]
+        ends.append({
+            **dict(zip(["sites", "b", "way"], point, strict=True)), "seeds": len(gain), "most": counts[-1],
+            **zero_crossing(counts, gain.to_numpy()), **power_law(counts, cost.to_numpy()),
+        })  # fmt: skip
+    return {
+        "text": text(results, base), "exact": gains(results, base, exact, ["sites", "b", "count"], beside),
+        "device": curves.merge(means), "ends": pd.DataFrame(ends),
+    }  # fmt: skip
+
+
+def grades(found: Mapping[str, pd.DataFrame]) -> list[Verdict]:
+    """Whether the penalty grows in proportion to the number of sites."""
+    rows = found["ends"]
+    own = rows[(rows["b"] == 4) & (rows["way"] == PAPER)].to_dict("records")
+    outcomes = [within(Interval(row["exponent_low"], row["exponent_high"]), LOW, HIGH) for row in own]
+    return [Verdict("proportion", together(outcomes), {"seeds": int(rows["seeds"].max()), "rows": len(own)})]
