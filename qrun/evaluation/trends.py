@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
+from scipy.optimize import least_squares
 
 from qrun.evaluation.intervals import Interval
 
@@ -66,21 +67,34 @@ def power_law(x: Sequence[float], y: NDArray[np.floating]) -> dict[str, float]:
 
 
 def sharpness(rates: Sequence[float], gains: NDArray[np.floating], quiet: Sequence[float]) -> dict[str, float]:
-    """How sharply gains [seeds, rates] end, from 90 % to 10 % of the gain without gate noise (`quiet`, per seed).
+    """How sharply gains [seeds, rates] end: per seed gain(r) = g (1 - (r / r_c)^p), with g the gain without gate noise
+    (`quiet`), by least squares over the points above -g, behind which damage saturates.
 
-    `width` is in decades of the rate. If the penalty grows as rate^p the width is log10(9)/p, so `exponent` =
-    0.954/width: 1 is plain proportional damage, a sharp transition has p well above 2. nan where a seed's curve
-    does not pass through both levels inside the rates.
+    `exponent` p is 1 for plain proportional damage, well above 2 for a sharp transition; `width` = log10(9) / p is the
+    decades of the rate from 90 % to 10 % of the gain, mean and t interval over seeds. nan where a seed's curve does not
+    pass through both levels inside the rates.
     """
-    widths = []
+    exponents = []
     for row, level in zip(np.asarray(gains, float), quiet, strict=True):
-        edges = [math.nan, math.nan]
-        if level > 0 and row[0] > 0.9 * level and row[-1] < 0.1 * level:
-            edges = [_log_crossing(rates, row, share * level) for share in (0.9, 0.1)]
-        widths.append((edges[1] - edges[0]) / math.log(10))
+        if level > 0 and row[0] > 0.9 * level and row.min() < 0.1 * level:
+            exponents.append(_exponent(np.asarray(rates)[row > -level], row[row > -level] / level))
+        else:
+            exponents.append(math.nan)
+    widths = [math.log10(9) / p for p in exponents]
     low, high = mean_interval(widths)
     width = float(np.mean(widths))
     return {"width": width, "low": low, "high": high, "exponent": math.log10(9) / width if width > 0 else math.nan}
+
+
+def _exponent(rates: NDArray[np.float64], share: NDArray[np.float64]) -> float:
+    """p of share = 1 - (rate / r_c)^p; nan where the points do not say."""
+    half = math.exp(_log_crossing(rates.tolist(), share, 0.5)) if (share < 0.5).any() else float(rates[-1])
+
+    def miss(x: NDArray[np.float64]) -> NDArray[np.float64]:
+        return 1 - np.exp(np.clip(np.exp(x[1]) * (np.log(rates) - x[0]), -700, 50)) - share
+
+    found = least_squares(miss, [math.log(2 * half), 0.0])
+    return float(np.exp(found.x[1])) if found.success and len(rates) > 2 else math.nan
 
 
 def _log_crossing(rates: Sequence[float], row: NDArray[np.floating], level: float) -> float:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from qrun.cells.cell import Cell
 from qrun.config.devices import DeviceConfig, EstimateConfig, Sign, SignsConfig
@@ -44,6 +45,7 @@ from qrun.studies.statistics import RESAMPLES, SEED, documents_interval, gain_ke
 PARTS = ("readout", "one_qubit", "two_qubit")
 PAIRS = ("gates", "two_qubit", "proportional")  # axes that mean a two-qubit error rate
 SERIES = ["sites", "sign", "shots"]
+UNSATURATED = (1e-4, 1.0)  # nats of damage that are neither shots nor a model that answers anything
 PROPORTIONAL = math.log10(9)  # decades from 90 % to 10 % of a gain under a penalty proportional to the rate
 
 
@@ -150,8 +152,29 @@ def numbers(results: Results) -> Mapping[str, pd.DataFrame]:
         costs.append({**here, **preset_costs(results, group, own)})
     return {
         "text": text(results, base), "exact": gains(results, base, exact, ["sites", "b"]), "relative": relative,
-        "ends": pd.DataFrame(ends), "preset": pd.DataFrame(costs),
+        "ends": pd.DataFrame(ends), "preset": pd.DataFrame(costs), "collapse": pd.DataFrame(collapse(noisy)),
     }  # fmt: skip
+
+
+def collapse(noisy: pd.DataFrame) -> Iterator[dict[str, object]]:
+    """Whether one power law holds for all b, site sets and axes: the damage of errors, ln(PPL / PPL without gate
+    errors), over the rate, over the total error of a circuit, and over that times the adapted channels. Exponent, and
+    the scatter around the line in decades of damage."""
+    by = [*SERIES, "b"]
+    quiet = noisy[noisy["axis"] == "quiet"].set_index([*by, "seed"])["perplexity"]
+    moved = noisy[noisy["rate"].notna()].join(quiet.rename("quiet"), on=[*by, "seed"])
+    moved = moved.assign(damage=np.log(moved["perplexity"] / moved["quiet"]), total=moved["circuit/total_error"],
+                         channels=2 * moved["parameters"] / (moved["b"] - 1))  # fmt: skip
+    columns = ["damage", "total", "channels"]
+    points = moved.groupby([*by, "axis", "rate"], sort=False)[columns].mean().reset_index()
+    for (sign, shots), own in points[points["damage"].between(*UNSATURATED)].groupby(["sign", "shots"], sort=False):
+        over = {"the rate": own["rate"], "total error of a circuit": own["total"],
+                "total error x adapted channels": own["total"] * own["channels"]}  # fmt: skip
+        for name, x in over.items() if len(own) > 2 else ():
+            line = stats.linregress(np.log10(x), np.log10(own["damage"]))
+            left = np.log10(own["damage"]) - line.intercept - line.slope * np.log10(x)
+            yield {"sign": sign, "shots": shots, "over": name, "points": len(own), "exponent": line.slope,
+                   "scatter": float(np.sqrt(np.mean(left**2)))}  # fmt: skip
 
 
 def share_left(results: Results, base: pd.DataFrame, rows: pd.DataFrame, exact: pd.DataFrame) -> dict[str, float]:

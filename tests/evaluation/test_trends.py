@@ -43,14 +43,27 @@ def test_no_crossing_is_said_and_not_made_up():
     )
 
 
-def test_sharpness_recovers_the_power_of_the_penalty():
-    rates = np.logspace(-5, -1, 33)
-    for power in (1.0, 2.0, 4.0):
-        gains = np.stack([1 - (rates / 3e-3) ** power, 2 - 2 * (rates / 1e-3) ** power])
-        found = sharpness(rates.tolist(), gains, [1.0, 2.0])
-        assert found["exponent"] == pytest.approx(power, rel=0.12) and found["low"] <= found["width"] <= found["high"]
+@pytest.mark.parametrize("decade", [2, 6])
+@pytest.mark.parametrize("power", [0.5, 1.0, 3.0])
+def test_sharpness_is_the_power_of_the_penalty_however_coarse_the_rates(power, decade):
+    rates = np.logspace(-5, -1, 4 * decade + 1)
+    gains = np.stack([1 - (rates / 3e-3) ** power, 2 - 2 * (rates / 1.7e-3) ** power])
+    found = sharpness(rates.tolist(), gains, [1.0, 2.0])
+    assert found["exponent"] == pytest.approx(power, rel=1e-6)
+    assert [found[k] for k in ("width", "low", "high")] == pytest.approx([math.log10(9) / power] * 3, rel=1e-5)
+
+
+def test_sharpness_is_not_moved_by_saturation_and_little_by_noise():
+    rates, rng = np.logspace(-5, -1.5, 22), np.random.default_rng(0)
+    gains = np.maximum(1 - rates / 1e-3, -3) + rng.normal(0, 0.03, (40, 22))
+    found = sharpness(rates.tolist(), gains, [1.0] * 40)
+    assert found["exponent"] == pytest.approx(1.0, abs=0.03) and found["low"] < math.log10(9) < found["high"]
+
+
+def test_a_curve_that_does_not_end_inside_the_rates_has_no_sharpness():
     flat = sharpness([1e-3, 1e-2], np.array([[0.9, 0.8]]), [1.0])
     assert math.isnan(flat["width"]) and math.isnan(flat["exponent"])
+    assert math.isnan(sharpness([1e-3, 1e-2], np.array([[0.95, 0.05]]), [1.0])["width"])  # two points
 
 
 def test_recovery_is_the_share_of_the_loss_and_its_interval_holds_it():

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 
@@ -44,8 +45,8 @@ def default():
         # every adapter on the study's text, on the home text and by the second protocol
         ("dim", {"train": 2 * 6 * (5 + 1), "measure": 3 * (1 + 2 * 6 * (5 + 1))}),
         ("controls", {"train": 2 * 7 * 3, "measure": 3 * (1 + 2 * 7 * 3) + 2 * 3 * 3}),
-        # per site set and seed: b=2 has 5 points and 4 readout rates, the others 6 points, 6 rates and 4 readout rates
-        ("noise", {"train": 2 * 4 * 3, "measure": 1 + 2 * 4 * 3 + 2 * 3 * (9 + 3 * 16)}),
+        # per site set and seed: b=2 has 5 points and 10 readout rates, the others 6 points and 16 rates more
+        ("noise", {"train": 2 * 4 * 3, "measure": 1 + 2 * 4 * 3 + 2 * 3 * (15 + 3 * 32)}),
         # per b and seed: LoRA and the adapter exact; 3 ways at 2 noises and 4 rates, and 4 beside them at a noise;
         # of one seed 2 nulls of every way
         ("wall", {"train": 2 * 3 * 2, "measure": 1 + 2 * 3 * (2 + 3 * (2 + 4) + 4) + 2 * 2 * (3 + 4)}),
@@ -300,7 +301,8 @@ def test_the_rate_of_an_axis_is_the_rate_of_its_error_and_the_others_stay_or_go(
         assert noise.cz == rate and noise.sx == pytest.approx(2.45e-4 * rate / 1.78e-3, rel=1e-12)
         assert (noise.read_1_given_0, noise.read_0_given_1) == (0.01, 0.01)
     readout = noises(cells, axis="readout", b=2, seed=0, sites="one")
-    assert list(readout) == [1e-3, 3e-3, 1e-2, 3e-2]
+    six = [1e-3, 1.5e-3, 2.2e-3, 3.2e-3, 4.6e-3, 6.8e-3, 1e-2, 1.5e-2, 2.2e-2, 3.2e-2]
+    assert list(readout) == six and all(1.4 < b / a < 1.6 for a, b in pairwise(six))
     for rate, noise in readout.items():
         assert noise.gates_ideal and (noise.read_1_given_0 + noise.read_0_given_1) / 2 == pytest.approx(rate, rel=1e-12)
     without = {axis: noises(cells, axis=axis, b=4, seed=0, sites="one")[None] for axis in

@@ -336,10 +336,7 @@ def test_between_measured_rates_the_curve_is_a_line_in_log_rate():
     (end,) = noise.numbers(noise_table(1.0, (0.5e-3, 2e-3, 4.5e-3)))["ends"].to_dict("records")
     expected = [interpolated(RATES, 1.0, where, 0.0) for where in (0.5e-3, 2e-3, 4.5e-3)]
     assert end["critical_rate"] == pytest.approx(math.exp(np.mean(expected)), rel=1e-12)
-    widths = [(interpolated(RATES, 1.0, w, 0.1) - interpolated(RATES, 1.0, w, 0.9)) / math.log(10) for w in
-              (0.5e-3, 2e-3, 4.5e-3)]  # fmt: skip
-    assert end["width"] == pytest.approx(np.mean(widths), rel=1e-12)
-    assert (end["width_low"], end["width_high"]) == pytest.approx(by_hand(widths), rel=1e-9)
+    assert end["width"] == pytest.approx(math.log10(9), rel=1e-6)  # by a fit, which no coarse rates bend
 
 
 @pytest.mark.parametrize(
@@ -349,6 +346,33 @@ def test_a_crossing_outside_the_rates_of_any_seed_is_not_quoted(critical, side, 
     (end,) = noise.numbers(noise_table(1.0, critical))["ends"].to_dict("records")
     assert (end["critical_side"], end["critical_bound"]) == (side, bound)
     assert math.isnan(end["critical_rate"]) and math.isnan(end["critical_error"]) and math.isnan(end["width"])
+
+
+def collapse_table(scale):
+    """Damage = scale(total error of a circuit, adapted channels), for two b at two site sets."""
+    rows = []
+    for chosen, channels in (("one", 192), ("all", 9984)):
+        for b in (4, 8):
+            axes = {"sites": chosen, "sign": "input", "shots": 8192, "b": b, "seed": 0,
+                    "parameters": channels * (b - 1) / 2}  # fmt: skip
+            rows.append({**axes, "axis": "quiet", "rate": math.nan, "perplexity": 30.0, "circuit/total_error": 0.0})
+            for rate in np.geomspace(1e-4, 1e-2, 7):
+                total = rate * b**2
+                rows.append({**axes, "axis": "gates", "rate": rate, "circuit/total_error": total,
+                             "perplexity": 30 * math.exp(scale(total, channels))})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_damage_collapses_on_what_it_depends_on():
+    found = pd.DataFrame(noise.collapse(collapse_table(lambda total, channels: 1e-3 * (total * channels) ** 1.2)))
+    found = found.set_index("over")
+    row = found.loc["total error x adapted channels"]
+    assert (row["exponent"], row["scatter"]) == pytest.approx((1.2, 0.0), abs=1e-9)
+    assert found.loc["total error of a circuit", "scatter"] > 0.5 and found.loc["the rate", "scatter"] > 0.5
+    other = pd.DataFrame(noise.collapse(collapse_table(lambda total, channels: total))).set_index("over")
+    assert other["scatter"].idxmin() == "total error of a circuit" and other["exponent"].iloc[1] == pytest.approx(1)
+    none = collapse_table(lambda total, channels: 5.0)  # saturated everywhere
+    assert list(noise.collapse(none)) == []
 
 
 def test_the_presets_penalty_and_its_parts():
@@ -438,7 +462,7 @@ def committed():
 
 
 @pytest.mark.parametrize(("rows", "expected"), committed())
-def test_the_committed_critical_rates_and_widths_are_found_again(rows, expected):
+def test_the_committed_critical_rates_are_found_again(rows, expected):
     own = rows[(rows["sites"] == expected["sites"]) & (rows["b"] == expected["b"])]
     quiet = own["column"] == "quiet"
     group = own.assign(
@@ -449,9 +473,6 @@ def test_the_committed_critical_rates_and_widths_are_found_again(rows, expected)
     assert end["axis"] == "proportional" and end["critical_side"] == ""
     for key in ("rate", "low", "high"):
         assert end[f"critical_{key}"] == pytest.approx(expected["critical_rate"][key], rel=1e-9)
-    assert end["width"] == pytest.approx(expected["width"]["width"], rel=1e-9)
-    for key in ("low", "high", "exponent"):
-        assert end[f"width_{key}"] == pytest.approx(expected["width"][key], rel=1e-9)
 
 
 # --- recover
