@@ -1,12 +1,19 @@
-"""Pretrain `nano`, the language model that ships with qrun, on documentation found on this machine.
+"""Pretrain `nano`, the language model that ships with qrun, and the other rungs of its ladder, on documentation found
+on this machine.
 
     python scripts/pretrain_nano.py --tokens 20e6 --out qrun/language/nano
+    python scripts/pretrain_nano.py --size small --optimizer adamw --out models/small-adamw     and so on; then, say,
+    qrun sweep sites model=local model.path=models/small-adamw model.name=small-adamw
 
 A LlamaForCausalLM in SmolLM2's proportions (3 heads x 64 = 192 wide, 1 key/value head, FFN 512, tied embeddings) with
 its own byte-level BPE tokenizer, trained on the docstrings of installed scientific packages (`data=libdocs`) and never
 on `data=pydoc`, so that an adapter trained on pydoc meets a shifted domain. Muon on the matrices of the layers, AdamW
 on embeddings and norms, bfloat16 autocast, one pass over shuffled windows, linear decay to zero. Writes the model
 folder (float16 safetensors) and training_record.json. About 40 minutes on two cores.
+
+--size small | nano | large: 0.8, 3.1 and 10.2 million parameters. --optimizer adamw trains all of it by AdamW, which
+leaves steeper spectra than Muon. The record says how steep: what a truncated SVD of half the parameters loses of the
+projections, beside random matrices of their shapes.
 """
 
 import argparse
@@ -14,6 +21,7 @@ import json
 import math
 import platform
 import time
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -25,6 +33,20 @@ from qrun.language.corpus import split_by_hash, text_digest
 from qrun.language.docstrings import libdocs_documents, pydoc_documents
 
 END = "<|endoftext|>"
+
+
+@dataclass(frozen=True)
+class Size:
+    """A rung of the ladder, in SmolLM2's proportions: one key/value head, FFN 2.7 times the width."""
+
+    width: int
+    heads: int
+    ffn: int
+    layers: int
+
+
+SIZES = {"small": Size(96, 3, 256, 4), "nano": Size(192, 3, 512, 6), "large": Size(320, 5, 896, 8)}
+LR = {"muon": 0.02, "adamw": 0.003}
 
 
 def train_tokenizer(documents: list[str], vocabulary: int, context: int) -> PreTrainedTokenizerFast:
@@ -70,13 +92,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=float, default=20e6)
     parser.add_argument("--out", type=Path, default=Path("qrun/language/nano"))
-    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--size", choices=SIZES, default="nano")
+    parser.add_argument("--optimizer", choices=LR, default="muon")
+    parser.add_argument("--layers", type=int, help="other than the size's")
     parser.add_argument("--vocabulary", type=int, default=4096)
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--batch", type=int, default=16, help="windows per step")
-    parser.add_argument("--lr", type=float, default=0.02, help="Muon's; AdamW takes a fifth of it")
+    parser.add_argument("--lr", type=float, help="of Muon 0.02, AdamW beside it takes a fifth; of AdamW alone 0.003")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    size = SIZES[args.size]
+    args.layers, args.lr = args.layers or size.layers, args.lr or LR[args.optimizer]
 
     documents, characters = libdocs_documents()
     libdocs = split_by_hash(documents, validation=0.02, test=0.02)
@@ -88,16 +114,13 @@ def main() -> None:
     print(f"{len(train):,} training tokens, {train_bytes / len(train):.2f} bytes each", flush=True)
 
     config = LlamaConfig(
-        vocab_size=args.vocabulary, hidden_size=192, intermediate_size=512, num_hidden_layers=args.layers,
-        num_attention_heads=3,
-        num_key_value_heads=1, head_dim=64, max_position_embeddings=1024, rope_theta=10000.0, tie_word_embeddings=True,
-        bos_token_id=0, eos_token_id=0, rms_norm_eps=1e-5,
+        vocab_size=args.vocabulary, hidden_size=size.width, intermediate_size=size.ffn, num_hidden_layers=args.layers,
+        num_attention_heads=size.heads, num_key_value_heads=1, head_dim=size.width // size.heads,
+        max_position_embeddings=1024, rope_theta=10000.0, tie_word_embeddings=True, bos_token_id=0, eos_token_id=0,
+        rms_norm_eps=1e-5,
     )  # fmt: skip
     model = LlamaForCausalLM(config)
-    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
-    others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
-    muon = torch.optim.Muon(matrices, lr=args.lr, weight_decay=0.01, momentum=0.95)
-    adamw = torch.optim.AdamW(others, lr=args.lr / 5, betas=(0.9, 0.95), weight_decay=0.0)
+    optimizers = made(model, args.optimizer)
 
     windows = (len(train) - 1) // args.context
     generator = torch.Generator().manual_seed(args.seed)
@@ -111,18 +134,17 @@ def main() -> None:
         scale = min((step + 1) / 100, 1.0) * min(
             1.0, 2.0 * (1 - step / steps)
         )  # warm-up, constant, linear decay over the last half
-        for group in muon.param_groups:
-            group["lr"] = args.lr * scale
-        for group in adamw.param_groups:
-            group["lr"] = args.lr / 5 * scale
+        for optimizer, share in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = args.lr * share * scale
         starts = order[step * args.batch : (step + 1) * args.batch] * args.context
         ids = torch.stack([train[s : s + args.context] for s in starts.tolist()])
         with torch.autocast("cpu", torch.bfloat16):
             loss = compiled(input_ids=ids, labels=ids, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        muon.step()
-        adamw.step()
+        for optimizer, _ in optimizers:
+            optimizer.step()
         model.zero_grad()
         losses.append(loss.item())
         if (step + 1) % 50 == 0:
@@ -145,6 +167,33 @@ def main() -> None:
             save(model, tokenizer, args, history, characters, libdocs, len(train), time.time() - started)
 
 
+def made(model: LlamaForCausalLM, name: str) -> list[tuple[torch.optim.Optimizer, float]]:
+    """The optimizers, each with its share of the learning rate."""
+    if name == "adamw":
+        return [(torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.1), 1.0)]
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
+    others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
+    muon = torch.optim.Muon(matrices, weight_decay=0.01, momentum=0.95)
+    return [(muon, 1.0), (torch.optim.AdamW(others, betas=(0.9, 0.95), weight_decay=0.0), 0.2)]
+
+
+@torch.no_grad()
+def lost_by_half(model: LlamaForCausalLM) -> dict[str, float]:
+    """Relative Frobenius error of all projections cut to the rank of half their parameters: `svd`, and `gaussian` of
+    random matrices of the same shapes and norms."""
+    generator = torch.Generator().manual_seed(0)
+    lost = {"svd": 0.0, "gaussian": 0.0}
+    whole = 0.0
+    for name, w in model.named_parameters():
+        if name.endswith("_proj.weight"):
+            rank, norm = w.numel() // (2 * sum(w.shape)), w.square().sum().item()
+            whole += norm
+            for kind, matrix in (("svd", w), ("gaussian", torch.randn(w.shape, generator=generator))):
+                values = torch.linalg.svdvals(matrix.float()).square()
+                lost[kind] += norm * (values[rank:].sum() / values.sum()).item()
+    return {kind: math.sqrt(value / whole) for kind, value in lost.items()}
+
+
 def save(model, tokenizer, args, history, characters, libdocs, train_tokens, seconds) -> None:  # type: ignore[no-untyped-def]
     args.out.mkdir(parents=True, exist_ok=True)
     half = LlamaForCausalLM(model.config)
@@ -152,8 +201,8 @@ def save(model, tokenizer, args, history, characters, libdocs, train_tokens, sec
     half.to(torch.float16).save_pretrained(args.out)
     tokenizer.save_pretrained(args.out)
     record = {
-        "command": f"python scripts/pretrain_nano.py --tokens {args.tokens:g} --layers {args.layers} "
-f"--vocabulary {args.vocabulary} --context {args.context} "
+        "command": f"python scripts/pretrain_nano.py --size {args.size} --optimizer {args.optimizer} "
+        f"--tokens {args.tokens:g} --layers {args.layers} --vocabulary {args.vocabulary} --context {args.context} "
         f"--batch {args.batch} --lr {args.lr:g} --seed {args.seed}",
         "corpus": {
             "name": "libdocs", "split": "train", "documents": len(libdocs["train"]), "tokens": train_tokens,
@@ -161,6 +210,7 @@ f"--vocabulary {args.vocabulary} --context {args.context} "
             "characters": characters,
             "versions": {p: version(p) for p in ("numpy", "scipy", "torch", "transformers", "qiskit", "pennylane")},
         },
+        "parameters": sum(p.numel() for p in model.parameters()), "lost_by_half": lost_by_half(model),
         "validation_bits_per_byte": history, "seconds": round(seconds), "python": platform.python_version(),
         "torch": torch.__version__,
     }  # fmt: skip
