@@ -20,6 +20,9 @@ from qrun.report.screen import table
 
 
 def main() -> None:
+    if {"-h", "--help"} & set(sys.argv):
+        print(__doc__)
+        return
     words = [word for word in sys.argv[1:] if "=" in word]
     rows = []
     for name in [word for word in sys.argv[1:] if "=" not in word] or ["pydoc_clean"]:

@@ -314,6 +314,11 @@ class CompressionConfig:
     calibration: int = 4096  # training tokens for whitening and the profile
 
     @property
+    def calibrated(self) -> bool:
+        """Whether it looks at text."""
+        return self.activation_aware or self.profile is Profile.sensitivity
+
+    @property
     def label(self) -> str:
         """`svd`, `asvd`, `mpo2-profiled`: part of names."""
         cores = str(self.cores) if self.kind is CompressionKind.mpo else ""

@@ -310,6 +310,11 @@ def test_where_compression_did_no_damage_there_is_nothing_to_recover():
     assert grade(recover, recover_numbers((0.1, 0.2), compressed=31.6), "recovery") is NO
 
 
+def test_recovery_has_no_grade_without_home_text():
+    found = recover_numbers((0.74, 0.9))
+    assert recover.grades({"recovery": found["recovery"].assign(text="shifted")}) == []
+
+
 @pytest.mark.parametrize("column", ["what", "text"])
 def test_recovery_goes_by_the_distilled_adapter_on_home_text_alone(column):
     found = recover_numbers((0.74, 0.9), (0.1, 0.2))

@@ -47,15 +47,14 @@ def default():
         # per seed: Cayley blocks of three b, circuits of 3 and 1 k, and 4 cuts; at b = 8 all on a device too
         ("circuits", {"train": 3 * (3 + 3 + 1), "measure": 1 + 3 * (3 + 3 + 1 + 4) + 3 * (1 + 3 + 4)}),
         # shifted: 2 b of the original, 7 arms at each ratio; home: 1 and 3
-        ("recover", {"compress": 2, "train": 3 * (2 + 2 * 7 + 1 + 2 * 3), "measure": 6 + 3 * (2 + 2 * 7 + 1 + 2 * 3)}),
+        ("recover", {"compress": 4, "train": 3 * (2 + 2 * 7 + 1 + 2 * 3), "measure": 6 + 3 * (2 + 2 * 7 + 1 + 2 * 3)}),
         ("questions", {"ask": 1}),
     ],
 )
 def test_default_grids_have_exactly_these_cells(default, study, expected):
     cells, said = default[study]
     assert kinds(cells) == expected and len(set(map(id, cells))) == len(cells)
-    if study != "recover":  # whose home cells need the compression that the shifted ones have yielded
-        assert {id(cell) for cell in with_needs(cells)} == {id(cell) for cell in cells}
+    assert {id(cell) for cell in with_needs(cells)} == {id(cell) for cell in cells}
     assert bool(said) == (study == "noise")
 
 
@@ -410,19 +409,31 @@ def test_the_original_teaches_the_distilled_arms_and_no_other(default):
             assert cell.task.config.teacher == cell.task.config.model  # as configured; the pupil is the need's
 
 
-def test_each_text_trains_and_measures_on_its_own_and_shares_the_compressed_model(default):
+def test_each_text_trains_measures_and_calibrates_on_its_own(default):
     cells, _ = default["recover"]
-    names = {"shifted": "pydoc", "home": "libdocs_sample"}
+    names = {"shifted": "pydoc_clean", "home": "libdocs_sample"}
     for cell in cells:
+        assert cell.task.config.data.name == names[cell.axes["text"]] and cell.task.config.data.clean
         if cell.task.kind == "compress":
-            assert cell.task.config.data.name == "pydoc"  # one calibration text for one compressed model
             assert cell.task.config.compression.ratio == cell.axes["ratio"]
-        else:
-            assert cell.task.config.data.source == names[cell.axes["text"]].partition("_")[0]
-            if cell.axes["ratio"] < 1:
-                assert cell.needs["model"].axes["ratio"] == cell.axes["ratio"]
+        elif cell.axes["ratio"] < 1:
+            assert {axis: cell.needs["model"].axes[axis] for axis in ("text", "ratio")} == {
+                axis: cell.axes[axis] for axis in ("text", "ratio")
+            }
+
+
+def test_a_compression_that_looks_at_no_text_is_made_once_for_both():
+    cells, _ = grid("recover", "compression=svd", "study.seeds=[0]")
     made = {c.axes["text"]: c.needs["model"].task for c in trained(cells, ratio=0.6)}
-    assert made["shifted"] == made["home"]
+    assert made["shifted"] == made["home"] and kinds(cells)["compress"] == 2
+
+
+@pytest.mark.parametrize(("home", "kept"), [("libdocs_sample", False), ("libdocs", False), ("text", True)])
+def test_nanos_own_text_is_home_to_no_other_model(home, kept):
+    words = ["model=smollm2", f"data@home={home}", "study.seeds=[0]", *(["home.path=/own.txt"] if kept else [])]
+    cells, said = grid("recover", *words)
+    assert ("home" in values(cells, "text")) == kept
+    assert kept or any("libdocs is nano's pretraining text, not that of smollm2" in line for line in said)
 
 
 def test_a_measurement_is_compared_with_the_frozen_model_of_the_same_text_and_ratio(default):
