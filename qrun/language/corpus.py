@@ -116,7 +116,7 @@ def _pydoc(config: DataConfig) -> Corpus:
         how = "install its full standard library, or use data=text data.path=<file>"
         raise InputError(f"data=pydoc: this Python comes without pydoc_data; {how}") from error
     source = f"documentation of CPython {platform.python_version()} (PSF licence)"
-    return Corpus("pydoc", split_by_hash(documents, config.validation, config.test), source)
+    return Corpus(config.name, split_by_hash(documents, config.validation, config.test), source)
 
 
 def _libdocs(config: DataConfig) -> Corpus:
@@ -127,7 +127,7 @@ def _libdocs(config: DataConfig) -> Corpus:
     if (found := text_digest(splits["train"])) != trained:
         told = f"its training split is {found}, nano's was {trained}: other packages or shares, so held-out text may"
         told += " have been trained on; data.clean=true cuts that out"
-    return Corpus("libdocs", splits, source, told=told)
+    return Corpus(config.name, splits, source, told=told)
 
 
 def _wikitext2(config: DataConfig) -> Corpus:

@@ -178,8 +178,8 @@ def recover_numbers(*intervals, compressed=50.0):
 
 def questions_numbers(right, changed):
     low, high = binomial_interval(right, changed) if changed else (NAN, NAN)
-    return {"both_fail": pd.DataFrame([{"arm": "adapter", "changed": changed, "answered": right, "failed": 20,
-                                        "flips": changed / 3, "share_low": low, "share_high": high}])}  # fmt: skip
+    row = {"arm": "adapter", "changed": changed, "answered": right, "failed": 20, "flips": changed / 3}
+    return {"both_fail": pd.DataFrame([{**row, "chance": 1 / 3, "share_low": low, "share_high": high}])}
 
 
 @pytest.mark.parametrize(

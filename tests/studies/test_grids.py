@@ -1,13 +1,16 @@
 """The whole grids of the studies, before anything runs: which cells, with which axes, rates and needs."""
 
+import json
 import math
 from collections import Counter
+from contextlib import nullcontext
 
 import pytest
 
 from qrun.cells.cell import with_needs
 from qrun.config.schema import Side
 from qrun.errors import InputError
+from qrun.recipes.checks import check_unseen
 from qrun.studies import configure, module
 
 
@@ -480,11 +483,23 @@ def test_arms_are_original_model_adapter_and_device(tmp_path):
     cells, _ = grid("questions", *words)
     assert [(c.axes["arm"], c.task.circuits, c.task.config.adapter.path) for c in cells] == [
         ("original", False, None), ("compressed", False, None), ("adapter", False, folder),
-        ("adapter on noisy", True, folder),
+        ("adapter on noisy", True, folder), ("shuffled K", False, folder), ("K = 0 on noisy", True, folder),
     ]  # fmt: skip
-    assert [c.axes["arm"] for c in grid("questions", f"adapter.path={folder}")[0]] == ["model", "adapter"]
+    assert [c.task.values for c in cells] == ["trained"] * 4 + ["shuffled", "zero"]
+    arms = [c.axes["arm"] for c in grid("questions", f"adapter.path={folder}")[0]]
+    assert arms == ["model", "adapter", "shuffled K"]
     with pytest.raises(InputError, match="no adapter to run there"):
         grid("questions", "device=noisy")
+
+
+@pytest.mark.parametrize(("text", "asked", "refused"), [
+    ("pydoc", "continuation", True), ("pydoc_clean", "continuation", False), ("pydoc", "mmlu", False),
+])  # fmt: skip
+def test_an_adapter_is_not_asked_about_documents_that_it_was_trained_on(tmp_path, text, asked, refused):
+    (tmp_path / "qrun.json").write_text(json.dumps({"facts": {"data": text}}))
+    config = configure("questions", [f"adapter.path={tmp_path}", f"questions={asked}"])
+    with pytest.raises(InputError, match="train it on data=pydoc_clean") if refused else nullcontext():
+        check_unseen(config)
 
 
 # --- circuits
