@@ -9,7 +9,8 @@ A LlamaForCausalLM in SmolLM2's proportions (3 heads x 64 = 192 wide, 1 key/valu
 its own byte-level BPE tokenizer, trained on the docstrings of installed scientific packages (`data=libdocs`) and never
 on `data=pydoc`, so that an adapter trained on pydoc meets a shifted domain. Muon on the matrices of the layers, AdamW
 on embeddings and norms, bfloat16 autocast, one pass over shuffled windows, linear decay to zero. Writes the model
-folder (float16 safetensors) and training_record.json. About 40 minutes on two cores.
+folder (float16 safetensors), training_record.json and grams.xz, the 13-grams that `data.clean` cuts out of other text.
+About 40 minutes on two cores.
 
 --size small | nano | large: 0.8, 3.1 and 10.2 million parameters. --optimizer adamw trains all of it by AdamW, which
 leaves steeper spectra than Muon. The record says how steep: what a truncated SVD of half the parameters loses of the
@@ -31,6 +32,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from qrun.language.corpus import split_by_hash, text_digest
 from qrun.language.docstrings import libdocs_documents, pydoc_documents
+from qrun.language.overlap import NANO, all_grams, write_sample
 
 END = "<|endoftext|>"
 
@@ -100,12 +102,16 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16, help="windows per step")
     parser.add_argument("--lr", type=float, help="of Muon 0.02, AdamW beside it takes a fifth; of AdamW alone 0.003")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--grams", action="store_true", help="only write grams.xz, of the model in --out")
     args = parser.parse_args()
     size = SIZES[args.size]
     args.layers, args.lr = args.layers or size.layers, args.lr or LR[args.optimizer]
 
     documents, characters = libdocs_documents()
     libdocs = split_by_hash(documents, validation=0.02, test=0.02)
+    if args.grams:
+        write_grams(args.out, libdocs["train"])
+        return
     pydoc = split_by_hash(pydoc_documents(), validation=0.1, test=0.1)
     torch.manual_seed(args.seed)
     tokenizer = train_tokenizer(libdocs["train"], args.vocabulary, 1024)
@@ -194,6 +200,19 @@ def lost_by_half(model: LlamaForCausalLM) -> dict[str, float]:
     return {kind: math.sqrt(value / whole) for kind, value in lost.items()}
 
 
+def write_grams(out: Path, documents: list[str]) -> None:
+    """The sampled 13-grams of the training text beside the model. Only of the very text: with other packages installed
+    its digest is another."""
+    corpus = json.loads((out / "training_record.json").read_text())["corpus"]
+    if (found := text_digest(documents)) != corpus["digest"]:
+        installed = ", ".join(f"{package} {version(package)} ({was})" for package, was in corpus["versions"].items())
+        raise SystemExit(f"libdocs is {found} here, nano's was {corpus['digest']}; installed (then): {installed}")
+    hashes = all_grams(documents)
+    kept = write_sample(out / NANO.name, hashes)
+    size = (out / NANO.name).stat().st_size
+    print(f"{len(hashes):,} different 13-grams, {kept:,} kept, wrong for {kept / 2**32:.1e} of others, {size:,} bytes")
+
+
 def save(model, tokenizer, args, history, characters, libdocs, train_tokens, seconds) -> None:  # type: ignore[no-untyped-def]
     args.out.mkdir(parents=True, exist_ok=True)
     half = LlamaForCausalLM(model.config)
@@ -215,6 +234,7 @@ def save(model, tokenizer, args, history, characters, libdocs, train_tokens, sec
         "torch": torch.__version__,
     }  # fmt: skip
     (args.out / "training_record.json").write_text(json.dumps(record, indent=1) + "\n")
+    write_grams(args.out, libdocs["train"])
 
 
 if __name__ == "__main__":

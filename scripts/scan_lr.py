@@ -17,10 +17,9 @@ from qrun.adapters.methods import names, spec
 from qrun.adapters.sites import select, sites
 from qrun.cells.workspace import Workspace
 from qrun.config.compose import compose
-from qrun.config.schema import EvaluationConfig, Split
 from qrun.errors import RunFailed
 from qrun.evaluation.perplexity import measure
-from qrun.evaluation.protocols import build
+from qrun.recipes.fitting import validation_task
 from qrun.report.screen import silenced
 from qrun.training.checkpoint import Progress
 from qrun.training.interrupt import Interrupt
@@ -39,13 +38,11 @@ def main() -> None:
     for name in [word for word in sys.argv[1:] if "=" not in word] or names():
         if name == "healing":
             continue  # needs a compressed model
-        config = compose("train", ["training=study", "seed=100", *words])
+        config = compose("train", ["training=study", "data=pydoc_clean", "protocol=study", "seed=100", *words])
         for lr in [(spec(name).lr or config.training.lr) * factor for factor in FACTORS]:
             with silenced():
                 opened = workspace.open(config)
-            language, context = opened.language, config.training.context
-            watched = EvaluationConfig(split=Split.validation, max_tokens=config.training.eval_tokens)
-            task = build(config.protocol, watched, opened.corpus, language.tokenizer, context)
+            language, task = opened.language, validation_task(config, opened)
             torch.manual_seed(config.seed)
             chosen = select(sites(language.shape), config.adapter.projections, config.adapter.layers)
             budget = spec(config.adapter.method).count(config.adapter, chosen) or 0
@@ -59,7 +56,8 @@ def main() -> None:
                 result = measure(language.model, task, 8)
                 return sum(result.nats) / sum(result.tokens)
 
-            windows, path = opened.training_windows(context), Path(tempfile.mkdtemp()) / "state.safetensors"
+            windows = opened.training_windows(config.training.context)
+            path = Path(tempfile.mkdtemp()) / "state.safetensors"
             try:
                 _, end = fit(
                     language.model, adapter, windows, validate, training, config.seed, None,

@@ -133,5 +133,7 @@ class Workspace:
             sizes = ", ".join(f"{split} {len(documents):,}" for split, documents in text.splits.items())
             stated = f"{task.scored:,} tokens scored, protocol {task.statement['protocol']} {task.fingerprint}"
             say(f"data {text.name}: {sizes} documents{f' ({text.told})' if text.told else ''}; {stated}")
+            if config.model.embedded:
+                say(f"data {text.name}: {text.overlap()}")
             self._opened[key] = Opened(language, text, task)
         return self._opened[key]

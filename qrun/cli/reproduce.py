@@ -213,8 +213,9 @@ def leaves(step: Step, config: Config) -> dict[str, str]:
 
 
 def left_by(cells: list[Cell], keys: Keys) -> tuple[Cell | None, Cell | None]:
-    """The last compressed model, and the first adapter trained in it, or else in the model itself."""
-    made = next((cell for cell in reversed(cells) if isinstance(cell.task, Compress)), None)
+    """The last compressed model of the first text, and the first adapter trained in it, or else in the model itself."""
+    smaller = [cell for cell in cells if isinstance(cell.task, Compress)]
+    made = next((c for c in reversed(smaller) if c.axes.get("text") == smaller[0].axes.get("text")), None)
     wanted = made and keys.of(made)  # the same compression may be a cell of each text
     for cell in cells:
         need = cell.needs.get("model")

@@ -133,6 +133,7 @@ class DataConfig:
     validation: float = 0.1  # share of documents, where the source has no splits of its own
     test: float = 0.1
     documents: int | None = None  # most of each split, drawn and ordered by their hash; null keeps all in their order
+    clean: bool = False  # held-out splits without 13-grams of nano's pretraining text and of each other's
 
     def __post_init__(self) -> None:
         require_name("data.name", self.name)
@@ -313,6 +314,11 @@ class CompressionConfig:
     activation_aware: bool = False  # svd: least error in the output over calibration text
     profile: Profile = Profile.uniform
     calibration: int = 4096  # training tokens for whitening and the profile
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether it looks at text."""
+        return self.activation_aware or self.profile is Profile.sensitivity
 
     @property
     def label(self) -> str:

@@ -67,6 +67,13 @@ class Task:
     def scored(self) -> int:
         return sum(w.end - w.first for p in self.passages for w in p.windows)
 
+    @property
+    def documents(self) -> Array:
+        """Scored tokens of each document that has any."""
+        owners = [p.stream.document[w.first : w.end] for p in self.passages for w in p.windows]
+        count = np.bincount(np.concatenate(owners))
+        return count[count > 0]
+
 
 def build(
     protocol: ProtocolConfig, evaluation: EvaluationConfig, corpus: Corpus, tokenizer: Any, positions: int,
@@ -91,6 +98,8 @@ def build(
     drawn = evaluation.sample is Sample.passages
     if drawn:
         statement["sample"] = "passages"
+    if corpus.cut is not None:
+        statement["clean"] = True
     if protocol.kind is ProtocolKind.lm_eval_wikitext:
         prefix = prefix_token(tokenizer)
         if drawn:  # whole documents here, in the order of their hashes

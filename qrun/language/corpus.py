@@ -8,9 +8,10 @@ A document is the unit of the bootstrap. How documents become a token stream or 
 
 import hashlib
 import io
+import json
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from qrun.errors import InputError
 from qrun.language.docstrings import libdocs_documents, pydoc_documents
 from qrun.language.hub import hub
 from qrun.language.intake import parquet_column, read_rows, read_text
+from qrun.language.overlap import NANO, all_grams, pretraining_share, read_sample, without
 
 SPLITS = ("train", "validation", "test")
 SUFFIXES = (".txt", ".json", ".jsonl", ".csv", ".tsv", ".parquet")
@@ -35,6 +37,14 @@ class Corpus:
     source: str
     wikitext: bool = False  # pages in WikiText's markup: rows joined and words counted by its conventions
     told: str = ""  # how a file was read, for a reader
+    cut: Mapping[str, float] | None = None  # of a clean text: share of the characters that went from a split
+
+    def overlap(self) -> str:
+        """Shares of 13-grams of the held-out splits that stand in nano's pretraining text, for a reader."""
+        shares = {split: pretraining_share(self.splits[split], read_sample(NANO)) for split in SPLITS[1:]}
+        found = ", ".join(f"{split} {share:.1%}" for split, share in shares.items())
+        cut = ", ".join(f"{split} {share:.1%}" for split, share in (self.cut or {}).items())
+        return f"{found} of the 13-grams are in nano's training text" + (f"; cut out before: {cut}" if cut else "")
 
     @property
     def digests(self) -> dict[str, str]:
@@ -76,12 +86,27 @@ def load(config: DataConfig) -> Corpus:
             for split, documents in corpus.splits.items()
         }
         corpus = replace(corpus, splits=drawn)
+    if config.clean:
+        corpus = cleaned(corpus)
     empty = [split for split in SPLITS if not any(d.strip() for d in corpus.splits[split])]
     if empty:
         count = sum(map(len, corpus.splits.values()))
         has = f"{corpus.source} has {count} documents" + (f" ({corpus.told})" if corpus.told else "")
         raise InputError(f"data={corpus.name}: no text in split {', '.join(empty)}: {has}; give more, or larger shares")
     return corpus
+
+
+def cleaned(corpus: Corpus) -> Corpus:
+    """The same training text, and of the held-out ones what nano's pretraining text and the splits before have not: a
+    test passage that is trained on goes, and a validation passage that is in either of the two."""
+    sample, others, kept, gone = read_sample(NANO), [all_grams(corpus.splits["train"])], {}, {}
+    for split in ("test", "validation"):
+        documents = corpus.splits[split]
+        left = [document for document in (without(d, sample, others) for d in documents) if document]
+        others.append(all_grams(left))
+        kept[split], gone[split] = left, 1 - sum(map(len, left)) / max(sum(map(len, documents)), 1)
+    splits = {split: kept.get(split, corpus.splits[split]) for split in SPLITS}
+    return replace(corpus, splits=splits, cut=gone)
 
 
 def _pydoc(config: DataConfig) -> Corpus:
@@ -91,13 +116,18 @@ def _pydoc(config: DataConfig) -> Corpus:
         how = "install its full standard library, or use data=text data.path=<file>"
         raise InputError(f"data=pydoc: this Python comes without pydoc_data; {how}") from error
     source = f"documentation of CPython {platform.python_version()} (PSF licence)"
-    return Corpus("pydoc", split_by_hash(documents, config.validation, config.test), source)
+    return Corpus(config.name, split_by_hash(documents, config.validation, config.test), source)
 
 
 def _libdocs(config: DataConfig) -> Corpus:
     documents, characters = libdocs_documents()
     source = f"docstrings of {len(characters)} installed packages"
-    return Corpus("libdocs", split_by_hash(documents, config.validation, config.test), source)
+    splits, told = split_by_hash(documents, config.validation, config.test), ""
+    trained = json.loads(NANO.with_name("training_record.json").read_text())["corpus"]["digest"]
+    if (found := text_digest(splits["train"])) != trained:
+        told = f"its training split is {found}, nano's was {trained}: other packages or shares, so held-out text may"
+        told += " have been trained on; data.clean=true cuts that out"
+    return Corpus(config.name, splits, source, told=told)
 
 
 def _wikitext2(config: DataConfig) -> Corpus:

@@ -9,7 +9,7 @@ import csv
 import io
 import json
 import stat
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -152,6 +152,19 @@ def _from_text(path: Path, key: str, text: str) -> Rows:
 def _lines(text: str) -> list[Any]:
     """JSON lines; not splitlines, because U+2028 may stand in a string."""
     return [json.loads(line) for line in text.split("\n") if line.strip()]
+
+
+def json_rows(path: Path, key: str, columns: Sequence[str]) -> list[dict[str, Any]]:
+    """Objects of a file of JSON lines, each with these keys."""
+    try:
+        rows = _lines(read_text(path, key))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{key}={path}: not JSON lines ({' '.join(str(error).split())[:80]})") from error
+    for number, row in enumerate(rows, start=1):
+        missing = [c for c in columns if not isinstance(row, dict) or c not in row]
+        if missing:
+            raise InputError(f"{key}={path}: row {number} has no {missing[0]}; give {', '.join(columns)}")
+    return rows
 
 
 def _json(text: str, path: Path, key: str) -> Rows:

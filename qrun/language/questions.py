@@ -1,14 +1,16 @@
-"""Multiple-choice questions with four answers.
+"""Multiple-choice questions with two to ten answers.
 
-continuation   which of four passages continues this text? Built by seed from the held-out part of `pydoc`: needs no
+continuation   which of four passages continues this text? Built by seed from the held-out part of the
+               studies' `pydoc_clean`: needs no
                network
-mmlu           Massive Multitask Language Understanding (arXiv:2009.03300): hub, or a folder or file of CSV or parquet
+mmlu           Massive Multitask Language Understanding (arXiv:2009.03300): hub, or a folder or file of CSV, JSON lines
+               or parquet, of these or any other questions
 """
 
 import os
 import random
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,13 @@ from qrun.errors import InputError
 from qrun.language import corpus
 from qrun.language.corpus import text_digest
 from qrun.language.hub import hub
-from qrun.language.intake import csv_rows, parquet_rows, read_text, regular
+from qrun.language.intake import csv_rows, json_rows, parquet_rows, read_text, regular
 from qrun.language.prompts import as_chat
 
-LETTERS = "ABCD"
+LETTERS = "ABCDEFGHIJ"
+SUFFIXES = ("csv", "jsonl", "parquet")
 COLUMNS = ("question", "choices", "answer")
+CONTINUED = DataConfig("pydoc_clean", "pydoc", validation=0.2, test=0.5, clean=True)  # the studies' text
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class Question:
     shown: tuple[str, ...]  # the answers as a reader sees them
     answer: int
     reported: str = ""  # what the paper says about it
+    document: int = -1  # which it was cut from; -1: it stands alone
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,11 @@ class QuestionSet:
     questions: list[Question]
     source: str
     chat: bool = False  # prompts are in a chat template, special tokens and all
+
+    @property
+    def clusters(self) -> list[int]:
+        """Which questions belong together, by the document they were cut from."""
+        return [i if q.document < 0 else q.document for i, q in enumerate(self.questions)]
 
     @property
     def digest(self) -> str:
@@ -64,16 +74,22 @@ def load(config: QuestionsConfig, seed: int) -> QuestionSet:
     """Read or build the set. Raises InputError for missing files, wrong columns, an answer out of range and an empty
     set."""
     built = config.source == "continuation"
-    questions, source = (_continuation(config, seed), "pydoc, test split") if built else _mmlu(config)
+    questions, source = (_continuation(config, seed), "pydoc_clean, test split") if built else _mmlu(config)
     questions = questions[: config.limit]
     if not questions:
         raise InputError(f"questions={config.name}: no questions there")
     return QuestionSet(config.name, questions, source)
 
 
+@cache
+def _held_out() -> list[str]:
+    """Documents that continuations are cut from, each in one line."""
+    return [" ".join(document.split()) for document in corpus.load(CONTINUED).splits["test"]]
+
+
 def _continuation(config: QuestionsConfig, seed: int) -> list[Question]:
     """Passages start at a word; wrong ones come from other documents, so style alone does not decide."""
-    documents = [" ".join(d.split()) for d in corpus.load(DataConfig(name="pydoc", source="pydoc")).splits["test"]]
+    documents = _held_out()
     need = config.context + 2 * config.characters
     documents = [d for d in documents if len(d) > need]
     if len(documents) < 4:
@@ -94,7 +110,7 @@ def _continuation(config: QuestionsConfig, seed: int) -> list[Question]:
         order = rng.sample(range(4), 4)
         choices, name = tuple(passages[k] for k in order), f"continuation {index}"
         shown = tuple(choice.strip() for choice in choices)
-        found.append(Question(name, context, context, choices, shown, order.index(0)))
+        found.append(Question(name, context, context, choices, shown, order.index(0), document=right))
     return found
 
 
@@ -106,71 +122,90 @@ def _mmlu(config: QuestionsConfig) -> tuple[list[Question], str]:
         if not os.path.isdir(root):
             regular(root, "questions.path")
         if not subjects:
-            files = [root] if root.is_file() else sorted([*root.rglob("*_test.csv"), *root.rglob("*test*.parquet")])
-            subjects = [p.stem.removesuffix("_test") if p.suffix == ".csv" else p.parent.name for p in files]
+            tests = [*(f"*_test.{suffix}" for suffix in SUFFIXES[:2]), "*test*.parquet"]
+            files = [root] if root.is_file() else sorted(path for pattern in tests for path in root.rglob(pattern))
+            subjects = [p.parent.name if p.suffix == ".parquet" else p.stem.removesuffix("_test") for p in files]
     else:
         read, source = partial(_hub, config), f"{config.hub_id} at {config.revision}"
         subjects = subjects or ["all"]
     if not subjects:
-        raise InputError(f"questions.path={config.path}: no <subject>_test.csv and no parquet file there")
-    found, letters = [], tuple(f" {letter}" for letter in LETTERS)
+        raise InputError(f"questions.path={config.path}: no <subject>_test.csv or .jsonl and no parquet file there")
+    found, aside = [], 0
     for place, subject in enumerate(subjects):
         rows = read(subject, "test")
-        examples = read(subject, "dev")[: config.examples] if config.examples else []
+        # never one of the scored: a dev split, or where there is none the first rows, which are then not scored
+        examples = [row for row in read(subject, "dev") if row not in rows] if config.examples else []
+        held = 0 if examples else config.examples
+        examples, aside = (examples or rows)[: config.examples], aside + min(held, len(rows))
         topic = subject.replace("_", " ")
         head = f"The following are multiple choice questions (with answers) about {topic}.\n\n"
         head += "".join(f"{_block(row)} {LETTERS[row['answer']]}\n\n" for row in examples)
-        chosen = [config.pick[place]] if config.pick else range(len(rows))
+        chosen = [config.pick[place]] if config.pick else range(held, len(rows))
         for index in chosen:
-            if index >= len(rows):
-                raise InputError(f"questions.pick={config.pick}: {subject} has {len(rows)} questions")
+            if not held <= index < len(rows):
+                has = f"{subject} has {len(rows)} questions" + (f", the first {held} are examples" if held else "")
+                raise InputError(f"questions.pick={config.pick}: {has}")
             row, name = rows[index], f"{subject} {index}"
             reported = config.reported[place] if config.reported else ""
             prompt, shown = head + _block(row), tuple(row["choices"])
+            letters = tuple(f" {letter}" for letter in LETTERS[: len(shown)])
             found.append(Question(name, row["question"], prompt, letters, shown, row["answer"], reported))
-    return found, source
+    return found, source + (f"; the first {aside} rows are examples and not scored" if aside else "")
 
 
 def _block(row: dict[str, Any]) -> str:
-    choices = "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, row["choices"], strict=True))
+    choices = "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, row["choices"], strict=False))
     return f"{row['question'].strip()}\n{choices}\nAnswer:"
 
 
 def _local(root: Path, subject: str, split: str) -> list[dict[str, Any]]:
-    patterns = (f"{subject}_{split}.csv", f"{subject}/{split}*.parquet")
+    """Rows of a split; none of a dev split that is not there."""
+    patterns = (*(f"{subject}_{split}.{suffix}" for suffix in SUFFIXES[:2]), f"{subject}/{split}*.parquet")
     named = [root] if root.is_file() else [path for pattern in patterns for path in sorted(root.rglob(pattern))]
+    if split == "dev" and (root.is_file() or not named):
+        return []
     if not named:
         raise InputError(f"questions.path={root}: no {' and no '.join(patterns)} there")
     path = named[0]
     if path.suffix == ".parquet":
         rows = [(r["question"], r["choices"], r["answer"]) for r in parquet_rows(path, "questions.path", COLUMNS)]
+    elif path.suffix == ".jsonl":
+        rows = [tuple(row[column] for column in COLUMNS) for row in json_rows(path, "questions.path", COLUMNS)]
     else:
         lines = [line for line in csv_rows(read_text(path, "questions.path"), path, "questions.path") if line]
         if lines and lines[0][:1] == ["question"]:
             lines = lines[1:]  # with a header, else the original files without one
-        wrong = next((n for n, line in enumerate(lines) if len(line) != 6), None)
+        wrong = next((n for n, line in enumerate(lines) if not 4 <= len(line) <= len(LETTERS) + 2), None)
         if wrong is not None:
-            expected = "question, four choices, answer (0-3 or A-D)"
+            expected = f"question, 2 to {len(LETTERS)} choices, answer (its number from 0, or its letter)"
             raise InputError(f"{path}: row {wrong + 1} has {len(lines[wrong])} columns; expected {expected}")
-        rows = [(line[0], line[1:5], line[5]) for line in lines]
+        rows = [(line[0], _filled(line[1:-1]), line[-1]) for line in lines]
     return [_row(number, *row, path) for number, row in enumerate(rows, start=1)]
+
+
+def _filled(choices: list[str]) -> list[str]:
+    """Without the empty columns at the end, which a question of fewer choices than others has."""
+    while choices and not choices[-1].strip():
+        choices = choices[:-1]
+    return choices
 
 
 def _row(number: int, question: Any, choices: Any, answer: Any, path: object) -> dict[str, Any]:
     """A question, checked."""
     texts = [question, *(choices if isinstance(choices, list | tuple) else [])]
-    if len(texts) != 5 or not all(isinstance(text, str) and text.strip() for text in texts):
-        expected = "expected a question and four choices, all texts, none of them blank"
+    plain = all(isinstance(text, str) and text.strip() for text in texts)
+    if not 3 <= len(texts) <= len(LETTERS) + 1 or not plain:
+        expected = f"expected a question and 2 to {len(LETTERS)} choices, all texts, none of them blank"
         raise InputError(f"{path}: row {number}: {expected}, found {texts!r:.120}")
-    return {"question": question, "choices": list(choices), "answer": _answer(answer, path)}
+    return {"question": question, "choices": list(choices), "answer": _answer(answer, len(choices), path)}
 
 
-def _answer(value: Any, path: object) -> int:
-    text = str(value).strip()
-    index = (*LETTERS, *"0123").index(text) % 4 if text in (*LETTERS, *"0123") else -1
-    if index < 0:
-        raise InputError(f"{path}: answer {value!r:.40}; expected 0-3 or A-D")
-    return index
+def _answer(value: Any, count: int, path: object) -> int:
+    text, letters = str(value).strip(), LETTERS[:count]
+    possible = (*letters, *map(str, range(count)))
+    if text not in possible:
+        raise InputError(f"{path}: answer {value!r:.40}; expected 0-{count - 1} or A-{letters[-1]}")
+    return possible.index(text) % count
 
 
 def _hub(config: QuestionsConfig, subject: str, split: str) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from qrun.adapters.sites import sites
 from qrun.cells.cell import Place
 from qrun.cells.workspace import Opened, Workspace
 from qrun.config.compose import config_hash, to_yaml
-from qrun.config.verbs import CompressConfig, QuestionsRunConfig, TrainConfig
+from qrun.config.verbs import CompressConfig, TrainConfig
 from qrun.evaluation.measurement import Difference, Measurement, difference
 from qrun.evaluation.questions import answer
 from qrun.files import below
@@ -38,7 +38,8 @@ from qrun.recipes.record import (
     record_device,
     tags,
 )
-from qrun.recipes.tasks import Measure
+from qrun.recipes.tasks import Ask, Measure
+from qrun.report.screen import say
 from qrun.tracking.provenance import environment, git_state
 from qrun.tracking.runs import MODEL, Run
 from qrun.tracking.store import Store
@@ -163,11 +164,16 @@ def _needed_adapter(task: Measure, opened: Opened, store: Store, place: Place) -
     if task.czs:
         selected = [site for site in sites(opened.language.shape) if site.name in adapter.modules]
         return cut(opened.language.model, selected, adapter, task.czs)
-    if task.values != "trained":
-        generator = torch.Generator().manual_seed(task.config.seed)
-        change = {"zero": torch.zeros_like, "shuffled": lambda value: shuffled(value, generator)}[task.values]
-        adapter.load({name: change(value) for name, value in adapter.snapshot().items()})
+    change_values(adapter, task.values, task.config.seed)
     return adapter
+
+
+def change_values(adapter: Adapter, values: str, seed: int) -> None:
+    """Put a null in the place of trained parameters: zeros, or the same entries shuffled."""
+    if values != "trained":
+        generator = torch.Generator().manual_seed(seed)
+        change = {"zero": torch.zeros_like, "shuffled": lambda value: shuffled(value, generator)}[values]
+        adapter.load({name: change(value) for name, value in adapter.snapshot().items()})
 
 
 def compress_cell(config: CompressConfig, folder: Path, place: Place) -> str:
@@ -181,15 +187,18 @@ def compress_cell(config: CompressConfig, folder: Path, place: Place) -> str:
     return run.run_id
 
 
-def ask_cell(config: QuestionsRunConfig, circuits: bool, workspace: Workspace, place: Place) -> str:
+def ask_cell(task: Ask, workspace: Workspace, place: Place) -> str:
     """Let one arm answer every question: by likelihood, and sampled at each temperature."""
+    config, circuits = task.config, task.circuits
     language, asked = workspace.model(config.model), questions.load(config.questions, config.seed)
+    say(f"questions {asked.name}: {len(asked.questions):,} of {len(set(asked.clusters)):,} documents, {asked.source}")
     if uses_chat(config.prompt, config.model):
         asked = questions.in_chat(asked, language.tokenizer)
     adapter = executor = None
     if config.adapter.path is not None:
         saved = read(Path(config.adapter.path).expanduser())
         adapter = attach_saved(language, saved, config.adapter.path)
+        change_values(adapter, task.values, config.seed)
         if circuits:
             executor = open_executor(config, saved.config)
             adapter.set_executor(executor)
@@ -206,10 +215,19 @@ def ask_cell(config: QuestionsRunConfig, circuits: bool, workspace: Workspace, p
             finally:
                 if executor is not None:
                     record_device(run, executor.device)
-            units = {"chosen": found.chosen.tolist(), "right": found.right.tolist()}
+            if found.truncated:
+                whole = len(found.right)
+                say(
+                    f"{found.truncated} of {whole} prompts are longer than the model's context and lost their beginning"
+                )
+            units = {
+                "chosen": found.chosen.tolist(), "right": found.right.tolist(), "choices": found.choices.tolist(),
+                "cluster": asked.clusters,
+            }  # fmt: skip
             for t in config.temperatures:
                 units[f"sampled {t:g}"] = found.sampled(t, config.trials, config.seed).tolist()
-            run.metrics({"right": float(found.correct.mean()), "questions": len(found.right), "trials": config.trials})
+            counts = {"questions": len(found.right), "truncated": found.truncated, "trials": config.trials}
+            run.metrics({"right": float(found.correct.mean()), **counts})
             run.texts({"config.yaml": to_yaml(config), "env.json": _environment(), UNITS: json.dumps(units)})
     finally:
         if adapter is not None:

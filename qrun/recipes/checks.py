@@ -10,8 +10,9 @@ from qrun.adapters.methods.base import BlockMethod
 from qrun.adapters.sites import adapted
 from qrun.config.devices import DeviceConfig
 from qrun.config.schema import AdapterConfig, ModelConfig
-from qrun.config.verbs import GenerateConfig, RunConfig, TrainConfig
+from qrun.config.verbs import GenerateConfig, QuestionsRunConfig, RunConfig, TrainConfig
 from qrun.errors import InputError
+from qrun.foreign import read_json
 from qrun.language.intake import regular
 from qrun.language.models import check_model, model_shape
 
@@ -99,3 +100,15 @@ def own_ansatz(adapter: AdapterConfig) -> "Ansatz | None":
     if not isinstance(method, BlockMethod) or "czs" not in method.options:
         return None
     return method.form(adapter, "").shape(adapter.dim)
+
+
+def check_unseen(run: QuestionsRunConfig) -> None:
+    """Continuations are cut from documents that an adapter trained on data=pydoc has seen: half of them are in that
+    text's training split."""
+    path = Path(run.adapter.path or "").expanduser() / "qrun.json"
+    if run.questions.source != "continuation" or run.adapter.path is None or not path.is_file():
+        return
+    facts = read_json(path).get("facts")
+    if isinstance(facts, dict) and facts.get("data") == "pydoc":
+        why = "trained on data=pydoc, which has documents that questions=continuation asks about"
+        raise InputError(f"adapter.path={run.adapter.path}: {why}; train it on data=pydoc_clean")

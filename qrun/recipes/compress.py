@@ -12,7 +12,6 @@ from qrun.adapters.sites import sites
 from qrun.compression.compress import compress as factor
 from qrun.compression.compress import save
 from qrun.compression.forms import check
-from qrun.config.schema import Profile
 from qrun.config.verbs import CompressConfig
 from qrun.errors import InputError
 from qrun.language import corpus, models
@@ -44,7 +43,7 @@ def compress_into(config: CompressConfig, target: Path) -> dict[str, Any]:
     language = models.load(config.model)
     positions = min(512, language.shape.max_position_embeddings)
     ids = torch.zeros(1, positions, dtype=torch.long)
-    if compression.activation_aware or compression.profile is Profile.sensitivity:
+    if compression.calibrated:
         text = corpus.load(config.data)
         documents = text.splits["train"][: 50 + compression.calibration // 50]
         tokens = torch.from_numpy(stream(language.tokenizer, documents, text.wikitext).ids)

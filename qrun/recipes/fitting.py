@@ -23,6 +23,7 @@ from qrun.config.compose import config_hash, plain
 from qrun.config.schema import EvaluationConfig, ProtocolConfig, Split
 from qrun.config.verbs import TrainConfig
 from qrun.errors import InputError
+from qrun.evaluation.intervals import effective_number
 from qrun.evaluation.perplexity import measure
 from qrun.evaluation.protocols import Task, build
 from qrun.evaluation.trunk import Trunk
@@ -68,11 +69,8 @@ def prepared(config: TrainConfig, workspace: Workspace) -> Iterator[Job]:
     language, method = opened.language, spec(config.adapter.method)
     selected = adapted(language.shape, config.adapter)
     method.check(config.adapter, selected)
-    positions, context = language.shape.max_position_embeddings, config.training.context
-    watched = EvaluationConfig(split=Split.validation, max_tokens=config.training.eval_tokens)
-    words = (ProtocolConfig(ctx=context), watched, opened.corpus, language.tokenizer, positions)
-    validation = build(*words, config.model.dtype, config.model.quantization, key="training.context")
-    windows = opened.training_windows(context)
+    validation = validation_task(config, opened)
+    windows = opened.training_windows(config.training.context)
     original = None
     if config.teacher is not None and config.training.distill_weight and plain(config.teacher) != plain(config.model):
         original = workspace.model(config.teacher)
@@ -93,6 +91,16 @@ def prepared(config: TrainConfig, workspace: Workspace) -> Iterator[Job]:
         yield Job(config, opened, adapter, selected, windows, validation, trunk, teacher, facts)
     finally:
         detach(language.model, adapter)  # a failed cell must not leave its layers in the model that the next one uses
+
+
+def validation_task(config: TrainConfig, opened: Opened) -> Task:
+    """What chooses the checkpoint, and a rate: validation text, drawn as the reported text is, so that no long document
+    decides, in windows no longer than the protocol's."""
+    context, positions = config.training.context, opened.language.shape.max_position_embeddings
+    ctx = min(context, config.protocol.ctx or context)
+    drawn = EvaluationConfig(Split.validation, config.evaluation.sample, max_tokens=config.training.eval_tokens)
+    words = (ProtocolConfig(ctx=ctx), drawn, opened.corpus, opened.language.tokenizer, positions)
+    return build(*words, config.model.dtype, config.model.quantization, key="training.context")
 
 
 def resume(job: Job, state: Path, store: Store) -> tuple[Progress, str | None]:
@@ -173,6 +181,8 @@ def fit_metrics(job: Job, progress: Progress) -> dict[str, float]:
     found: dict[str, float] = {
         "parameters": job.adapter.count(), "sites": len(job.sites), "steps": progress.step,
         "best_step": progress.best_step, "best_validation_nats": progress.best_nats,
+        "validation/documents": len(job.validation.documents),
+        "validation/effective_documents": effective_number(job.validation.documents),
         "train/seconds": progress.seconds, "train/tokens_per_second": tokens / max(progress.seconds, 1e-9),
     }  # fmt: skip
     if spec(job.config.adapter.method).circuits:

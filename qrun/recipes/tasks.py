@@ -24,7 +24,7 @@ from qrun.language.models import model_shape
 from qrun.language.prompts import uses_chat
 from qrun.quantum.calibration import calibration
 from qrun.quantum.noise import Noise
-from qrun.recipes.checks import check_lengths
+from qrun.recipes.checks import check_lengths, check_unseen
 from qrun.tracking.store import Store
 
 if TYPE_CHECKING:
@@ -245,10 +245,12 @@ class Compress:
 
 @dataclass(frozen=True)
 class Ask:
-    """One arm of `qrun eval questions`: a model, alone or with a saved adapter, exact or on circuits."""
+    """One arm of `qrun eval questions`: a model, alone or with a saved adapter, exact or on circuits. `values` replaces
+    the trained parameters as in Measure."""
 
     config: QuestionsRunConfig  # `model` is the arm's
     circuits: bool
+    values: str = "trained"
     kind: ClassVar[str] = "ask"
 
     @property
@@ -260,10 +262,11 @@ class Ask:
     def identity(self, sources: Sources, needs: Mapping[str, str]) -> Mapping[str, object]:
         """Model, adapter, questions, sampling, circuits."""
         c = self.config
+        check_unseen(c)
         return {
             **sources.model(c.model, None), "questions": questions.load(c.questions, c.seed).digest,
             "adapter": saved(c.adapter), "chat": uses_chat(c.prompt, c.model), "batch": c.batch,
-            "temperatures": c.temperatures, "trials": c.trials, "seed": c.seed,
+            "temperatures": c.temperatures, "trials": c.trials, "seed": c.seed, "values": self.values,
             "circuits": on_circuits(c) if self.circuits else None,
         }  # fmt: skip
 
@@ -276,7 +279,7 @@ class Ask:
         """Answers are in the store."""
 
     def work(self) -> float:
-        """Four choices of a few hundred tokens each."""
+        """Four passes over a few hundred tokens each, at most."""
         return 2.0 * weights(self.config.model) * 4 * 200 * (self.config.questions.limit or 1000)
 
     def parameters(self) -> int | None:
@@ -287,4 +290,4 @@ class Ask:
         """Answer every question."""
         from qrun.recipes.cell_runs import ask_cell
 
-        return ask_cell(self.config, self.circuits, workspace, place)
+        return ask_cell(self, workspace, place)

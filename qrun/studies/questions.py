@@ -2,8 +2,11 @@
 
 qrun eval questions model=local model.path=<compressed> model@original=nano adapter.path=<adapter trained in it>
 
-Margin: among the failed questions whose answer the adapter changes, more than one in three turns right (what changes
-that fell evenly on the other choices would give); exact 95 % interval.
+Beside the adapter stand a shuffled K, a rotation of the same size that knows nothing, and K = 0 on the device.
+
+Margin: among the failed questions whose answer the adapter changes, more turn right than changes that fell evenly on
+the other choices would give (one in three of four choices). The 95 % interval is exact where every question stands
+alone; of questions cut from documents it is the bootstrap over those, as are the intervals of sampled answers.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,12 +15,13 @@ from itertools import combinations
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from qrun.cells.cell import Cell
 from qrun.config.schema import LauncherConfig, SavedAdapterConfig
 from qrun.config.verbs import QuestionsRunConfig
 from qrun.evaluation.intervals import Interval
-from qrun.evaluation.questions import binomial_interval, both_fail, mcnemar
+from qrun.evaluation.questions import binomial_interval, both_fail, clustered_p, clustered_share, mcnemar
 from qrun.evaluation.results import Results
 from qrun.recipes.checks import check_device
 from qrun.recipes.tasks import Ask
@@ -25,7 +29,7 @@ from qrun.report.grade import Verdict, within
 from qrun.studies.grid import Say
 from qrun.studies.statistics import limits
 
-CHANCE = 1 / 3
+FOUR = 4.0  # choices of questions that were recorded without their number
 
 
 @dataclass
@@ -36,16 +40,20 @@ class Config(QuestionsRunConfig):
 
 
 def cells(config: Config, say: Say) -> Iterator[Cell]:
-    """Original, model, model with adapter, and that on a device."""
+    """Original, model, model with adapter, and that on a device; the nulls of both."""
     check_device(config.model, config.device, config.adapter.path)
     alone = replace(config, adapter=SavedAdapterConfig())
     if config.original is not None:
         yield Cell({"arm": "original"}, Ask(replace(alone, model=config.original), False))
     yield Cell({"arm": "compressed" if config.original is not None else "model"}, Ask(alone, False))
     if config.adapter.path is not None:
+        device = config.device.kind
         yield Cell({"arm": "adapter"}, Ask(config, False))
-        if config.device.kind != "exact":
-            yield Cell({"arm": f"adapter on {config.device.kind}"}, Ask(config, True))
+        if device != "exact":
+            yield Cell({"arm": f"adapter on {device}"}, Ask(config, True))
+        yield Cell({"arm": "shuffled K"}, Ask(config, False, "shuffled"))
+        if device != "exact":
+            yield Cell({"arm": f"K = 0 on {device}"}, Ask(config, True, "zero"))
 
 
 def numbers(results: Results) -> Mapping[str, pd.DataFrame]:
@@ -55,26 +63,47 @@ def numbers(results: Results) -> Mapping[str, pd.DataFrame]:
     chosen = {arm: results.unit(key, "chosen") for arm, key in keys.items()}
     right = {arm: results.unit(key, "right") for arm, key in keys.items()}
     correct = {arm: chosen[arm] == right[arm] for arm in keys}
+    first_key = next(iter(keys.values()))
+    count = len(next(iter(right.values())))
+    told = "choices" in results.units[first_key]
+    choices = results.unit(first_key, "choices") if told else np.full(count, FOUR)
+    cluster = results.unit(first_key, "cluster") if told else np.arange(count)
+    documents, ones = len(np.unique(cluster)), np.ones(count)
+
+    def share(part: NDArray[np.bool_], whole: NDArray[np.bool_]) -> Interval | None:
+        """Exact where questions stand alone, else over the documents they were cut from."""
+        if documents < count:
+            return clustered_share((part & whole).astype(float), whole.astype(float), cluster)
+        return Interval(*binomial_interval(int((part & whole).sum()), int(whole.sum()))) if whole.any() else None
+
     shares, pairs, failed = [], [], []
     for arm, key in keys.items():
-        count = len(correct[arm])
-        low, high = binomial_interval(int(correct[arm].sum()), count)
-        row = {"arm": arm, "right": int(correct[arm].sum()), "questions": count, "low": low, "high": high}
-        sampled = {name: results.unit(key, name) for name in results.units[key] if name.startswith("sampled")}
-        shares.append({**row, **{name: found.sum() / (trials * count) for name, found in sampled.items()}})
+        own = share(correct[arm], np.ones(count, bool)) or Interval(np.nan, np.nan)
+        row = {
+            "arm": arm, "right": int(correct[arm].sum()), "questions": count, "documents": documents,
+            "chance": float((1 / choices).mean()), "low": own.low, "high": own.high,
+        }  # fmt: skip
+        for name in results.units[key]:
+            if name.startswith("sampled"):
+                found = results.unit(key, name) / trials
+                row |= {name: found.mean(), **limits(f"of {name}", clustered_share(found, ones, cluster))}
+        shares.append(row)
     for first, second in combinations(keys, 2):
-        found = mcnemar(correct[first], correct[second])
-        turned = {name: len(found[name]) for name in ("wrong_to_right", "right_to_wrong")}
-        pairs.append({"first": first, "second": second, **turned, "p": found["p"]})
+        found_pair = mcnemar(correct[first], correct[second])
+        turned = {name: len(found_pair[name]) for name in ("wrong_to_right", "right_to_wrong")}
+        net = correct[second].astype(float) - correct[first]
+        p = clustered_p(net, cluster) if documents < count else found_pair["p"]
+        interval = limits("change", clustered_share(net, ones, cluster))
+        pairs.append({"first": first, "second": second, **turned, "change": net.mean(), **interval, "p": p})
     arms = list(keys)
     if arms[0] == "original":
         for arm in arms[2:]:
             before, after = chosen["compressed"], chosen[arm]
-            fails = both_fail(correct["original"], correct["compressed"], correct[arm], before, after)
-            changed = int(fails["changed"])
-            interval = Interval(*binomial_interval(len(fails["answered"]), changed)) if changed else None
-            counts = {**fails, "answered": len(fails["answered"])}
-            failed.append({"arm": arm, **counts, **limits("share", interval), "questions": len(correct[arm])})
+            fails = both_fail(correct["original"], correct["compressed"], correct[arm], before, after, choices)
+            changed = ~correct["original"] & ~correct["compressed"] & (after != before)
+            chance = float((1 / (choices[changed] - 1)).mean()) if changed.any() else np.nan
+            counts = {**fails, "answered": len(fails["answered"]), "chance": chance, "documents": documents}
+            failed.append({"arm": arm, **counts, **limits("share", share(correct[arm], changed)), "questions": count})
     return {"shares": pd.DataFrame(shares), "pairs": pd.DataFrame(pairs), "both_fail": pd.DataFrame(failed)}
 
 
@@ -82,6 +111,8 @@ def grades(found: Mapping[str, pd.DataFrame]) -> list[Verdict]:
     """Of the adapter, exact and on the device, against chance."""
     verdicts = []
     for row in found["both_fail"].to_dict("records"):
-        outcome = within(Interval(row["share_low"], row["share_high"]), low=float(np.nextafter(CHANCE, 1)))
-        verdicts.append(Verdict("both_fail", outcome, {**row, "seeds": 1}))
+        if row["arm"].startswith("adapter"):
+            chance = float(np.nextafter(row["chance"], 1))
+            outcome = within(Interval(row["share_low"], row["share_high"]), low=chance)
+            verdicts.append(Verdict("both_fail", outcome, {**row, "seeds": 1}))
     return verdicts

@@ -70,7 +70,7 @@ def test_completion_offers_the_commands_groups_options_and_keys(command, typed, 
     ("words", "at", "offered"),
     [
         ("qrun train model = sm", 4, ["smollm2", "smollm2_instruct"]),
-        ("qrun train protocol =", 3, ["fixed_window", "hf_strided", "lm_eval_wikitext"]),
+        ("qrun train protocol =", 3, ["fixed_window", "hf_strided", "lm_eval_wikitext", "study"]),
     ],
 )
 def test_completion_answers_bash_which_breaks_words_at_the_equals_sign(words, at, offered):

@@ -77,7 +77,7 @@ def test_all_failed_commands_are_named_also_without_a_report(monkeypatch, tmp_pa
 
 def test_questions_are_asked_of_the_first_adapter_in_the_most_compressed_model():
     made, trained = left_by(stated(Command("recover")).cells(), Keys(Stated()))
-    assert made.axes == {"ratio": 0.6}
+    assert made.axes == {"text": "shifted", "ratio": 0.6}
     assert {key: trained.axes[key] for key in ("text", "ratio", "what", "b", "seed")} == {
         "text": "shifted", "ratio": 0.6, "what": "adapter, distilled", "b": 4, "seed": 0,
     }  # fmt: skip

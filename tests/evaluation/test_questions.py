@@ -1,14 +1,27 @@
 """Likelihoods against a direct sum, McNemar against a hand count, and what chance gives."""
 
+import copy
+import json
+
 import numpy as np
 import pytest
 import torch
+from lm_eval.api.instance import Instance
 from scipy import stats
 
 from qrun.config.schema import QuestionsConfig
 from qrun.errors import InputError
-from qrun.evaluation.questions import Answers, answer, binomial_interval, both_fail, mcnemar
-from qrun.language.questions import load
+from qrun.evaluation.questions import (
+    Answers,
+    answer,
+    binomial_interval,
+    both_fail,
+    clustered_p,
+    clustered_share,
+    encoded,
+    mcnemar,
+)
+from qrun.language.questions import Question, load
 from qrun.studies import configure
 
 MMLU = "question,choice0,choice1,choice2,choice3,answer\nOne and one?,1,2,3,4,1\nTwo and two?,1,2,3,4,3\n"
@@ -56,8 +69,10 @@ def test_examples_go_before_each_question_and_letters_are_answers(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("question,a,b,answer\nx,1,2,0\n", "has 4 columns; expected question, four choices, answer"),
+        ("question,a,answer\nx,1,0\n", "has 3 columns; expected question, 2 to 10 choices, answer"),
         ("q,1,2,3,4,E\n", "answer 'E'; expected 0-3 or A-D"),
+        ("q,1,2,,,C\n", "answer 'C'; expected 0-1 or A-B"),
+        ("q,1,,3,4,A\n", "expected a question and 2 to 10 choices, all texts, none of them blank"),
         ("", "no questions there"),
     ],
 )
@@ -114,10 +129,119 @@ def test_mcnemar_counts_changed_answers_only():
 def test_what_both_fail_is_compared_with_random_changes():
     before = np.full(30, 2)  # where choice 0 is right
     after = np.where(np.arange(30) < 5, 0, np.where(np.arange(30) < 15, 3, 2))
-    found = both_fail(np.zeros(30, bool), before == 0, after == 0, before, after)
+    found = both_fail(np.zeros(30, bool), before == 0, after == 0, before, after, np.full(30, 4))
     assert found["failed"] == 30 and found["answered"] == [0, 1, 2, 3, 4] and found["flips"] == 5.0
     assert found["changed"] == 15 and found["guessing"] == 7.5
     assert found["p"] == pytest.approx(stats.binom.sf(4, 15, 1 / 3))
+
+
+def test_chance_counts_the_choices_of_each_question():
+    before, after = np.array([1, 1, 1]), np.array([0, 0, 2])
+    found = both_fail(np.zeros(3, bool), before == 0, after == 0, before, after, np.array([2, 3, 5]))
+    assert found["guessing"] == pytest.approx(1 / 2 + 1 / 3 + 1 / 5) and found["flips"] == pytest.approx(
+        1 + 1 / 2 + 1 / 4
+    )
+    assert found["p"] == pytest.approx(1 - 1 / 2 * 3 / 4)  # the first is right for certain; one more of the other two
+
+
+def test_questions_of_one_document_are_resampled_together():
+    cluster = np.repeat(np.arange(40), 10)
+    rng = np.random.default_rng(0)
+    right = np.repeat(rng.random(40) < 0.5, 10).astype(float)  # all ten of a document are right or wrong
+    together, apart = (clustered_share(right, np.ones(400), of) for of in (cluster, np.arange(400)))
+    assert together.low < right.mean() < together.high
+    assert (together.high - together.low) / (apart.high - apart.low) == pytest.approx(10**0.5, rel=0.1)
+    assert clustered_share(right[:190], np.ones(190), cluster[:190]) is None  # 19 documents
+    won = np.where(cluster < 6, 1.0, 0.0)
+    assert clustered_p(won, cluster) == pytest.approx(2 / 2**6, rel=0.15)  # six documents, all of one sign
+    assert clustered_p(np.zeros(400), cluster) == 1.0
+
+
+def test_examples_of_one_file_are_taken_from_it_and_never_scored(tmp_path):
+    rows = [f"What is {k}?,{k},{k + 1},{k + 2},A" for k in range(6)]
+    (tmp_path / "all.csv").write_text("\n".join(rows) + "\n")
+    config = QuestionsConfig(name="mmlu", source="mmlu", path=str(tmp_path / "all.csv"), examples=2)
+    asked = load(config, 0)
+    assert [q.text for q in asked.questions] == [f"What is {k}?" for k in range(2, 6)]
+    for question in asked.questions:
+        assert question.prompt.count("What is 0?") == question.prompt.count("What is 1?") == 1
+        assert question.prompt.count(question.text) == 1 and question.choices == (" A", " B", " C")
+    assert "the first 2 rows are examples and not scored" in asked.source
+    config.subjects, config.pick = ["all"], [1]
+    with pytest.raises(InputError, match="6 questions, the first 2 are examples"):
+        load(config, 0)
+
+
+def test_an_example_that_is_scored_too_is_left_out(tmp_path):
+    config = mmlu(tmp_path, examples=2)
+    (tmp_path / "sums_dev.csv").write_text("One and one?,1,2,3,4,1\nZero and one?,1,2,3,4,A\n")
+    assert load(config, 0).questions[0].prompt.count("One and one?") == 1
+
+
+def test_json_lines_hold_questions_of_two_to_ten_choices(tmp_path):
+    given = [{"question": "Many?", "choices": [str(k) for k in range(10)], "answer": "J"},
+             {"question": "Few?", "choices": ["yes", "no"], "answer": 1}]  # fmt: skip
+    (tmp_path / "mix_test.jsonl").write_text("\n".join(map(json.dumps, given)))
+    config = QuestionsConfig(name="mmlu", source="mmlu", path=str(tmp_path))
+    first, second = load(config, 0).questions
+    assert (first.answer, len(first.choices), second.answer, second.choices) == (9, 10, 1, (" A", " B"))
+    (tmp_path / "mix_test.jsonl").write_text('{"question": "Few?", "choices": ["a", "b"]}')
+    with pytest.raises(InputError, match="row 1 has no answer"):
+        load(config, 0)
+
+
+def test_letters_share_one_pass_and_give_what_passes_of_their_own_give(tiny, tmp_path, monkeypatch):
+    given = [{"question": "Many words in one?", "choices": list("abcdefg"), "answer": 3},
+             {"question": "Few?", "choices": ["yes", "no"], "answer": 1}]  # fmt: skip
+    (tmp_path / "mix_test.jsonl").write_text("\n".join(map(json.dumps, given)))
+    asked = load(QuestionsConfig(name="mmlu", source="mmlu", path=str(tmp_path)), 0).questions
+    fed = []
+    forward = tiny.model.model.forward
+    monkeypatch.setattr(tiny.model.model, "forward", lambda **kw: fed.append(kw["input_ids"]) or forward(**kw))
+    found = answer(tiny.model, tiny.tokenizer, asked, 8)
+    assert sum(map(len, fed)) == 2 and found.choices.tolist() == [7, 2] and found.truncated == 0
+    assert np.isneginf(found.likelihood[1, 2:]).all() and (found.sampled(1.0, 50, 0) <= 50).all()
+    for q, question in enumerate(asked):
+        prompt = tiny.tokenizer(question.prompt)["input_ids"]
+        with torch.no_grad():
+            logs = tiny.model(input_ids=torch.tensor([prompt])).logits[0, -1].double().log_softmax(-1)
+        direct = [float(logs[tiny.tokenizer(choice)["input_ids"][0]]) for choice in question.choices]
+        assert found.likelihood[q, : len(direct)].tolist() == pytest.approx(direct, abs=1e-4)
+
+
+def test_prompts_that_lost_their_beginning_are_counted(tiny, tmp_path):
+    long = MMLU.replace("One and one?", "one " * 300)
+    asked = load(mmlu(tmp_path, long), 0).questions
+    found = answer(tiny.model, tiny.tokenizer, asked, 3)
+    assert found.truncated == 1 and np.isfinite(found.likelihood).all()
+
+
+def test_tokens_are_the_harnesss_with_spaces_and_with_choices_that_merge(nano, tiny, tmp_path):
+    from lm_eval.models.huggingface import HFLM
+
+    scored = HFLM(pretrained=tiny.model, tokenizer=copy.deepcopy(tiny.tokenizer), batch_size=1, max_length=128)
+    for prompt, choice in (
+        ("The matrix ", "is orthogonal"),
+        ("Answer:", " A"),
+        ("inter", "polation"),
+        ("x\n\n ", " y z"),
+    ):
+        assert encoded(tiny.tokenizer, prompt, choice, False) == tuple(scored._encode_pair(prompt, choice))
+    asked = [
+        Question(f"q {k}", "", prompt, choices, choices, 0)
+        for k, (prompt, choices) in enumerate([
+            ("The matrix ", ("is orthogonal", "has no rows")), ("inter", ("polation of data", "national", " A")),
+            ("word " * 200, (" a longer end of it", " B")),
+        ])
+    ]  # fmt: skip
+    found = answer(tiny.model, tiny.tokenizer, asked, 4)
+    assert found.truncated == 1
+    for q, question in enumerate(asked):
+        theirs = scored.loglikelihood([
+            Instance(request_type="loglikelihood", doc={}, arguments=(question.prompt, choice), idx=0)
+            for choice in question.choices
+        ], disable_tqdm=True)  # fmt: skip
+        assert found.likelihood[q, : len(theirs)].tolist() == pytest.approx([value for value, _ in theirs], abs=1e-3)
 
 
 def test_binomial_interval_is_clopper_pearson():

@@ -178,8 +178,8 @@ def recover_numbers(*intervals, compressed=50.0):
 
 def questions_numbers(right, changed):
     low, high = binomial_interval(right, changed) if changed else (NAN, NAN)
-    return {"both_fail": pd.DataFrame([{"arm": "adapter", "changed": changed, "answered": right, "failed": 20,
-                                        "flips": changed / 3, "share_low": low, "share_high": high}])}  # fmt: skip
+    row = {"arm": "adapter", "changed": changed, "answered": right, "failed": 20, "flips": changed / 3}
+    return {"both_fail": pd.DataFrame([{**row, "chance": 1 / 3, "share_low": low, "share_high": high}])}
 
 
 @pytest.mark.parametrize(
@@ -308,6 +308,11 @@ def test_home_recovery_is_73_percent_or_more(intervals, expected):
 def test_where_compression_did_no_damage_there_is_nothing_to_recover():
     assert grade(recover, recover_numbers((0.1, 0.2), compressed=31.4), "recovery") is NONE  # 5 % is 31.5
     assert grade(recover, recover_numbers((0.1, 0.2), compressed=31.6), "recovery") is NO
+
+
+def test_recovery_has_no_grade_without_home_text():
+    found = recover_numbers((0.74, 0.9))
+    assert recover.grades({"recovery": found["recovery"].assign(text="shifted")}) == []
 
 
 @pytest.mark.parametrize("column", ["what", "text"])

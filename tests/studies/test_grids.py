@@ -1,8 +1,10 @@
 """The whole grids of the studies, before anything runs: which cells, with which axes, rates and needs."""
 
 import dataclasses
+import json
 import math
 from collections import Counter
+from contextlib import nullcontext
 from itertools import pairwise
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from qrun.cells.cell import with_needs
 from qrun.config.schema import Side
 from qrun.errors import InputError
+from qrun.recipes.checks import check_unseen
 from qrun.studies import configure, module
 from qrun.studies.grid import home_is_known
 
@@ -57,15 +60,14 @@ def default():
         # per site set and seed: six b of the adapter and of BOFT, one diagonal, one dense, five ranks of LoRA
         ("frontier", {"train": 3 * 3 * (6 + 6 + 1 + 1 + 5), "measure": 3 * (1 + 3 * 3 * (6 + 6 + 1 + 1 + 5))}),
         # shifted: 2 b of the original, 7 arms at each ratio; home: 1 and 3
-        ("recover", {"compress": 2, "train": 3 * (2 + 2 * 7 + 1 + 2 * 3), "measure": 6 + 3 * (2 + 2 * 7 + 1 + 2 * 3)}),
+        ("recover", {"compress": 4, "train": 3 * (2 + 2 * 7 + 1 + 2 * 3), "measure": 6 + 3 * (2 + 2 * 7 + 1 + 2 * 3)}),
         ("questions", {"ask": 1}),
     ],
 )
 def test_default_grids_have_exactly_these_cells(default, study, expected):
     cells, said = default[study]
     assert kinds(cells) == expected and len(set(map(id, cells))) == len(cells)
-    if study != "recover":  # whose home cells need the compression that the shifted ones have yielded
-        assert {id(cell) for cell in with_needs(cells)} == {id(cell) for cell in cells}
+    assert {id(cell) for cell in with_needs(cells)} == {id(cell) for cell in cells}
     assert bool(said) == (study == "noise")
 
 
@@ -96,13 +98,13 @@ def test_beside_every_adapter_stand_its_home_text_and_the_second_protocol(defaul
         cells, _ = default[study]
         for name, text, protocol in (
             ("home", "libdocs_sample", "fixed_window"),
-            ("second", "pydoc", "lm_eval_wikitext"),
+            ("second", "pydoc_clean", "lm_eval_wikitext"),
         ):
             own = [cell for cell in cells if cell.axes.get("beside") == name]
             assert [cell.axes["method"] for cell in own].count("none") == 1 and len(own) == 1 + kinds(cells)["train"]
             for cell in own:
                 task = cell.task.config
-                assert (task.data.name, task.protocol.kind.value, task.protocol.ctx) == (text, protocol, 512)
+                assert (task.data.name, task.protocol.kind.value, task.protocol.ctx) == (text, protocol, 256)
                 assert cell.axes["method"] == "none" or cell.needs["base"].axes == {"beside": name, "method": "none"}
         assert not [cell for cell in grid(study, "data@home=null", "protocol@second=null")[0] if "beside" in cell.axes]
 
@@ -452,19 +454,31 @@ def test_the_original_teaches_the_distilled_arms_and_no_other(default):
             assert cell.task.config.teacher == cell.task.config.model  # as configured; the pupil is the need's
 
 
-def test_each_text_trains_and_measures_on_its_own_and_shares_the_compressed_model(default):
+def test_each_text_trains_measures_and_calibrates_on_its_own(default):
     cells, _ = default["recover"]
-    names = {"shifted": "pydoc", "home": "libdocs_sample"}
+    names = {"shifted": "pydoc_clean", "home": "libdocs_sample"}
     for cell in cells:
+        assert cell.task.config.data.name == names[cell.axes["text"]] and cell.task.config.data.clean
         if cell.task.kind == "compress":
-            assert cell.task.config.data.name == "pydoc"  # one calibration text for one compressed model
             assert cell.task.config.compression.ratio == cell.axes["ratio"]
-        else:
-            assert cell.task.config.data.source == names[cell.axes["text"]].partition("_")[0]
-            if cell.axes["ratio"] < 1:
-                assert cell.needs["model"].axes["ratio"] == cell.axes["ratio"]
+        elif cell.axes["ratio"] < 1:
+            assert {axis: cell.needs["model"].axes[axis] for axis in ("text", "ratio")} == {
+                axis: cell.axes[axis] for axis in ("text", "ratio")
+            }
+
+
+def test_a_compression_that_looks_at_no_text_is_made_once_for_both():
+    cells, _ = grid("recover", "compression=svd", "study.seeds=[0]")
     made = {c.axes["text"]: c.needs["model"].task for c in trained(cells, ratio=0.6)}
-    assert made["shifted"] == made["home"]
+    assert made["shifted"] == made["home"] and kinds(cells)["compress"] == 2
+
+
+@pytest.mark.parametrize(("home", "kept"), [("libdocs_sample", False), ("libdocs", False), ("text", True)])
+def test_nanos_own_text_is_home_to_no_other_model(home, kept):
+    words = ["model=smollm2", f"data@home={home}", "study.seeds=[0]", *(["home.path=/own.txt"] if kept else [])]
+    cells, said = grid("recover", *words)
+    assert ("home" in values(cells, "text")) == kept
+    assert kept or any("libdocs is nano's pretraining text, not that of smollm2" in line for line in said)
 
 
 def test_a_measurement_is_compared_with_the_frozen_model_of_the_same_text_and_ratio(default):
@@ -511,11 +525,23 @@ def test_arms_are_original_model_adapter_and_device(tmp_path):
     cells, _ = grid("questions", *words)
     assert [(c.axes["arm"], c.task.circuits, c.task.config.adapter.path) for c in cells] == [
         ("original", False, None), ("compressed", False, None), ("adapter", False, folder),
-        ("adapter on noisy", True, folder),
+        ("adapter on noisy", True, folder), ("shuffled K", False, folder), ("K = 0 on noisy", True, folder),
     ]  # fmt: skip
-    assert [c.axes["arm"] for c in grid("questions", f"adapter.path={folder}")[0]] == ["model", "adapter"]
+    assert [c.task.values for c in cells] == ["trained"] * 4 + ["shuffled", "zero"]
+    arms = [c.axes["arm"] for c in grid("questions", f"adapter.path={folder}")[0]]
+    assert arms == ["model", "adapter", "shuffled K"]
     with pytest.raises(InputError, match="no adapter to run there"):
         grid("questions", "device=noisy")
+
+
+@pytest.mark.parametrize(("text", "asked", "refused"), [
+    ("pydoc", "continuation", True), ("pydoc_clean", "continuation", False), ("pydoc", "mmlu", False),
+])  # fmt: skip
+def test_an_adapter_is_not_asked_about_documents_that_it_was_trained_on(tmp_path, text, asked, refused):
+    (tmp_path / "qrun.json").write_text(json.dumps({"facts": {"data": text}}))
+    config = configure("questions", [f"adapter.path={tmp_path}", f"questions={asked}"])
+    with pytest.raises(InputError, match="train it on data=pydoc_clean") if refused else nullcontext():
+        check_unseen(config)
 
 
 # --- circuits
