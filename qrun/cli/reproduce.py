@@ -132,11 +132,17 @@ class Step:
         return with_needs(studies.module(self.study).cells(self.config, lambda _: None)) if self.study else []
 
 
+class Missing(Exception):
+    """A folder, `model` or `adapter`, that no command before has left."""
+
+
 def opened(command: Command, left: dict[str, str]) -> Step:
-    """A command's config, with the folders that commands before it left. Raises KeyError for one that is missing."""
+    """A command's config, with the folders that commands before it left. Raises Missing where they left none."""
     before, words = split(command.run)
     for name in LEFT:  # no other braces: a path may have some
-        words = [word.replace(f"{{{name}}}", left[name]) if f"{{{name}}}" in word else word for word in words]
+        if name not in left and any(f"{{{name}}}" in word for word in words):
+            raise Missing(name)
+        words = [word.replace(f"{{{name}}}", left.get(name, "")) for word in words]
     grid, verb = before[-1] == "-m", [word for word in before if word != "-m"][-1]
     if verb == "plan":
         return Step([*before, *words], None, compose(verb, words), command.published)
@@ -166,7 +172,7 @@ class Stated(Sources):
 
 def reproduce(config: Config, dry_run: bool) -> None:
     """Estimate, run every command, compare with what is published, report. Raises RunFailed naming the commands that
-    failed, after all others are done."""
+    failed or were refused, after all others are done; InputError for what is wrong before anything runs."""
     steps = config.reproduce.steps
     estimate([stated(command) for command in steps])
     if dry_run:
@@ -178,18 +184,17 @@ def reproduce(config: Config, dry_run: bool) -> None:
         say(f"\n[{number}/{len(steps)}] qrun {command.run}")
         try:
             step = opened(command, left)
-        except KeyError as missing:
-            failed.append(f"{command.run} (no {missing.args[0]} was left by the commands before it)")
-            continue
-        if step.study is None:
-            continue  # told with the estimate
-        try:
+            if step.study is None:
+                continue  # told with the estimate
             results = run_study(step.study, studies.module(step.study), step.config, False, step.typed)
-        except RunFailed as error:
+            left |= leaves(step, config)
+        except Missing as missing:
+            failed.append(f"{command.run} (no {missing} was left by the commands before it)")
+            continue
+        except (InputError, RunFailed) as error:  # a wrong value may be this command's alone
             say(f"failed: {error}")
             failed.append(command.run)
             continue
-        left |= leaves(step, config)
         if results is not None:
             for published in step.published:
                 compare(results, published)
