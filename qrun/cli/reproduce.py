@@ -212,7 +212,7 @@ def leaves(step: Step, config: Config) -> dict[str, str]:
     if made is not None:
         found["model"] = str(compressed(config.results, made.task.name(made.axes, keys.of(made))))
     if trained is not None:
-        recorded = store.tagged(EXPERIMENT, "cell_key", "FINISHED")[keys.of(trained)]
+        recorded = store.tagged(EXPERIMENT, "cell_key", "FINISHED", [keys.of(trained)])[keys.of(trained)]
         found["adapter"] = str(recorded.file("adapter"))
     return found
 

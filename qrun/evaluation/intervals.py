@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import scipy  # its stats are read when first used: they take half a second
 from numpy.typing import NDArray
-from scipy.stats import bootstrap
 
 LEAST = 20.0  # effective documents behind an interval
 Floats = NDArray[np.float64]
@@ -68,7 +68,7 @@ def over_documents(
     if np.array_equal(arrays[0], arrays[1]):
         value = float(statistic(*arrays, weight))
         return Interval(value, value)
-    result = bootstrap(
+    result = scipy.stats.bootstrap(
         (*arrays, np.asarray(weight, float)), statistic, paired=True, vectorized=True, n_resamples=resamples,
         method="BCa", rng=np.random.default_rng(seed), batch=max(1, 2**22 // len(weight)),
     )  # fmt: skip

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy
 import torch
 from numpy.typing import NDArray
-from scipy import stats
 
 from qrun.errors import RunFailed
 from qrun.evaluation.perplexity import token_losses
@@ -83,14 +83,14 @@ def answer(model: Any, tokenizer: Any, questions: Sequence[Question], batch: int
 
 def binomial_interval(right: int, trials: int) -> tuple[float, float]:
     """Clopper-Pearson 95 % interval of a share."""
-    found = stats.binomtest(right, trials).proportion_ci(0.95, method="exact")
+    found = scipy.stats.binomtest(right, trials).proportion_ci(0.95, method="exact")
     return float(found.low), float(found.high)
 
 
 def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> dict[str, Any]:
     """Questions that one model answers and the other does not, and the exact two-sided McNemar p value."""
     lost, won = np.flatnonzero(first & ~second).tolist(), np.flatnonzero(~first & second).tolist()
-    p = float(stats.binomtest(len(won), len(won) + len(lost)).pvalue) if won or lost else 1.0
+    p = float(scipy.stats.binomtest(len(won), len(won) + len(lost)).pvalue) if won or lost else 1.0
     return {"right_to_wrong": lost, "wrong_to_right": won, "p": p}
 
 
@@ -106,7 +106,7 @@ def both_fail(
     fail = ~original & ~compressed
     changed = fail & (after != before)
     found = np.flatnonzero(fail & adapted).tolist()
-    tail = float(stats.binom.sf(len(found) - 1, int(changed.sum()), 1 / 3)) if changed.any() else 1.0
+    tail = float(scipy.stats.binom.sf(len(found) - 1, int(changed.sum()), 1 / 3)) if changed.any() else 1.0
     return {
         "failed": int(fail.sum()), "answered": found, "changed": int(changed.sum()),
         "guessing": float(fail.sum()) / 4, "flips": float(changed.sum()) / 3, "p": tail,
