@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 the run failed, 2 a wrong word, value, file or combination
 resumable).
 """
 
+import atexit
 import errno
 import gc
 import logging
@@ -174,7 +175,8 @@ def _importing() -> Iterator[None]:
     try:
         yield
     finally:
-        gc.freeze()
+        if not gc.get_freeze_count():
+            gc.freeze()
         gc.enable()
 
 
@@ -464,6 +466,7 @@ def main() -> None:
 
     Neither these nor what libraries log tell a secret.
     """
+    atexit.register(gc.freeze)  # or the interpreter looks through every object before it ends, for two seconds
     make = logging.getLogRecordFactory()
     logging.setLogRecordFactory(partial(_record, make))
     # read when torch is imported, here and in workers: threads that wait would spin, against whoever shares the cores
@@ -490,7 +493,6 @@ def main() -> None:
         sys.exit(1)
     finally:
         logging.setLogRecordFactory(make)
-        gc.freeze()  # or the interpreter looks through every object before it ends, for two seconds
 
 
 def _record(make: Callable[..., logging.LogRecord], *arguments: Any, **more: Any) -> logging.LogRecord:

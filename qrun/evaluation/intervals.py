@@ -40,6 +40,11 @@ def perplexity_difference(a: Floats, b: Floats, weight: Floats, axis: int = -1) 
     return np.exp(a.sum(axis) / total) - np.exp(b.sum(axis) / total)
 
 
+def perplexity(a: Floats, weight: Floats, axis: int = -1) -> Floats:
+    """exp(sum a / sum w)."""
+    return np.exp(a.sum(axis) / weight.sum(axis))
+
+
 def perplexity_ratio(a: Floats, b: Floats, weight: Floats, axis: int = -1) -> Floats:
     """PPL_a / PPL_b."""
     return np.exp((a.sum(axis) - b.sum(axis)) / weight.sum(axis))
@@ -65,7 +70,7 @@ def over_documents(
     BCa is undefined."""
     if len(weight) < 2 or effective_number(weight) < LEAST:
         return None
-    if np.array_equal(arrays[0], arrays[1]):
+    if len(arrays) > 1 and np.array_equal(arrays[0], arrays[1]):
         value = float(statistic(*arrays, weight))
         return Interval(value, value)
     result = scipy.stats.bootstrap(

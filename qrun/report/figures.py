@@ -298,6 +298,8 @@ def walls(model: str, numbers: Frames) -> dict[str, Figure]:
     figures = {}
     moved = numbers["kept"][numbers["kept"]["rate"].notna()]
     for sites, rows in moved.groupby("sites", sort=False):
+        if rows["kept"].isna().all():
+            continue  # no gain to have a share of
         where = f"{model}, {SITES.get(sites, sites)}"
         figures[f"wall-{sites}"] = kept_by_way(where, rows)
         dims, rates = sorted(rows["b"].unique()), sorted(rows["rate"].unique())

@@ -608,7 +608,7 @@ def test_gain_kept_is_the_share_of_nats_with_intervals_over_seeds_and_documents(
     assert only(found["exact"], method="cayley")["gain"] == 2.0
 
 
-def test_of_no_gain_at_all_nothing_is_a_share_and_the_wall_is_drawn_without_it():
+def test_of_no_gain_at_all_nothing_is_a_share_and_no_wall_is_drawn():
     from qrun.report.figures import draw
 
     found = wall_table()
@@ -617,7 +617,7 @@ def test_of_no_gain_at_all_nothing_is_a_share_and_the_wall_is_drawn_without_it()
         found.units[key] = found.units[found.table["key"][0]]
     numbers = wall.numbers(found)
     assert numbers["kept"][["kept", "seed_low", "document_high"]].isna().all(axis=None)
-    assert set(draw("wall", "nano", numbers)) == {"wall-all", "wall-map-all"}
+    assert draw("wall", "nano", numbers) == {}
 
 
 def test_the_critical_rate_of_a_way_is_where_its_gain_ends():
