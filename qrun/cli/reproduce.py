@@ -106,11 +106,12 @@ def split(run: str) -> tuple[list[str], list[str]]:
 
 
 def takes(before: list[str], key: str) -> bool:
-    """Whether a command has a key."""
+    """Whether a command has a key, or one that holds it: original.shape is of an optional model."""
     grid, verb = before[-1] == "-m", [word for word in before if word != "-m"][-1]
     schema = VERBS[verb] if verb in VERBS else studies.module(verb).Config
     known = {*words_of(verb), *leaf_keys(schema), *(words_of("multirun") if grid else ())}
-    return key not in NEVER and (key in known or any(word.startswith(f"{key}.") for word in known))
+    held = key in known or key.rpartition(".")[0] in leaf_keys(schema)
+    return key not in NEVER and (held or any(word.startswith(f"{key}.") for word in known))
 
 
 @dataclass(frozen=True)

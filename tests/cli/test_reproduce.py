@@ -42,6 +42,12 @@ def test_words_go_to_the_commands_that_have_their_key_and_nowhere_else():
     assert "model.path={model}" in runs[-1] and "original.path=/m" in runs[-1] and "model.path=/m" not in runs[-1]
 
 
+def test_a_key_of_an_optional_model_goes_to_the_command_that_has_one():
+    runs = [step.run for step in configure(["reproduce=smollm2", "original.shape=null"]).reproduce.steps]
+    assert ["original.shape=null" in run for run in runs] == [False] * 8 + [True]
+    assert stated(Command(runs[-1].replace("{path}", "/m"))).config.original.shape is None
+
+
 def test_a_word_that_no_command_has_is_refused(qrun):
     with pytest.raises(InputError, match=r"study.dimz=\[2\]: no command takes it"):
         configure(["reproduce=nano", "study.dimz=[2]"])
