@@ -31,10 +31,8 @@ fuzz: .venv/dev ## 5,000 wrong words, broken files and odd names from a seed: ea
 faults: .venv/dev ## 200 kills, full disks, broken stores and torn files from a seed: finished work stays, the next start goes on
 	$(BIN)/python scripts/faults.py
 
-bench: .venv/dev ## the adapter layer beside PEFT's OFT, the circuit simulator beside Aer and default.mixed, each in one run
-	$(BIN)/python scripts/bench_adapter.py
-	$(BIN)/python scripts/bench_circuits.py
-	$(BIN)/python scripts/bench_circuits.py --smollm2
+bench: .venv/dev ## speed beside Aer, PennyLane, tensorcircuit-ng, PEFT and the harness in one run: results/bench, 20 minutes
+	$(BIN)/python scripts/bench.py
 
 docs: .venv/core ## the pages, as a site in site/
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and the folder of what can be computed again."""
+"""Files that are whole or absent, and the folder of what can be computed again, with its bounds."""
 
 import os
 from collections.abc import Iterator
@@ -32,3 +32,15 @@ def replaced(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def make_room(folder: Path, own: Path, most: int, wanted: int) -> int:
+    """Remove the oldest files until `wanted` bytes of `own` and the others take `most`; bytes left to `own`. Who has a
+    removed one open goes on with it."""
+    stats = sorted((path.stat().st_mtime, path.stat().st_blocks * 512, path) for path in folder.iterdir())
+    taken = sum(size for _, size, path in stats if path != own)
+    for _, size, path in stats:
+        if taken + wanted > most and path != own:
+            path.unlink(missing_ok=True)
+            taken -= size
+    return most - taken - sum(size for _, size, path in stats if path == own)

@@ -32,6 +32,7 @@ TINY = (
 OWN = {
     "llama": ("adapter.layers=last",),
     "smollm2": (
+        "original.shape=null",
         "study.ratios=[0.75]", "study.czs=[2]", "study.cuts=[2]", "study.others=[]", "study.wide=[]",
         "study.ways=[qiskit/sqrt/input,line/calibrated/input]", "study.noises=[heron_r2]", "study.beside=[]",
         "study.nulls=[zero]",

@@ -1,9 +1,11 @@
 """The scripts beside the package: each explains itself, the small ones run."""
 
+import json
 import runpy
 import subprocess
 import sys
 from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -28,10 +30,18 @@ def test_a_script_explains_itself(script, name):
     assert len(script(name, "--help")) > 100
 
 
-def test_the_adapter_bench_has_a_row_for_each_block_and_pass(script):
-    rows = script("bench_adapter", "--width", 64, "--out", 64, "--tokens", 8, "--rounds", 1).splitlines()[2:]
-    assert [row.split()[:2] for row in rows] == [[b, p] for b in ("4", "8", "16", "32", "64") for p in
-                                                ("forward", "forward+backward")]  # fmt: skip
+@pytest.mark.slow
+def test_the_bench_has_a_row_for_each_candidate_and_races_what_agrees(script, tmp_path):
+    out = script("bench", "--quick", "--rounds", 1, "--only", "layer", "--out", tmp_path)
+    found = json.loads((tmp_path / "bench.json").read_text())
+    own = [row["name"] for row in found["rows"] if row["group"] == "layer, b = 4"]
+    assert own == ["qrun", "PEFT OFT, exact", "PEFT OFT, Neumann", "PEFT LoRA, r = 2", "frozen layer"]
+    for row in found["rows"]:
+        assert 0 < row["low"] <= row["rate"] == row["high"] and row["name"] in out
+        first = next(other for other in found["rows"] if other["group"] == row["group"])
+        assert row["times"] == pytest.approx(first["rate"] / row["rate"])
+    page = (tmp_path / "README.md").read_text()
+    assert page.count("| layer, b = 8 | ") == 5 and f"torch {version('torch')}" in page and "--quick" in page
 
 
 @pytest.mark.slow

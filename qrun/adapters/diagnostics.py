@@ -10,8 +10,8 @@ reports "effective bond dimension" and "entropy ratios" without values (its Exte
 from typing import Any
 
 import numpy as np
+import scipy
 import torch
-from scipy.stats import special_ortho_group
 from torch import Tensor
 
 from qrun.adapters.cayley import rotate, skew
@@ -62,7 +62,7 @@ def describe(adapter: Adapter) -> dict[str, float]:
     if of_cayley:
         found["norm_k"] = float(skew(parameters, dim).flatten(1).norm(dim=1).mean())
     if dim >= 4 and dim & (dim - 1) == 0:
-        random = special_ortho_group.rvs(dim, size=HAAR, random_state=np.random.default_rng(0))
+        random = scipy.stats.special_ortho_group.rvs(dim, size=HAAR, random_state=np.random.default_rng(0))
         haar = torch.from_numpy(np.asarray(random))
         for name, blocks in (("", own), ("haar_", haar)):
             p = schmidt(blocks)

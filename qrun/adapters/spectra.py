@@ -5,9 +5,9 @@ blocks. diagnostics.py has their means, and what they are.
 """
 
 import numpy as np
+import scipy
 import torch
 from numpy.typing import NDArray
-from scipy.stats import special_ortho_group
 from torch import Tensor
 
 from qrun.adapters.diagnostics import schmidt, turns
@@ -26,7 +26,7 @@ def trained_blocks(adapter: Adapter) -> Tensor:
 
 def haar_blocks(dim: int) -> Tensor:
     """HAAR random rotations [HAAR, b, b]."""
-    return torch.from_numpy(np.asarray(special_ortho_group.rvs(dim, HAAR, np.random.default_rng(0))))
+    return torch.from_numpy(np.asarray(scipy.stats.special_ortho_group.rvs(dim, HAAR, np.random.default_rng(0))))
 
 
 def spectra(blocks: Tensor) -> tuple[Values, Values | None]:

@@ -17,7 +17,7 @@ from typing import Protocol
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from qrun.cells.cell import Cell
+from qrun.cells.cell import Cell, with_needs
 from qrun.cells.keys import Keys, Sources
 from qrun.cells.schedule import Plan, plan, run_missing
 from qrun.cells.table import collect
@@ -96,11 +96,11 @@ def run_study(name: str, study: Study, config: StudyConfig, dry_run: bool, typed
     )  # fmt: skip
     with alone(store), Interrupt().installed():
         say(f"runs go to {store.where}")
-        finished = store.tagged(EXPERIMENT, "cell_key", "FINISHED")
+        finished = store.tagged(EXPERIMENT, "cell_key", "FINISHED", [keys.of(cell) for cell in with_needs(grid)])
         todo = plan(grid, keys, finished)
         count, missing = len(todo.cells), len(todo.missing)
         say(f"{count} cells: {count - missing} finished before, {missing} to compute")
-        parent = store.tagged(EXPERIMENT, "study_key").get(study_key)
+        parent = store.tagged(EXPERIMENT, "study_key", values=[study_key]).get(study_key)
         if parent is not None and parent.status == "RUNNING" and not store.mine(parent):
             parent = None  # somebody else computes it now, from another results folder
         if todo.missing or parent is None or parent.status != "FINISHED":
@@ -140,7 +140,7 @@ def _compute(
             jobs = below(store.folder, "slurm")
             with open_pool(config.launcher, config.model.device, workspace, len(todo.missing), jobs) as pool:
                 run_missing(todo, keys, runs, pool, store, run.run_id)
-            finished = store.tagged(EXPERIMENT, "cell_key", "FINISHED")
+            finished = {**{key: store.recorded(run) for key, run in runs.items() if key not in finished}, **finished}
         results = collect(grid, keys, finished)
         folder = below(store.folder, "studies", name)
         folder.mkdir(parents=True, exist_ok=True)

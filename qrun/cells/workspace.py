@@ -1,7 +1,7 @@
 """Models and texts that a process has opened, each once; the model that was not asked for longest makes room."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -48,6 +48,15 @@ class Opened:
     windows: dict[int, Tensor] = field(default_factory=dict)  # training windows by context
     trunks: dict[str, Trunk | None] = field(default_factory=dict)
     neutral: dict[str, float] = field(default_factory=dict)  # nats per token of the frozen model, by validation
+
+    def more(self, config: Measurable, tokens: int) -> "Opened | None":
+        """The same, to be measured on passages of so many tokens, but for those that this one has; None where the text
+        has no more."""
+        had, looks = len(self.task.rows()), self.task.statement["looks"] + 1
+        task = stated(self.language, self.corpus, config, replace(config.evaluation, max_tokens=tokens))
+        if len(task.rows()) == had:
+            return None
+        return replace(self, task=replace(task, first=had, statement={**task.statement, "looks": looks}))
 
     def trunk_of(self, task: Task, batch: int, adapter: Adapter | None, gib: float) -> Trunk | None:
         """Where the frozen layers' states of a task's windows are kept."""
@@ -96,6 +105,15 @@ def check_ids(language: LanguageModel, ids: Array) -> None:
         raise InputError(f"model={name}: {has} on this text; take the tokenizer that belongs to the model")
 
 
+def stated(language: LanguageModel, corpus: Corpus, config: Measurable, evaluation: EvaluationConfig) -> Task:
+    """What is to be measured. Raises InputError where the tokenizer is not the model's."""
+    words = (config.protocol, evaluation, corpus, language.tokenizer, language.shape.max_position_embeddings)
+    task = protocols.build(*words, config.model.dtype, config.model.quantization)
+    for passage in task.passages:
+        check_ids(language, passage.stream.ids)
+    return task
+
+
 class Workspace:
     """Everything opened in this process."""
 
@@ -125,14 +143,10 @@ class Workspace:
         language = self.model(config.model)
         if key not in self._opened:
             text = self.sources.text(config.data)
-            positions = language.shape.max_position_embeddings
-            words = (config.protocol, config.evaluation, text, language.tokenizer, positions)
-            task = protocols.build(*words, config.model.dtype, config.model.quantization)
-            for passage in task.passages:
-                check_ids(language, passage.stream.ids)
+            task = stated(language, text, config, config.evaluation)
             sizes = ", ".join(f"{split} {len(documents):,}" for split, documents in text.splits.items())
-            stated = f"{task.scored:,} tokens scored, protocol {task.statement['protocol']} {task.fingerprint}"
-            say(f"data {text.name}: {sizes} documents{f' ({text.told})' if text.told else ''}; {stated}")
+            scored = f"{task.scored:,} tokens scored, protocol {task.statement['protocol']} {task.fingerprint}"
+            say(f"data {text.name}: {sizes} documents{f' ({text.told})' if text.told else ''}; {scored}")
             if config.model.embedded:
                 say(f"data {text.name}: {text.overlap()}")
             self._opened[key] = Opened(language, text, task)

@@ -106,11 +106,12 @@ def split(run: str) -> tuple[list[str], list[str]]:
 
 
 def takes(before: list[str], key: str) -> bool:
-    """Whether a command has a key."""
+    """Whether a command has a key, or one that holds it: original.shape is of an optional model."""
     grid, verb = before[-1] == "-m", [word for word in before if word != "-m"][-1]
     schema = VERBS[verb] if verb in VERBS else studies.module(verb).Config
     known = {*words_of(verb), *leaf_keys(schema), *(words_of("multirun") if grid else ())}
-    return key not in NEVER and (key in known or any(word.startswith(f"{key}.") for word in known))
+    held = key in known or key.rpartition(".")[0] in leaf_keys(schema)
+    return key not in NEVER and (held or any(word.startswith(f"{key}.") for word in known))
 
 
 @dataclass(frozen=True)
@@ -132,11 +133,17 @@ class Step:
         return with_needs(studies.module(self.study).cells(self.config, lambda _: None)) if self.study else []
 
 
+class Missing(Exception):
+    """A folder, `model` or `adapter`, that no command before has left."""
+
+
 def opened(command: Command, left: dict[str, str]) -> Step:
-    """A command's config, with the folders that commands before it left. Raises KeyError for one that is missing."""
+    """A command's config, with the folders that commands before it left. Raises Missing where they left none."""
     before, words = split(command.run)
     for name in LEFT:  # no other braces: a path may have some
-        words = [word.replace(f"{{{name}}}", left[name]) if f"{{{name}}}" in word else word for word in words]
+        if name not in left and any(f"{{{name}}}" in word for word in words):
+            raise Missing(name)
+        words = [word.replace(f"{{{name}}}", left.get(name, "")) for word in words]
     grid, verb = before[-1] == "-m", [word for word in before if word != "-m"][-1]
     if verb == "plan":
         return Step([*before, *words], None, compose(verb, words), command.published)
@@ -166,7 +173,7 @@ class Stated(Sources):
 
 def reproduce(config: Config, dry_run: bool) -> None:
     """Estimate, run every command, compare with what is published, report. Raises RunFailed naming the commands that
-    failed, after all others are done."""
+    failed or were refused, after all others are done; InputError for what is wrong before anything runs."""
     steps = config.reproduce.steps
     estimate([stated(command) for command in steps])
     if dry_run:
@@ -178,18 +185,17 @@ def reproduce(config: Config, dry_run: bool) -> None:
         say(f"\n[{number}/{len(steps)}] qrun {command.run}")
         try:
             step = opened(command, left)
-        except KeyError as missing:
-            failed.append(f"{command.run} (no {missing.args[0]} was left by the commands before it)")
-            continue
-        if step.study is None:
-            continue  # told with the estimate
-        try:
+            if step.study is None:
+                continue  # told with the estimate
             results = run_study(step.study, studies.module(step.study), step.config, False, step.typed)
-        except RunFailed as error:
+            left |= leaves(step, config)
+        except Missing as missing:
+            failed.append(f"{command.run} (no {missing} was left by the commands before it)")
+            continue
+        except (InputError, RunFailed) as error:  # a wrong value may be this command's alone
             say(f"failed: {error}")
             failed.append(command.run)
             continue
-        left |= leaves(step, config)
         if results is not None:
             for published in step.published:
                 compare(results, published)
@@ -207,7 +213,7 @@ def leaves(step: Step, config: Config) -> dict[str, str]:
     if made is not None:
         found["model"] = str(compressed(config.results, made.task.name(made.axes, keys.of(made))))
     if trained is not None:
-        recorded = store.tagged(EXPERIMENT, "cell_key", "FINISHED")[keys.of(trained)]
+        recorded = store.tagged(EXPERIMENT, "cell_key", "FINISHED", [keys.of(trained)])[keys.of(trained)]
         found["adapter"] = str(recorded.file("adapter"))
     return found
 

@@ -281,11 +281,17 @@ class EvaluationConfig:
     sample: Sample = Sample.whole
     batch: int = 8  # windows per forward pass
     max_tokens: int | None = None  # scored at most, about; null is all
+    precision: float | None = None  # half of the 95 % interval, as a share of the perplexity; null: max_tokens
     resamples: int = 9999  # of the bootstrap
 
     def __post_init__(self) -> None:
         at_least(self, 1, "evaluation.batch")
         at_least(self, 2, "evaluation.max_tokens", null=", or null for all")
+        if self.precision is not None:
+            need(self, "evaluation.precision", 0 < self.precision < 1, "give a share between 0 and 1, 0.01 for 1 %")
+            drawn = self.sample is Sample.passages and self.max_tokens is not None
+            how = "it draws passages, from max_tokens on: set evaluation.sample=passages and evaluation.max_tokens"
+            need(self, "evaluation.precision", drawn, how)
         need(self, "evaluation.resamples", 99 <= self.resamples <= 10**6, "an interval takes 99 to 1,000,000 resamples")
 
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import scipy  # its stats are read when first used: they take half a second
 from numpy.typing import NDArray
-from scipy.stats import bootstrap
 
 LEAST = 20.0  # effective documents behind an interval
 Floats = NDArray[np.float64]
@@ -40,6 +40,11 @@ def perplexity_difference(a: Floats, b: Floats, weight: Floats, axis: int = -1) 
     return np.exp(a.sum(axis) / total) - np.exp(b.sum(axis) / total)
 
 
+def perplexity(a: Floats, weight: Floats, axis: int = -1) -> Floats:
+    """exp(sum a / sum w)."""
+    return np.exp(a.sum(axis) / weight.sum(axis))
+
+
 def perplexity_ratio(a: Floats, b: Floats, weight: Floats, axis: int = -1) -> Floats:
     """PPL_a / PPL_b."""
     return np.exp((a.sum(axis) - b.sum(axis)) / weight.sum(axis))
@@ -65,10 +70,10 @@ def over_documents(
     BCa is undefined."""
     if len(weight) < 2 or effective_number(weight) < LEAST:
         return None
-    if np.array_equal(arrays[0], arrays[1]):
+    if len(arrays) > 1 and np.array_equal(arrays[0], arrays[1]):
         value = float(statistic(*arrays, weight))
         return Interval(value, value)
-    result = bootstrap(
+    result = scipy.stats.bootstrap(
         (*arrays, np.asarray(weight, float)), statistic, paired=True, vectorized=True, n_resamples=resamples,
         method="BCa", rng=np.random.default_rng(seed), batch=max(1, 2**22 // len(weight)),
     )  # fmt: skip

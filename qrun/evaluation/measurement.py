@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from qrun.errors import InputError
-from qrun.evaluation.intervals import Interval, effective_number, paired_interval
+from qrun.evaluation.intervals import Interval, effective_number, over_documents, paired_interval, perplexity
 
 
 @dataclass(frozen=True)
@@ -91,3 +91,14 @@ def difference(a: Measurement, b: Measurement, resamples: int, seed: int) -> Dif
     weight = np.array(a.normaliser)
     found = paired_interval(np.array(a.nats), np.array(b.nats), weight, resamples, seed)
     return Difference(a.perplexity - b.perplexity, found, len(a.nats), a.effective_documents)
+
+
+def half_width(first: Measurement, last: Measurement, resamples: int, seed: int) -> float:
+    """Half of the 95 % interval, as a share of the first one's perplexity: of the paired difference of the two, or of
+    the perplexity where they are one. Infinite where there is no interval."""
+    if first is last:
+        weight = np.array(first.normaliser, float)
+        found = over_documents(perplexity, (np.array(first.nats),), weight, resamples, seed)
+    else:
+        found = difference(first, last, resamples, seed).interval
+    return math.inf if found is None else (found.high - found.low) / 2 / first.perplexity

@@ -24,13 +24,19 @@ PADDED = 0.75  # the shortest window of a batch has at least this share of its l
 
 @torch.no_grad()
 def measure(
-    model: Any, task: Task, batch: int, progress: Callable[[int], None] = lambda _: None, trunk: Trunk | None = None
-) -> Measurement:
+    model: Any, task: Task, batch: int, progress: Callable[[int], None] = lambda _: None, trunk: Trunk | None = None,
+    before: Measurement | None = None,
+) -> Measurement:  # fmt: skip
     """Run every window once, at most `batch` together. `progress` is told the tokens scored; `trunk` keeps what the
-    frozen layers make of the task's windows. Raises RunFailed if a log-likelihood is not finite."""
+    frozen layers make of the task's windows; `before` is what the windows before `task.first` came to. Raises RunFailed
+    if a log-likelihood is not finite."""
     started = time.perf_counter()
     documents = len(task.words)
     nats, tokens, size = np.zeros(documents), np.zeros(documents, dtype=np.int64), np.zeros(documents, dtype=np.int64)
+    if before is not None:
+        seen = sorted({int(d) for *_, passage, w in task.rows(0, task.first)
+                       for d in np.unique(passage.stream.document[w.first : w.end])})  # fmt: skip
+        nats[seen], tokens[seen], size[seen] = before.nats, before.tokens, before.bytes
     for pool in pools(task, batch):
         found: dict[int, np.ndarray] = {}
         for windows in pool:
@@ -47,9 +53,9 @@ def measure(
         raise RunFailed("the model's log-likelihoods are not finite; nothing is averaged over what is missing")
     if task.bytes is not None:
         size = task.bytes
-    seen = tokens > 0  # a document can lie wholly in an unscored position
-    rows = [[value.item() for value in values[seen]] for values in (nats, tokens, size, task.words)]
-    seconds = time.perf_counter() - started
+    scored = tokens > 0  # a document can lie wholly in an unscored position
+    rows = [[value.item() for value in values[scored]] for values in (nats, tokens, size, task.words)]
+    seconds = time.perf_counter() - started + (before.seconds if before else 0.0)
     return Measurement(rows[0], rows[1], rows[2], rows[3], task.statement, task.fingerprint, seconds)
 
 
@@ -71,9 +77,7 @@ class Placed:
 
 def pools(task: Task, batch: int) -> Iterator[list[list[Placed]]]:
     """Batches of windows of about one length, longest first, sorted within so many windows of the task."""
-    placed = [(p, w, passage, window) for p, passage in enumerate(task.passages)
-              for w, window in enumerate(passage.windows)]  # fmt: skip
-    everything = [Placed(row, *place) for row, place in enumerate(placed)]
+    everything = [Placed(row, *place) for row, place in enumerate(task.rows(task.first), start=task.first)]
     for start in range(0, len(everything), POOL * batch):
         batches: list[list[Placed]] = []
         for placed_window in sorted(everything[start : start + POOL * batch], key=lambda p: -p.length):

@@ -50,10 +50,17 @@ class Task:
     words: Array  # per document
     statement: dict[str, Any]
     bytes: Array | None = None  # per document, where the protocol does not count those of the scored tokens
+    first: int = 0  # windows before this one were measured at an earlier look
 
     @property
     def fingerprint(self) -> str:
         return hashlib.sha256(json.dumps(self.statement, sort_keys=True).encode()).hexdigest()[:12]
+
+    def rows(self, first: int = 0, end: int | None = None) -> list[tuple[int, int, Passage, Window]]:
+        """Windows from `first` on: number of the passage, number in it, passage, window."""
+        found = [(p, w, passage, window) for p, passage in enumerate(self.passages)
+                 for w, window in enumerate(passage.windows)]  # fmt: skip
+        return found[first:end]
 
     def head(self, windows: int) -> "Task":
         """The first so many windows."""
@@ -65,7 +72,8 @@ class Task:
 
     @property
     def scored(self) -> int:
-        return sum(w.end - w.first for p in self.passages for w in p.windows)
+        """Tokens still to be scored."""
+        return sum(w.end - w.first for *_, w in self.rows(self.first))
 
     @property
     def documents(self) -> Array:
@@ -86,7 +94,7 @@ def build(
         raise InputError(f"{key}={ctx}: the model has {positions} positions")
     split = evaluation.split.value
     documents = corpus.splits[split]
-    statement = {
+    statement: dict[str, Any] = {
         "protocol": protocol.kind.value, "ctx": ctx, "stride": protocol.stride, "data": corpus.name, "split": split,
         "data_digest": text_digest(documents), "tokenizer": tokenizer_digest(tokenizer),
         "max_tokens": evaluation.max_tokens,
@@ -100,6 +108,8 @@ def build(
         statement["sample"] = "passages"
     if corpus.cut is not None:
         statement["clean"] = True
+    if evaluation.precision is not None:
+        statement |= {"precision": evaluation.precision, "looks": 1}
     if protocol.kind is ProtocolKind.lm_eval_wikitext:
         prefix = prefix_token(tokenizer)
         if drawn:  # whole documents here, in the order of their hashes

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy
 import torch
 from numpy.typing import NDArray
-from scipy import stats
 
 from qrun.errors import RunFailed
 from qrun.evaluation.intervals import Floats, Interval, over_documents
@@ -140,14 +140,14 @@ def clustered_p(won: Floats, cluster: NDArray[np.number]) -> float:
 
 def binomial_interval(right: int, trials: int) -> tuple[float, float]:
     """Clopper-Pearson 95 % interval of a share."""
-    found = stats.binomtest(right, trials).proportion_ci(0.95, method="exact")
+    found = scipy.stats.binomtest(right, trials).proportion_ci(0.95, method="exact")
     return float(found.low), float(found.high)
 
 
 def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> dict[str, Any]:
     """Questions that one model answers and the other does not, and the exact two-sided McNemar p value."""
     lost, won = np.flatnonzero(first & ~second).tolist(), np.flatnonzero(~first & second).tolist()
-    p = float(stats.binomtest(len(won), len(won) + len(lost)).pvalue) if won or lost else 1.0
+    p = float(scipy.stats.binomtest(len(won), len(won) + len(lost)).pvalue) if won or lost else 1.0
     return {"right_to_wrong": lost, "wrong_to_right": won, "p": p}
 
 

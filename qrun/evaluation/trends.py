@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import scipy  # its stats are read when first used: they take half a second
 from numpy.typing import NDArray
-from scipy import stats
 from scipy.optimize import least_squares
 
 from qrun.evaluation.intervals import Interval
@@ -16,10 +16,10 @@ def mean_interval(values: Sequence[float]) -> Interval:
     """Student-t 95 % interval of the mean over seeds; nan limits for fewer than two, which contain nothing."""
     if len(values) < 2:
         return Interval(math.nan, math.nan)
-    mean, error = float(np.mean(values)), float(stats.sem(values))
+    mean, error = float(np.mean(values)), float(scipy.stats.sem(values))
     if error == 0:
         return Interval(mean, mean)
-    low, high = stats.t.interval(0.95, len(values) - 1, loc=mean, scale=error)
+    low, high = scipy.stats.t.interval(0.95, len(values) - 1, loc=mean, scale=error)
     return Interval(float(low), float(high))
 
 
@@ -30,7 +30,7 @@ def monotone_trend(table: Sequence[Sequence[float]]) -> dict[str, float]:
     violations = float((np.diff(data.mean(0)) > 0).sum())
     if data.shape[0] < 2 or data.shape[1] < 3:
         return {"p": math.nan, "violations": violations}
-    return {"p": float(stats.page_trend_test(-data).pvalue), "violations": violations}
+    return {"p": float(scipy.stats.page_trend_test(-data).pvalue), "violations": violations}
 
 
 def zero_crossing(rates: Sequence[float], gains: NDArray[np.floating]) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def power_law(x: Sequence[float], y: NDArray[np.floating]) -> dict[str, float]:
     lines = []
     for row in np.asarray(y, float):
         some = row > 0
-        fitted = stats.linregress(np.log(np.asarray(x)[some]), np.log(row[some])) if some.sum() > 2 else None
+        fitted = scipy.stats.linregress(np.log(np.asarray(x)[some]), np.log(row[some])) if some.sum() > 2 else None
         lines.append((fitted.slope, fitted.intercept) if fitted else (math.nan, math.nan))
     slopes, factors = zip(*lines, strict=True)
     low, high = mean_interval(slopes)

@@ -15,14 +15,13 @@ import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from torch import Tensor, nn
 
-from qrun.files import cache_folder
+from qrun.files import cache_folder, make_room
 
 VERSION, GIB = 1, 2**30
 HEAD = 8  # bytes before a record: its checksum, and 1 behind it, which an empty record does not have
@@ -145,21 +144,9 @@ def open_trunk(
         path = folder / name
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         os.utime(path)
-        left = _make_room(folder, path, int(gib * GIB), size)
+        left = make_room(folder, path, int(gib * GIB), size)
     except OSError as error:
         say(f"{what} cannot be kept in {folder} ({error.strerror}), so they are computed each time")
         return None
     say(f"{what} at most are kept in {folder}")
     return Trunk(layer, file, record, left, say)
-
-
-def _make_room(folder: Path, own: Path, most: int, wanted: int) -> int:
-    """Remove the oldest files until `wanted` bytes of `own` and the others take `most`; bytes left to `own`. Who has a
-    removed one open goes on with it."""
-    stats = sorted((path.stat().st_mtime, path.stat().st_blocks * 512, path) for path in folder.iterdir())
-    taken = sum(size for _, size, path in stats if path != own)
-    for _, size, path in stats:
-        if taken + wanted > most and path != own:
-            path.unlink(missing_ok=True)
-            taken -= size
-    return most - taken - sum(size for _, size, path in stats if path == own)

@@ -5,20 +5,29 @@
 Bits per byte need the bytes behind each scored token, an interval over documents needs the document behind it. Both
 come from the tokenizer's character offsets: a token owns the characters from the end of the token before it to its own
 end, so that the bytes of all tokens add up to the bytes of the text exactly, also where a character is spread over
-several tokens.
+several tokens. Tokens of a long text are kept in ~/.cache/qrun/tokens.
 """
 
 import hashlib
 import json
+import os
+import zlib
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
 
 from qrun.errors import InputError
+from qrun.files import cache_folder, make_room, replaced
 
 JOIN = "\n\n"
+LONG = 2**19  # characters of a text whose tokens are kept: its tokenising takes half a second
+MOST = 2**30  # bytes of all that is kept
+BROKEN = (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error)  # of a kept file that is absent or torn
 Array = npt.NDArray[np.int64]
 
 
@@ -78,16 +87,41 @@ def _encode(tokenizer: Any, text: str, special: bool = False) -> tuple[Array, Ar
     """ids, bytes and end offsets (in characters) of a text's tokens; special tokens own no bytes."""
     if not getattr(tokenizer, "is_fast", False):
         raise InputError("the model's tokenizer has no fast version; character offsets are needed to count bytes")
+    ids, ends = (_tokens if len(text) < LONG else _kept)(tokenizer, text, special)
+    if text.isascii():
+        prefix = np.arange(len(text) + 1)
+    else:
+        prefix = np.concatenate([[0], np.cumsum([len(c.encode()) for c in text])])
+    return ids, np.diff(prefix[ends], prepend=0), ends
+
+
+def _tokens(tokenizer: Any, text: str, special: bool) -> tuple[Array, Array]:
+    """ids and end offsets."""
     encoded = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
     if not encoded["input_ids"]:
         raise InputError("the text is empty")
     ends = np.maximum.accumulate(np.array([end for _, end in encoded["offset_mapping"]]))
     ends[-1] = len(text)
-    if text.isascii():
-        prefix = np.arange(len(text) + 1)
-    else:
-        prefix = np.concatenate([[0], np.cumsum([len(c.encode()) for c in text])])
-    return np.array(encoded["input_ids"]), np.diff(prefix[ends], prepend=0), ends
+    return np.array(encoded["input_ids"]), ends
+
+
+def _kept(tokenizer: Any, text: str, special: bool) -> tuple[Array, Array]:
+    """`_tokens` of a text that was tokenised before, read from its file, whose checksums must be right; else computed,
+    and kept where there is room."""
+    parts = [tokenizer_digest(tokenizer), special, version("tokenizers"), version("transformers")]
+    key = hashlib.sha256(json.dumps(parts).encode() + text.encode()).hexdigest()[:24]
+    path = cache_folder() / "tokens" / f"{key}.npz"
+    with suppress(*BROKEN):
+        with np.load(path) as kept:
+            found = kept["ids"].astype(np.int64), kept["ends"].astype(np.int64)
+        os.utime(path)  # what was not used for longest makes room
+        return found
+    ids, ends = _tokens(tokenizer, text, special)
+    with suppress(OSError), replaced(path) as new:
+        if make_room(path.parent, path, MOST, 8 * len(ids)) >= 8 * len(ids):
+            with new.open("wb") as file:
+                np.savez(file, ids=ids.astype(np.int32), ends=ends.astype(np.int32))
+    return ids, ends
 
 
 def tokenizer_digest(tokenizer: Any) -> str:

@@ -27,8 +27,8 @@ from itertools import pairwise, permutations
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.stats import special_ortho_group
 
 from qrun.errors import InputError
 from qrun.quantum.encoding import Floats, qubits
@@ -374,7 +374,7 @@ def to_qiskit(circuits: Circuits, block: int, angles: Any = None, measure: bool 
 
 def generic_block(dim: int) -> NDArray[np.float64]:
     """A Haar-random block, always the same."""
-    return np.asarray(special_ortho_group.rvs(dim, random_state=np.random.default_rng(0)))
+    return np.asarray(scipy.stats.special_ortho_group.rvs(dim, random_state=np.random.default_rng(0)))
 
 
 def generic_written(shape: Ansatz) -> tuple[NDArray[np.float64], Written]:

@@ -19,14 +19,16 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from qrun.errors import InputError
-from qrun.quantum.encoding import Floats
 
 FAKES = ("FakeTorino", "FakeMarrakesh", "FakeFez")
 SESSION_S = 28_800  # the longest that a session may be open
 SETTLE_S = 30  # a job just made may be missing in the service's list for some seconds
 
-Pub = tuple[Any, Floats, int]  # circuit, parameter values [rows, parameters], shots
+Pub = tuple[Any, NDArray[np.floating], int]  # circuit, parameter values [rows, parameters], shots
 
 
 class Refused(Exception):

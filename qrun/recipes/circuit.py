@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy
 from qiskit import qasm3
-from scipy.stats import special_ortho_group
 
 from qrun.adapters.methods import spec
 from qrun.adapters.methods.base import BlockMethod
@@ -97,7 +97,8 @@ def gates_of(circuits: Circuits, angles: Any) -> Iterator[Gate]:
 def _block(config: CircuitConfig) -> tuple[Any, str, Written | None]:
     """The block, its name, and its circuit if it is one already."""
     if config.adapter.path is None:
-        return special_ortho_group.rvs(config.dim, random_state=config.seed), f"random block, b = {config.dim}", None
+        random = scipy.stats.special_ortho_group.rvs(config.dim, random_state=config.seed)
+        return random, f"random block, b = {config.dim}", None
     saved = read(Path(config.adapter.path).expanduser())
     method, site = spec(saved.config.method), config.site or next(iter(saved.tensors))
     if not isinstance(method, BlockMethod):

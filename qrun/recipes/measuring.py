@@ -1,7 +1,11 @@
 """A saved adapter in its model, and perplexities of the two: the step that evaluations, cells and generation share."""
 
+import math
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,16 +17,23 @@ from qrun.adapters.sites import sites
 from qrun.cells.workspace import Measurable, Opened
 from qrun.config.schema import Dtype
 from qrun.errors import InputError
-from qrun.evaluation.measurement import Measurement
+from qrun.evaluation.measurement import Measurement, half_width
 from qrun.evaluation.perplexity import measure
 from qrun.language import models
 from qrun.language.models import LanguageModel
 from qrun.recipes.sizes import parameters
 from qrun.report.screen import bar, say
 
+Way = Callable[[], AbstractContextManager[object]]  # how the model stands while it is measured
 WINDOWS = 16  # on which the effect of model.dtype is measured
 COPY = 8 * 2**30  # bytes of a float32 copy of the model, at most
 SAME = ("weights", "config", "tokenizer")  # digests that model and adapter must share
+
+
+class Run(Measurable, Protocol):
+    """What is measured, and the seed of its intervals."""
+
+    seed: int
 
 
 def attach_saved(language: LanguageModel, saved: SavedAdapter, path: str | Path) -> Adapter:
@@ -79,12 +90,42 @@ def shuffled(value: Tensor, generator: torch.Generator) -> Tensor:
     return (value.cpu().flatten()[order] * signs).view(value.shape).to(value.device)
 
 
-def measured(title: str, opened: Opened, config: Measurable, adapter: Adapter | None) -> Measurement:
+def measured(
+    title: str, opened: Opened, config: Measurable, adapter: Adapter | None, before: Measurement | None = None
+) -> Measurement:
     """`measure` of what is opened, as it stands, behind a progress bar. What is below the first layer of `adapter`,
     attached or not, is taken from the cache."""
     batch = config.evaluation.batch
     trunk = opened.trunk_of(opened.task, batch, adapter, config.cache.gib)
     with bar(title, opened.task.scored, "tokens") as advance:
-        result = measure(opened.language.model, opened.task, batch, lambda tokens: advance(tokens, ""), trunk)
+        result = measure(opened.language.model, opened.task, batch, lambda tokens: advance(tokens, ""), trunk, before)
         advance(0, f"perplexity {result.perplexity:.3f}")
     return result
+
+
+def narrowed(
+    results: Mapping[str, Measurement], ways: Mapping[str, Way], opened: Opened, config: Run, adapter: Adapter | None
+) -> tuple[dict[str, Measurement], Opened]:
+    """All of `results` on more passages, each as the model stands in its way, until `half_width` of the first and the
+    last is evaluation.precision or less. The interval is looked at after max_tokens, and whenever the tokens have
+    doubled; where the text ends it stays wider, which is told. Returns them with what was measured."""
+    found, evaluation = dict(results), config.evaluation
+    wanted, tokens = evaluation.precision, evaluation.max_tokens
+    while wanted is not None and tokens is not None:
+        first, *_, last = [*found.values()] * 2 if len(found) == 1 else found.values()
+        half, looks = half_width(first, last, evaluation.resamples, config.seed), opened.task.statement["looks"]
+        is_there = "no interval" if math.isinf(half) else f"95 % within {half:.2%} of the perplexity"
+        say(f"look {looks}: {sum(first.tokens):,} tokens, {is_there}; evaluation.precision={wanted:g}")
+        tokens *= 2
+        more = opened.more(config, tokens) if half > wanted else None
+        if more is None:
+            if half > wanted:
+                say("the text has no more passages: the interval stays wider than wanted")
+            elif looks > 1:
+                say(f"looked at {looks} times: that makes an interval of 94 % of one of 95 %")
+            break
+        opened = more
+        for name, way in ways.items():
+            with way():
+                found[name] = measured(name, opened, config, adapter, found[name])
+    return found, opened

@@ -5,9 +5,13 @@ qrun eval compare <run> <run>:base
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
+from qrun.adapters.executor import CircuitExecutor
 from qrun.adapters.linear import Adapter
 from qrun.adapters.methods import spec
 from qrun.adapters.saving import read
@@ -19,7 +23,7 @@ from qrun.errors import InputError
 from qrun.evaluation.measurement import Difference, Measurement, difference
 from qrun.foreign import said
 from qrun.recipes.device import circuit_line, open_executor
-from qrun.recipes.measuring import attach_saved, measured, rounding
+from qrun.recipes.measuring import Way, attach_saved, measured, narrowed, rounding
 from qrun.recipes.record import (
     EVALUATIONS,
     cz_error,
@@ -30,6 +34,7 @@ from qrun.recipes.record import (
     open_record,
     record_device,
     record_measurements,
+    record_text,
     result_table,
     tags,
 )
@@ -85,25 +90,31 @@ def measure_in(opened: Opened, adapter: Adapter | None, config: PerplexityConfig
         if adapter is None:
             results = {"base": measured("model", opened, config, None)}
             run.metrics(rounding(opened, config))
+            results, opened = narrowed(results, {"base": nullcontext}, opened, config, None)
         else:
             with adapter.disabled():
                 results = {"base": measured("frozen model", opened, config, adapter)}
                 run.metrics(rounding(opened, config))
             results["adapted"] = measured("with adapter", opened, config, adapter)
             last = "adapted"
-            if executor is not None:
+            ways: dict[str, Way] = {"base": adapter.disabled, "adapted": nullcontext}
+            if executor is None:
+                results, opened = narrowed(results, ways, opened, config, adapter)
+            else:
                 last = config.device.kind
-                adapter.set_executor(executor)
+                ways[last] = partial(executing, adapter, executor)
                 try:
-                    results[last] = measured(f"on {last}", opened, config, adapter)
+                    with ways[last]():
+                        results[last] = measured(f"on {last}", opened, config, adapter)
+                    results, opened = narrowed(results, ways, opened, config, adapter)
                 finally:  # what was sent belongs to the record of a failed run too
-                    adapter.set_executor(None)
                     record_device(run, executor.device)
                 gap = difference(results[last], results["adapted"], evaluation.resamples, config.seed)
                 gaps["penalty of the device"] = gap
                 run.metrics(interval_metrics("penalty", gap))
                 run.metrics({f"circuit/{key}": value for key, value in executor.statistics.summary().items()})
             gaps["gain"] = difference(results["base"], results[last], evaluation.resamples, config.seed)
+        record_text(run, opened)
         record_measurements(run, results, gaps.get("gain"))
         if executor is not None:
             run.metrics(cz_error(config))
@@ -118,6 +129,16 @@ def measure_in(opened: Opened, adapter: Adapter | None, config: PerplexityConfig
     say(f"all  {store.link('eval-perplexity', view='perplexities')}")
     found = (gaps.get("gain"), gaps.get("penalty of the device"))
     return Measured(name, run.run_id, results, *found, statistics)
+
+
+@contextmanager
+def executing(adapter: Adapter, executor: CircuitExecutor) -> Iterator[None]:
+    """The blocks run as circuits."""
+    adapter.set_executor(executor)
+    try:
+        yield
+    finally:
+        adapter.set_executor(None)
 
 
 def compare(first: str, second: str, results: str, tracking_uri: str | None = None) -> None:

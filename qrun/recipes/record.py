@@ -87,6 +87,13 @@ def open_record(run: Run, config: RunConfig, opened: Opened) -> None:
         run.dataset(f"{opened.corpus.name}-{split}", digest, opened.corpus.source, split, hub)
 
 
+def record_text(run: Run, opened: Opened) -> None:
+    """What was measured in the end, where evaluation.precision decided it."""
+    if opened.task.first:
+        run.json(opened.task.statement, "protocol.json")
+        run.tags({"protocol_fingerprint": opened.task.fingerprint})
+
+
 def flat_params(config: RunConfig) -> dict[str, object]:
     """The config as MLflow's flat parameters, without what is null."""
     said = {key: value for key, value in plain(config).items() if key not in PLACES}

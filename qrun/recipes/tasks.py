@@ -17,6 +17,7 @@ from qrun.adapters.sites import adapted, sites
 from qrun.cells.cell import Place, Scalar
 from qrun.cells.keys import Sources
 from qrun.config.devices import DeviceConfig, EstimateConfig, SignsConfig
+from qrun.config.ranges import need
 from qrun.config.schema import ModelConfig, SavedAdapterConfig
 from qrun.config.verbs import CompressConfig, QuestionsRunConfig, RunConfig, TrainConfig
 from qrun.language import questions
@@ -125,6 +126,11 @@ class MeasureConfig(RunConfig):
     noise: Noise = field(default_factory=Noise)
     estimate: EstimateConfig = field(default_factory=EstimateConfig)
     signs: SignsConfig = field(default_factory=SignsConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one = "the cells of a study are compared on one text; set null, and evaluation.max_tokens"
+        need(self.evaluation, "evaluation.precision", self.evaluation.precision is None, one)
 
 
 def on_circuits(config: MeasureConfig | QuestionsRunConfig) -> Mapping[str, object]:

@@ -11,7 +11,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from qrun.errors import InputError
 from qrun.evaluation.measurement import Difference, Measurement, difference
 from qrun.files import below, replaced
 from qrun.recipes.fitting import Job, fit_adapter, fit_metrics, prepared, resume
-from qrun.recipes.measuring import measured, rounding
+from qrun.recipes.measuring import Way, measured, narrowed, rounding
 from qrun.recipes.record import (
     TRAININGS,
     adapter_params,
@@ -38,6 +38,7 @@ from qrun.recipes.record import (
     on_text,
     open_record,
     record_measurements,
+    record_text,
     result_table,
     tags,
 )
@@ -98,12 +99,16 @@ def train_in(workspace: Workspace, config: TrainConfig, resuming: bool = False) 
                 run.metrics(rounding(job.opened, config))
             progress = fit_adapter(job, run, state, progress, interrupt)
             adapted = measured("with adapter", job.opened, config, job.adapter)
+            ways: dict[str, Way] = {"base": job.adapter.disabled, "adapted": nullcontext}
+            both, opened = narrowed({"base": base, "adapted": adapted}, ways, job.opened, config, job.adapter)
+            base, adapted = both.values()
             gain = difference(base, adapted, config.evaluation.resamples, config.seed)
             metrics = fit_metrics(job, progress)
             summary = summarise(job, base, adapted, gain, progress)
+            record_text(run, opened)
             save(folder / "adapter", job.adapter, job.opened.language.identity, summary)
             model = run.model(folder / "adapter", adapter_params(config.adapter, len(job.sites), count))
-            record_measurements(run, {"base": base, "adapted": adapted}, gain, on_text(model, job.opened, config))
+            record_measurements(run, {"base": base, "adapted": adapted}, gain, on_text(model, opened, config))
             run.metrics({name: value for name, value in metrics.items() if not name.startswith(CONSTANT)})
             run.json({**summary, "metrics": metrics}, "result.json")
             run.folder(folder / "adapter", "adapter")
@@ -180,7 +185,7 @@ def summarise(
         "base_bits_per_byte": base.bits_per_byte, "adapted_bits_per_byte": adapted.bits_per_byte,
         "data": job.opened.corpus.name, "data_hub_id": config.data.hub_id,
         "data_split": config.evaluation.split.value, "parameters": job.adapter.count(), "sites": len(job.sites),
-        "protocol": json.dumps(job.opened.task.statement, sort_keys=True), "protocol_fingerprint": base.fingerprint,
+        "protocol": json.dumps(base.statement, sort_keys=True), "protocol_fingerprint": base.fingerprint,
         "config_hash": config_hash(config), "seed": config.seed, "steps": progress.step,
         "best_step": progress.best_step, "training_seconds": round(progress.seconds, 1),
     }  # fmt: skip

@@ -126,7 +126,8 @@ def gain_over_parameters(title: str, rows: pd.DataFrame, base: float) -> Figure:
         own = rows[rows["sites"] == sites]
         low, high = min(own["gain"].min(), 0), own["gain"].max()
         room = 0.3 * (high - low)
-        lowest, highest = own["seed_low"].clip(low - room, low).min(), own["seed_high"].clip(high, high + room).max()
+        ends = own["seed_low"].fillna(low), own["seed_high"].fillna(high)  # one seed has none
+        lowest, highest = ends[0].clip(low - room, low).min(), ends[1].clip(high, high + room).max()
         limits = lowest - room / 6, highest + room / 6
         trained = own[own["null"] == "trained"]
         for kind, methods in KINDS.items():
@@ -341,6 +342,8 @@ def walls(model: str, numbers: Frames) -> dict[str, Figure]:
     figures = {}
     moved = numbers["kept"][numbers["kept"]["rate"].notna()]
     for sites, rows in moved.groupby("sites", sort=False):
+        if rows["kept"].isna().all():
+            continue  # no gain to have a share of
         where = f"{model}, {SITES.get(sites, sites)}"
         figures[f"wall-{sites}"] = kept_by_way(where, rows)
         dims, rates = sorted(rows["b"].unique()), sorted(rows["rate"].unique())

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+import scipy
 
 from qrun.cells.cell import Cell
 from qrun.config.devices import DeviceConfig, EstimateConfig, Sign, SignsConfig
@@ -171,7 +171,7 @@ def collapse(noisy: pd.DataFrame) -> Iterator[dict[str, object]]:
         over = {"the rate": own["rate"], "total error of a circuit": own["total"],
                 "total error x adapted channels": own["total"] * own["channels"]}  # fmt: skip
         for name, x in over.items() if len(own) > 2 else ():
-            line = stats.linregress(np.log10(x), np.log10(own["damage"]))
+            line = scipy.stats.linregress(np.log10(x), np.log10(own["damage"]))
             left = np.log10(own["damage"]) - line.intercept - line.slope * np.log10(x)
             yield {"sign": sign, "shots": shots, "over": name, "points": len(own), "exponent": line.slope,
                    "scatter": float(np.sqrt(np.mean(left**2)))}  # fmt: skip

@@ -1,5 +1,6 @@
 """Numbers that studies share: gains of groups of cells with intervals over seeds and over documents."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -88,8 +89,11 @@ def elsewhere(results: Results, beside: pd.DataFrame | None, point: Mapping[str,
 
 def gain_kept(results: Results, base: pd.DataFrame, rows: pd.DataFrame, reference: pd.DataFrame) -> dict[str, float]:
     """(nats frozen - nats of the rows) / (nats frozen - nats of the reference), means over seeds, with the intervals
-    over seeds, each against the reference of its own, and over documents."""
+    over seeds, each against the reference of its own, and over documents. All nan where the reference gains nothing at
+    all: nothing has a share of it."""
     frozen, own, best = (nats(results, each) for each in (base, rows, reference))
+    if frozen.sum() == best.sum():
+        return {"kept": math.nan, **limits("seed", None), **limits("document", None)}
     size, level = weight(results, base), frozen.sum()
     by_seed = {row["seed"]: results.unit(row["key"], "nats").sum() for row in reference.to_dict("records")}
     each = [

@@ -5,7 +5,7 @@ import pytest
 
 from qrun.cells.keys import Keys
 from qrun.cli import reproduce
-from qrun.cli.reproduce import Command, Published, Stated, compare, configure, left_by, opened, stated
+from qrun.cli.reproduce import Command, Missing, Published, Stated, compare, configure, left_by, opened, stated
 from qrun.config.tree import options
 from qrun.errors import InputError, RunFailed
 from qrun.evaluation.results import Results
@@ -42,6 +42,12 @@ def test_words_go_to_the_commands_that_have_their_key_and_nowhere_else():
     assert "model.path={model}" in runs[-1] and "original.path=/m" in runs[-1] and "model.path=/m" not in runs[-1]
 
 
+def test_a_key_of_an_optional_model_goes_to_the_command_that_has_one():
+    runs = [step.run for step in configure(["reproduce=smollm2", "original.shape=null"]).reproduce.steps]
+    assert ["original.shape=null" in run for run in runs] == [False] * 8 + [True]
+    assert stated(Command(runs[-1].replace("{path}", "/m"))).config.original.shape is None
+
+
 def test_a_word_that_no_command_has_is_refused(qrun):
     with pytest.raises(InputError, match=r"study.dimz=\[2\]: no command takes it"):
         configure(["reproduce=nano", "study.dimz=[2]"])
@@ -54,7 +60,7 @@ def test_folders_that_commands_leave_go_into_later_ones(tmp_path):
     command = Command("eval perplexity -m model.path={model} adapter.path={adapter}")
     step = opened(command, {"model": "/made", "adapter": "/trained"})
     assert step.config.model.path == "/made" and "adapter.path=/trained" in step.typed
-    with pytest.raises(KeyError, match="model"):
+    with pytest.raises(Missing, match="model"):
         opened(command, {"adapter": "/trained"})
 
 
@@ -103,13 +109,14 @@ def test_a_number_far_from_what_is_published_is_warned_of(found, warned, capsys)
     assert "published 8.877 (the paper)" in out and ("WARNING" in out) is warned
 
 
-def test_a_failed_command_is_named_at_the_end_and_stops_only_what_needs_it(monkeypatch, tmp_path):
+@pytest.mark.parametrize("error", [RunFailed, InputError])
+def test_a_failed_command_is_named_at_the_end_and_stops_only_what_needs_it(monkeypatch, tmp_path, capsys, error):
     ran = []
 
     def run(name, module, config, dry_run, typed):
         ran.append(" ".join(typed[:2]))
         if name == "recover":
-            raise RunFailed("1 of 9 cells failed")
+            raise error("compression.ratio=0.001: a rank of 0")
 
     monkeypatch.setattr(reproduce, "run_study", run)
     monkeypatch.setattr(reproduce, "estimate", lambda steps: None)
@@ -118,6 +125,7 @@ def test_a_failed_command_is_named_at_the_end_and_stops_only_what_needs_it(monke
     with pytest.raises(RunFailed, match=r"2 of 12 commands failed: recover.*\(no model was left.*goes on"):
         reproduce.reproduce(configure(["reproduce=nano", f"results={tmp_path}"]), False)
     assert ran[-2:] == [f"recover results={tmp_path}", "report"] and ran.count("sweep noise") == 3
+    assert "failed: compression.ratio=0.001: a rank of 0" in capsys.readouterr().out
 
 
 @pytest.mark.slow

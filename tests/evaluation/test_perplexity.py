@@ -1,15 +1,17 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from tests_support import lm_eval_word_perplexity
 
-from qrun.config.schema import Dtype, EvaluationConfig, ModelConfig, ProtocolConfig, ProtocolKind
+from qrun.config.schema import Dtype, EvaluationConfig, ModelConfig, ProtocolConfig, ProtocolKind, Sample
 from qrun.errors import InputError, RunFailed
 from qrun.evaluation import perplexity
 from qrun.evaluation.intervals import paired_interval
-from qrun.evaluation.measurement import Measurement, difference
+from qrun.evaluation.measurement import Measurement, difference, half_width
 from qrun.evaluation.perplexity import measure
 from qrun.evaluation.protocols import build
 from qrun.language.corpus import Corpus, load
@@ -129,6 +131,48 @@ def test_equal_measurements_differ_by_zero(nano):
     same = difference(a, a, 999, 0)
     assert (same.value, same.documents) == (0, 9)
     assert same.effective == pytest.approx(a.effective_documents) and same.interval is None  # fewer than 20 say nothing
+
+
+@pytest.mark.parametrize("kind", list(ProtocolKind))
+def test_measured_in_two_looks_a_text_is_what_it_is_in_one(tiny, kind):
+    words = ProtocolConfig(kind, 24, 16 if kind is ProtocolKind.hf_strided else None)
+    small, large = (task(tiny, words, sample=Sample.passages, max_tokens=most) for most in (200, 500))
+    rows, more = len(small.rows()), replace(large, first=len(small.rows()))
+    whole = measure(tiny.model, large, batch=4)
+    first = measure(tiny.model, small, batch=4)
+    assert 0 < rows < len(large.rows()) and sum(first.tokens) + more.scored == sum(whole.tokens)
+    both = measure(tiny.model, more, batch=4, before=first)
+    assert (both.tokens, both.bytes, both.words) == (whole.tokens, whole.bytes, whole.words)
+    np.testing.assert_allclose(both.nats, whole.nats, rtol=1e-5)
+
+
+def test_half_an_interval_is_a_share_of_the_first_perplexity():
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(100, 200, 40).tolist()
+    a = [3 * t + float(e) for t, e in zip(tokens, rng.normal(0, 30, 40), strict=True)]
+    b = [n - 0.1 * t + float(e) for n, t, e in zip(a, tokens, rng.normal(0, 3, 40), strict=True)]
+    one, two = (Measurement(n, tokens, tokens, tokens, {"unit": "token"}, "f") for n in (a, b))
+    low, high = paired_interval(np.array(a), np.array(b), np.array(tokens), 999, 0)
+    assert half_width(one, two, 999, 0) == pytest.approx((high - low) / 2 / one.perplexity)
+    spread = 1.96 * np.std(np.array(a) - 3 * np.array(tokens)) / np.mean(tokens) / math.sqrt(40)  # of the mean nats
+    assert half_width(one, one, 999, 0) == pytest.approx(spread, rel=0.2)
+    few = Measurement(a[:19], tokens[:19], tokens[:19], tokens[:19], {"unit": "token"}, "f")
+    assert half_width(few, few, 999, 0) == math.inf
+
+
+def test_looking_again_whenever_the_texts_double_costs_an_interval_less_than_one_point_in_a_hundred():
+    """Student's intervals of 20, 40 ... 320 documents, each looked at until it is narrow, for any width."""
+    drawn = np.random.default_rng(0).standard_normal((20_000, 320), np.float32)
+    sizes = [20 * 2**look for look in range(5)]
+    half = [stats.t.ppf(0.975, n - 1) * drawn[:, :n].std(1, ddof=1) / math.sqrt(n) for n in sizes]
+    holds = np.stack([abs(drawn[:, :n].mean(1)) <= h for n, h in zip(sizes, half, strict=True)])
+    assert holds.mean(1) == pytest.approx(0.95, abs=0.005)  # of one look each
+    found = []
+    for wanted in np.geomspace(0.06, 0.6, 10):
+        narrow = np.stack(half) <= wanted
+        narrow[-1] = True
+        found.append(holds[narrow.argmax(0), range(len(drawn))].mean())
+    assert 0.94 <= min(found) < 0.946  # 94.2 in 100
 
 
 def test_interval_is_reproducible_needs_two_units_and_brackets_the_difference():

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qrun.errors import InputError
+from qrun.language import tokens
 from qrun.language.tokens import join_documents, page_streams, stream, tokenizer_digest
 
 
@@ -76,3 +77,52 @@ def test_sentencepiece_style_tokenizer_counts_bytes_too(shared):
     tokenizer = AutoTokenizer.from_pretrained(shared / "models" / "stories260K" / "hf")
     text = "Once upon a time, there was a café.\n\nThe end."
     assert stream(tokenizer, [text]).bytes.sum() == len(text.encode())
+
+
+@pytest.fixture
+def kept(monkeypatch, tmp_path):
+    """The folder of kept tokens, where every text counts as long."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(tokens, "LONG", 1)
+    return tmp_path / "qrun" / "tokens"
+
+
+def same(one, two):
+    return all((getattr(one, name) == getattr(two, name)).all() for name in ("ids", "document", "bytes", "words"))
+
+
+def test_tokens_of_a_long_text_are_read_the_second_time_and_are_the_same(nano, kept, monkeypatch):
+    documents = ["A frozen model.", "naïve café ✓ and 漢字 " * 20]
+    first = stream(nano.tokenizer, documents)
+    monkeypatch.setattr(tokens, "_tokens", None)  # nothing is tokenised
+    assert same(stream(nano.tokenizer, documents), first) and len(list(kept.iterdir())) == 1
+    with pytest.raises(TypeError):
+        stream(nano.tokenizer, [*documents, "more"])
+    other = copy.deepcopy(nano.tokenizer)
+    other.backend_tokenizer.normalizer = None
+    other.add_tokens(["frozen"])
+    with pytest.raises(TypeError):
+        stream(other, documents)
+
+
+@pytest.mark.parametrize("how", ["cut", "flipped", "empty"])
+def test_a_broken_file_of_kept_tokens_is_made_again(nano, kept, how):
+    first = stream(nano.tokenizer, ["A frozen model. " * 50])
+    file = next(kept.iterdir())
+    whole = file.read_bytes()
+    at = len(whole) // 2
+    file.write_bytes(
+        {"cut": whole[:at], "flipped": whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :], "empty": b""}[how]
+    )
+    assert same(stream(nano.tokenizer, ["A frozen model. " * 50]), first)
+    assert file.stat().st_size == len(whole)
+
+
+def test_kept_tokens_stay_within_their_bound(nano, kept, monkeypatch):
+    monkeypatch.setattr(tokens, "MOST", 3 * 4096)
+    for number in range(5):
+        stream(nano.tokenizer, [f"text {number}"])
+    assert 1 <= len(list(kept.iterdir())) <= 3
+    monkeypatch.setattr(tokens, "MOST", 1)
+    stream(nano.tokenizer, ["a text that finds no room"])
+    assert not list(kept.iterdir())

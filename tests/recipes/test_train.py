@@ -1,5 +1,6 @@
 """The recipes end to end on a tiny random model and made-up text, as a user types them."""
 
+import json
 import os
 import signal
 import socket
@@ -10,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from tests_support import PATIENCE, until
 
+from qrun.recipes.perplexity import recorded
 from qrun.tracking.store import Store
 
 pytestmark = pytest.mark.slow
@@ -94,6 +96,36 @@ def test_a_saved_adapter_measures_the_same_when_it_is_loaded_again(qrun, words, 
     first, again = store.find("done").data.metrics, store.find("again").data.metrics
     assert again["adapted/perplexity"] == first["adapted/perplexity"] and again["gain_low"] == first["gain_low"]
     assert f"{first['adapted/perplexity']:.3f}" in out
+
+
+def test_an_evaluation_draws_passages_until_its_interval_is_narrow(qrun, words, trained):
+    folder, store = trained
+    own = [*perplexity_words(words[0]), f"adapter.path={folder}", "evaluation.sample=passages", "protocol.ctx=32"]
+    code, out, err = qrun("eval", "perplexity", *own, "evaluation.max_tokens=100", "evaluation.precision=0.4", "name=p")
+    assert code == 0, err
+    looks = [line.split() for line in out.splitlines() if line.startswith("look ")]
+    assert 1 < len(looks) < 9 and "no interval" in out and f"looked at {len(looks)} times" in out
+    run = store.find("p")
+    stated = json.loads(store.artifact_text(run.info.run_id, "protocol.json"))
+    assert (stated["looks"], stated["max_tokens"]) == (len(looks), 100 * 2 ** (len(looks) - 1))
+    base, adapted = (recorded(f"p:{which}", store) for which in ("base", "adapted"))
+    assert base.tokens == adapted.tokens and dict(base.statement) == stated
+    assert base.fingerprint == adapted.fingerprint == run.data.tags["protocol_fingerprint"]
+    half = (run.data.metrics["gain_high"] - run.data.metrics["gain_low"]) / 2 / base.perplexity
+    assert half <= 0.4 and f"{half:.2%}" in out
+    code, out, err = qrun("eval", "perplexity", *own, "evaluation.max_tokens=800", "evaluation.precision=1e-6")
+    assert code == 0 and "the text has no more passages" in out, err
+
+
+def test_precision_needs_passages_and_studies_one_text(qrun, words):
+    own = perplexity_words(words[0])
+    code, _, err = qrun("eval", "perplexity", *own, "evaluation.sample=whole", "evaluation.precision=0.01")
+    assert code == 2 and err.startswith("qrun: evaluation.precision=0.01: it draws passages")
+    drawn = ["evaluation.sample=passages", "evaluation.max_tokens=100", "evaluation.precision=0.01"]
+    code, _, err = qrun("eval", "perplexity", "-m", *own, *drawn)
+    assert code == 2 and err.startswith(
+        "qrun: evaluation.precision=0.01: the cells of a study are compared on one text"
+    )
 
 
 def test_recorded_runs_compare_in_pairs_and_refuse_other_protocols(qrun, words, trained):

@@ -268,6 +268,17 @@ def test_an_interval_far_beyond_all_gains_ends_in_an_arrow():
     ] == [[0.5]]
 
 
+def test_gains_of_one_seed_each_are_drawn_without_intervals():
+    from qrun.report.figures import gain_over_parameters
+
+    rows = pd.DataFrame({
+        "sites": "all", "null": "trained", "method": ["cayley", "lora"], "parameters": [10, 20], "gain": [0.4, -0.2],
+        "seed_low": math.nan, "seed_high": math.nan,
+    })  # fmt: skip
+    low, high = gain_over_parameters("nano", rows, 28.5).axes[0].get_ylim()
+    assert -0.3 < low < -0.2 and 0.4 < high < 0.5
+
+
 def test_across_studies_the_gain_with_more_seeds_stands_for_a_method():
     from qrun.report.figures import across
 
@@ -634,6 +645,18 @@ def test_gain_kept_is_the_share_of_nats_with_intervals_over_seeds_and_documents(
     assert (row["circuits"], row["error"], row["survival"], row["seeds"]) == pytest.approx((48, 0.1, 0.9, 3))
     assert found["nulls"][["null", "gain"]].to_numpy().tolist() == [["K = 0", -0.5]]
     assert only(found["exact"], method="cayley")["gain"] == 2.0
+
+
+def test_of_no_gain_at_all_nothing_is_a_share_and_no_wall_is_drawn():
+    from qrun.report.figures import draw
+
+    found = wall_table()
+    exact = (found.table["kind"] == "measure") & (found.table["gain"] == 2.0)
+    for key in found.table["key"][exact]:
+        found.units[key] = found.units[found.table["key"][0]]
+    numbers = wall.numbers(found)
+    assert numbers["kept"][["kept", "seed_low", "document_high"]].isna().all(axis=None)
+    assert draw("wall", "nano", numbers) == {}
 
 
 def test_the_critical_rate_of_a_way_is_where_its_gain_ends():

@@ -57,6 +57,19 @@ def test_a_store_reads_itself_as_mlflows_client_does(store):
         assert {key: str(run) for key, run in slow.items()} == {key: str(run) for key, run in expected.items()}
 
 
+def test_of_many_runs_a_server_is_asked_for_those_wanted_alone(store, monkeypatch):
+    for name in ("d", "e"):
+        with store.run("train", name, {}, {"cell_key": "k2"}):
+            pass
+    store.own, asked, search = False, [], store.client.search_runs
+    monkeypatch.setattr("qrun.tracking.store.PAGE", 2)
+    monkeypatch.setattr(store.client, "search_runs", lambda *a, **k: asked.append(a[1]) or search(*a, **k))
+    found = store.tagged("train", "cell_key", "FINISHED", ["k0"])  # newest first: e, d, b, a
+    assert found["k0"].name == "a" and found["k2"].name == "e"
+    assert len(asked) == 2 and asked[-1] == "tags.`cell_key` = 'k0' AND attributes.status = 'FINISHED'"
+    assert {run.name for run in store.tagged("train", "cell_key", "FINISHED").values()} == {"a", "b", "e"}
+
+
 @pytest.mark.parametrize("how", [shutil.move, shutil.copytree])
 def test_a_moved_or_copied_store_reads_and_writes_where_it_lies(store, tmp_path, how):
     before = sorted((store.folder / "artifacts").rglob("*"))
