@@ -32,11 +32,13 @@ from qrun.quantum.estimates import (
     from_two_settings,
     inverse_confusion,
     known_slices,
+    left_open,
     magnitudes,
     posterior,
     rotation,
     soft,
     spread,
+    tally,
     with_signs,
 )
 from qrun.quantum.estimates import Rates as Known
@@ -58,10 +60,12 @@ class Steps(NamedTuple):
     magnitudes: Callable[..., Any] = magnitudes
     with_signs: Callable[..., Any] = with_signs
     from_two_settings: Callable[..., Any] = from_two_settings
+    tally: Callable[..., tuple[float, float, float, float, float]] = tally
+    left_open: Callable[..., Any] = left_open
 
 
 ARRAYS = Steps()
-TENSORS = Steps(resident.normalise, resident.magnitudes, resident.with_signs, resident.from_two_settings)
+TENSORS = Steps(*(getattr(resident, name) for name in Steps._fields))
 
 
 SAMPLED = 64  # rows of a call that the error of counting is worked out for
@@ -84,6 +88,22 @@ class Statistics:
     counting: float = 0.0  # of that, what so many shots make on average, to first order
     power: float = 0.0  # sum of |x|^2
     angle: float = 0.0  # sum of the angle between x and Q x, radians
+
+    def add(
+        self, slices: float, flips: float, error: float, power: float, angle: float, settings: int, count: int,
+        channels: int, open_: float,
+    ) -> None:  # fmt: skip
+        """What `tally` found in so many slices of so many channels in all, and the share of their power that counting
+        leaves open."""
+        self.slices += int(slices)
+        self.circuits += int(slices) * settings
+        self.empty += count - int(slices)
+        self.flips += int(flips)
+        self.channels += channels
+        self.error += error
+        self.counting += open_ * power
+        self.power += power
+        self.angle += angle
 
     def summary(self) -> dict[str, float]:
         """Fraction of sign flips, relative error (root mean square), mean rotation angle in degrees, circuits
@@ -244,6 +264,8 @@ class SiteExecutor:
         if numbers is None:  # token by token, as text is generated
             numbers = np.arange(self.rows, self.rows + len(slices))
             self.rows += len(slices)
+        if (numbers >= 0).all():
+            return self._estimates(blocks, slices, numbers).to(slices.device, slices.dtype)
         real = torch.from_numpy(np.flatnonzero(numbers >= 0)).to(slices.device)  # padding runs no circuits
         out = torch.zeros_like(slices)
         out[real] = self._estimates(blocks, slices[real], numbers[numbers >= 0]).to(slices.device, slices.dtype)
@@ -260,14 +282,16 @@ class SiteExecutor:
         there = self.shares(torch.as_tensor(norms))
         shares: Any = there if device.accelerator else there.numpy()
         outcomes = self.run(ready, units, shares, numbers)
-        estimates = self.estimates(ready, outcomes, units, wanted, shares) * norms[..., None]
+        estimates = self.estimates(ready, outcomes, units, wanted, shares)
+        estimates *= norms[..., None]
         found = torch.as_tensor(estimates)
         size = torch.as_tensor(norms)
         some = slice(None, None, max(1, -(-len(found) // SAMPLED)))
         open_ = self._open(ready, found[some] / size[some].clamp(min=1e-12)[..., None], there[some])
-        power = size.square()
-        share = (open_ * power[some]).sum(dtype=torch.float64) / power[some].sum(dtype=torch.float64).clamp(min=1e-300)
-        self._count(x, product, found, size, len(outcomes), share)
+        power = size[some].square().double()
+        share = float((open_ * power).sum() / power.sum().clamp(min=1e-300))
+        sums = parent.steps.tally(vectors, wanted, estimates, norms, parent.constrained)
+        parent.statistics.add(*sums, len(outcomes), size.numel(), x.numel(), share)
         parent.statistics.seconds += time.perf_counter() - started
         return found
 
@@ -293,33 +317,9 @@ class SiteExecutor:
         if len(self.keys) == 1:
             return variances(units).sum(-1)
         r = torch.as_tensor(rotation(qubits(dim))).to(units)
-        precision = torch.diag_embed(1 / variances(units))
-        precision = precision + torch.einsum("ka,njk,kb->njab", r, 1 / variances(units @ r.T), r)
-        return torch.linalg.inv(precision).diagonal(dim1=-2, dim2=-1).sum(-1)
-
-    def _count(
-        self, x: Tensor, product: Tensor, estimates: Tensor, norms: Tensor, settings: int, counting: Tensor
-    ) -> None:
-        """Add slices [N, B, b] to the statistics; one transfer from a GPU."""
-        seen, real, power = self.parent.statistics, norms > 0, norms.square()
-        constrained = self.parent.constrained
-        meant = torch.where(x < 0, -product.abs(), product.abs()) if constrained else product
-        angles = torch.arccos(((x * product).sum(-1) / torch.where(real, power, 1)).clamp(-1, 1))[real]
-        sums = [
-            real.sum(), ((product < 0) != (x < 0)).sum(), (estimates - meant).square().sum(dtype=torch.float64),
-            power.sum(dtype=torch.float64), angles.sum(dtype=torch.float64),
-            counting * power.sum(dtype=torch.float64),
-        ]  # fmt: skip
-        slices, flips, error, total, angle, open_ = torch.stack([part.double() for part in sums]).tolist()
-        seen.slices += int(slices)
-        seen.circuits += int(slices) * settings
-        seen.empty += real.numel() - int(slices)
-        seen.flips += int(flips)
-        seen.channels += x.numel()
-        seen.error += error
-        seen.counting += open_
-        seen.power += total
-        seen.angle += angle
+        precisions = [1 / variances(units), 1 / variances(units @ r.T)]
+        accelerated = self.parent.device.accelerator
+        return torch.as_tensor(self.parent.steps.left_open(*(p if accelerated else p.numpy() for p in precisions)))
 
 
 def _array(values: Any) -> Floats:

@@ -118,8 +118,33 @@ def magnitudes(frequencies: Floats, rates: Rates | None) -> Floats:
 
 
 def with_signs(size: Floats, reference: Floats) -> Floats:
-    """Magnitudes with the signs of a reference; sign(0) = +1."""
-    return np.where(reference < 0, -size, size)
+    """Magnitudes with the signs of a reference of the same shape; sign(0) = +1."""
+    out = np.empty_like(size)
+    _signed(size.reshape(-1), reference.reshape(-1), out.reshape(-1))
+    return out
+
+
+def tally(
+    x: Floats, product: Floats, estimates: Floats, norms: Floats, constrained: bool
+) -> tuple[float, float, float, float, float]:
+    """Of slices x [N, B, b], their products Q x, estimates of them and norms [N, B]: how many are not zero, channels
+    whose sign the rotation changes, the sums of |estimate - Q x|^2 (of sign(x) |Qx| if constrained) and of |x|^2, and
+    of the angle between x and Q x, radians."""
+    sums, cosines = np.empty((len(x), 4)), np.empty_like(norms)
+    x, product, estimates = (np.ascontiguousarray(a) for a in (x, product, estimates))
+    _tally(x, product, estimates, norms, constrained, sums, cosines)
+    slices, flips, error, power = sums.sum(0).tolist()  # per row before, so that threads do not decide on the order
+    return slices, flips, error, power, float(np.arccos(cosines).sum(dtype=np.float64))
+
+
+def left_open(precision: Any, other: Any) -> Any:
+    """Mean square error [N, B] of estimates that two settings know with these precisions [N, B, b], entry by entry:
+    the trace of (diag(precision) + R^T diag(other) R)^-1."""
+    out = np.empty(precision.shape[:-1])
+    dim = precision.shape[-1]
+    mine, others = (np.asarray(a, np.float64).reshape(-1, dim) for a in (precision, other))
+    _left_open(mine, others, rotation(dim.bit_length() - 1), out.reshape(-1))
+    return out
 
 
 def from_two_settings(
@@ -183,6 +208,58 @@ def posterior(size: Floats, units: Floats, sigma: Floats, variance: Floats) -> F
     plus = 0.5 * (1 + np.tanh(np.clip(size * units / total, -30, 30)))
     mean = (units * variance + np.stack([size, -size]) * sigma**2) / total
     return plus * mean[0] + (1 - plus) * mean[1]
+
+
+@njit(cache=True, parallel=True)
+def _signed(size, reference, out):  # type: ignore[no-untyped-def]
+    for k in prange(len(size)):
+        out[k] = -size[k] if reference[k] < 0 else size[k]
+
+
+@njit(cache=True, parallel=True, fastmath={"reassoc", "contract"})
+def _tally(x, product, estimates, norms, constrained, sums, cosines):  # type: ignore[no-untyped-def]
+    one = norms.dtype.type(1)
+    for n in prange(len(x)):
+        mine, meant, found = x[n].reshape(-1), product[n].reshape(-1), estimates[n].reshape(-1)
+        flips, error, count, power = 0, 0.0, 0, 0.0
+        for k in range(len(mine)):
+            turned = (mine[k] < 0) != (meant[k] < 0)
+            flips += turned
+            off = found[k] + meant[k] if constrained and turned else found[k] - meant[k]
+            error += off * off
+        for j in range(x.shape[1]):
+            square, overlap = norms[n, j] * norms[n, j], norms[n, j] * 0
+            for k in range(x.shape[2]):
+                overlap += x[n, j, k] * product[n, j, k]
+            real = norms[n, j] > 0
+            count += real
+            power += square
+            cosines[n, j] = min(max(overlap / square, -one), one) if real else one
+        sums[n, 0], sums[n, 1], sums[n, 2], sums[n, 3] = count, flips, error, power
+
+
+@njit(cache=True, parallel=True, error_model="numpy")
+def _left_open(precision, other, r, out):  # type: ignore[no-untyped-def]
+    """Cholesky's L of the matrix, and the squares of the entries of L^-1."""
+    dim = precision.shape[1]
+    for row in prange(len(out)):
+        system, column, total = np.empty((dim, dim)), np.empty(dim), 0.0
+        for a in range(dim):
+            for b in range(a + 1):
+                here = precision[row, a] if a == b else 0.0
+                for k in range(dim):
+                    here += r[k, a] * other[row, k] * r[k, b]
+                for k in range(b):
+                    here -= system[a, k] * system[b, k]
+                system[a, b] = np.sqrt(here) if a == b else here / system[b, b]
+        for b in range(dim):
+            for a in range(b, dim):
+                here = 1.0 if a == b else 0.0
+                for k in range(b, a):
+                    here -= system[a, k] * column[k]
+                column[a] = here / system[a, a]
+                total += column[a] * column[a]
+        out[row] = total
 
 
 @njit(cache=True)

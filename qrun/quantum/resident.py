@@ -1,6 +1,8 @@
 """From slices to estimates without leaving a GPU: encoding.py, sampling.py and estimates.py in torch.
 
-    normalise, sample, magnitudes, with_signs, from_two_settings      names, arguments and results of those modules
+    normalise, sample, magnitudes, with_signs, from_two_settings, tally, left_open
+
+Names, arguments and results are those of these modules.
 
 Shots are drawn from the same streams by the same formulas in float64, so counts are those of the processor but where
 an ulp of a logarithm decides. Formulas and their sources stand there; here all rows move together, and rows that are
@@ -161,6 +163,28 @@ def magnitudes(frequencies: Tensor, rates: Rates | None) -> Tensor:
 def with_signs(size: Tensor, reference: Tensor) -> Tensor:
     """Magnitudes with the signs of a reference; sign(0) = +1."""
     return torch.where(reference < 0, -size, size)
+
+
+def tally(
+    x: Tensor, product: Tensor, estimates: Tensor, norms: Tensor, constrained: bool
+) -> tuple[float, float, float, float, float]:
+    """Slices, sign flips, square error, power and angles; one transfer from a GPU."""
+    real, power = norms > 0, norms.square()
+    meant = torch.where(x < 0, -product.abs(), product.abs()) if constrained else product
+    angles = torch.arccos(((x * product).sum(-1) / torch.where(real, power, 1)).clamp(-1, 1))[real]
+    sums = [
+        real.sum(), ((product < 0) != (x < 0)).sum(), (estimates - meant).square().sum(dtype=torch.float64),
+        power.sum(dtype=torch.float64), angles.sum(dtype=torch.float64),
+    ]  # fmt: skip
+    slices, flips, error, total, angle = torch.stack([part.double() for part in sums]).tolist()
+    return slices, flips, error, total, angle
+
+
+def left_open(precision: Tensor, other: Tensor) -> Tensor:
+    """Mean square error [N, B] of estimates that two settings know with these precisions [N, B, b]."""
+    r = torch.as_tensor(rotation(precision.shape[-1].bit_length() - 1)).to(precision)
+    system = torch.diag_embed(precision) + torch.einsum("ka,njk,kb->njab", r, other, r)
+    return cast(Tensor, torch.linalg.inv(system).diagonal(dim1=-2, dim2=-1).sum(-1))
 
 
 @cache

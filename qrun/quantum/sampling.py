@@ -18,7 +18,8 @@ from qrun.errors import RunFailed
 
 TABLE = 2**17  # factorials that are looked up
 ROWS = 64  # circuits whose shots are drawn side by side
-MASS, LEFT, COUNT, SURE, SHARE = (k * ROWS for k in range(5))  # their parts of one array
+MASS, LEFT, COUNT, SURE, SHARE, PLACE, HEIGHT = (k * ROWS for k in range(7))  # their parts of one array
+TRIALS, CHANCE, DRAWN, NEAR, BELOW, ODDS, BOUND = (k * ROWS for k in range(7))  # those of rows that are tested
 FEW = 20  # shots below which every draw is by inversion
 
 
@@ -41,14 +42,14 @@ def sample(probabilities: NDArray[Any], shots: Shots, key: int, numbers: NDArray
     first = (np.asarray(numbers, np.uint64)[:, None] * np.uint64(blocks) + np.arange(blocks, dtype=np.uint64)).ravel()
     out = np.empty_like(p)
     each = np.broadcast_to(np.asarray(shots, np.int64), (tokens, blocks)).ravel()
-    _multinomial(p, each, np.uint64(key), first, _log_factorials(min(int(each.max(initial=1)), TABLE)), out)
+    _multinomial(p, each, np.uint64(key), first, _log_factorials(min(int(each.max(initial=1)), TABLE - 1)), out)
     return out.reshape(tokens, blocks, outcomes)
 
 
 @cache
 def _log_factorials(most: int) -> NDArray[np.float64]:
-    """log k! for k = 0 .. most."""
-    return np.array([math.lgamma(k + 1) for k in range(most + 1)])
+    """log k! for k = 0 .. most, and on to a power of two."""
+    return np.array([math.lgamma(k + 1) for k in range(1 << most.bit_length())])
 
 
 @njit(cache=True, inline="always")
@@ -124,10 +125,63 @@ def _squeezed(work, states):  # type: ignore[no-untyped-def]
         us = 0.5 - abs(u)
         k = np.floor((2 * a / us + b) * u + (n * chance + 0.5))
         work[COUNT + i] = n - k if share > 0.5 else k
-        sure = 1.0 if n * chance >= 10.0 else 0.0
-        sure = sure if us >= 0.07 else 0.0
-        work[SURE + i] = sure if v <= 0.92 - 4.2 / b else 0.0
+        work[PLACE + i], work[HEIGHT + i] = us, v
+        tried = 1.0 if n * chance >= 10.0 else 0.0
+        sure = tried if us >= 0.07 else 0.5 * tried
+        work[SURE + i] = sure if v <= 0.92 - 4.2 / b else 0.5 * tried
         states[ROWS + i] = state
+
+
+@njit(cache=True, inline="always")
+def _log(x):  # type: ignore[no-untyped-def]
+    """log x to 2e-16, without a branch: 2 artanh((m - 1) / (m + 1)) of the mantissa m in (0.7, 1.42)."""
+    bits = np.float64(x).view(np.int64)
+    half = (bits - 0x3FE6A09E667F3BCD) >> 52  # powers of two from sqrt(1/2) on
+    m = np.int64(bits - (half << 52)).view(np.float64)
+    z = (m - 1.0) / (m + 1.0)
+    w = z * z
+    tail = 1 / 15 + w * (1 / 17 + w * (1 / 19 + w * (1 / 21)))
+    tail = 1 / 5 + w * (1 / 7 + w * (1 / 9 + w * (1 / 11 + w * (1 / 13 + w * tail))))
+    return half * 0.6931471805599453 + (2 * z + 2 * z * w * (1 / 3 + w * tail))
+
+
+@njit(cache=True, error_model="numpy")
+def _tested(work, dense, rows, table):  # type: ignore[no-untyped-def]
+    """The other look, at rows that `_squeezed` was not sure of: SURE becomes 1 where the count is taken."""
+    count = 0
+    for i in range(ROWS):
+        sure = work[SURE + i]
+        rows[count] = i
+        count += int(4 * sure * (1 - sure))  # no branch: nothing could predict it
+    for i in range(count):
+        row = rows[i] & (ROWS - 1)
+        dense[TRIALS + i], dense[DRAWN + i] = work[LEFT + row], work[COUNT + row]
+        dense[CHANCE + i], dense[ODDS + i] = work[SHARE + row], work[MASS + row]
+        dense[NEAR + i], dense[BELOW + i] = work[PLACE + row], work[HEIGHT + row]
+    for i in range(count):
+        n, share, us = dense[TRIALS + i], min(dense[CHANCE + i] / dense[ODDS + i], 1.0), dense[NEAR + i]
+        p = 1.0 - share if share > 0.5 else share
+        spread = np.sqrt(n * p * (1.0 - p))
+        b = 1.15 + 2.53 * spread
+        a = -0.0873 + 0.0248 * b + 0.01 * p
+        dense[DRAWN + i] = n - dense[DRAWN + i] if share > 0.5 else dense[DRAWN + i]
+        dense[BELOW + i] = dense[BELOW + i] * ((2.83 + 5.1 / b) * spread) / (a / (us * us) + b)
+        dense[CHANCE + i], dense[ODDS + i] = p, p / (1.0 - p)
+    for i in range(count):
+        n, k = dense[TRIALS + i], min(max(dense[DRAWN + i], 0.0), dense[TRIALS + i])
+        mode = np.floor((n + 1) * dense[CHANCE + i])
+        last = table.shape[0] - 1
+        dense[BOUND + i] = (
+            table[int(mode) & last] + table[int(n - mode) & last] - table[int(k) & last] - table[int(n - k) & last]
+        )
+        dense[NEAR + i] = k - mode
+    for i in range(count):
+        dense[BOUND + i] = dense[BOUND + i] + dense[NEAR + i] * _log(dense[ODDS + i]) - _log(dense[BELOW + i])
+    for i in range(count):
+        k = dense[DRAWN + i]
+        there = 1.0 if k >= 0.0 else 0.5
+        there = there if k <= dense[TRIALS + i] else 0.5
+        work[SURE + rows[i]] = there if dense[BOUND + i] >= 0.0 else 0.5
 
 
 @njit(cache=True, parallel=True, error_model="numpy")
@@ -136,7 +190,8 @@ def _multinomial(p, each, key, first, table, out):  # type: ignore[no-untyped-de
     for chunk in prange(-(-rows // ROWS)):
         begin, most = chunk * ROWS, 0
         here = min(ROWS, rows - begin)
-        states, work = np.zeros(2 * ROWS, np.uint64), np.zeros(5 * ROWS)
+        states, work = np.zeros(2 * ROWS, np.uint64), np.zeros(7 * ROWS)
+        dense, tested = np.zeros(7 * ROWS), np.zeros(ROWS + 1, np.int64)
         for i in range(here):
             # a row's stream starts where a hash of (key, number) says, so neighbours share nothing
             state, _ = _next(key ^ (first[begin + i] * np.uint64(0xD1342543DE82EF95)))
@@ -151,11 +206,15 @@ def _multinomial(p, each, key, first, table, out):  # type: ignore[no-untyped-de
                 work[SHARE + i] = max(p[begin + i, k], 0.0)
             if most >= FEW:
                 _squeezed(work, states)
+                if most < table.shape[0]:
+                    _tested(work, dense, tested, table)
             for i in range(here):
                 share = work[SHARE + i]
-                if work[SURE + i] > 0.0:
+                if work[SURE + i] == 1.0:
                     states[i], count = states[ROWS + i], work[COUNT + i]
                 else:
+                    if work[SURE + i] > 0.0 and most < table.shape[0]:
+                        states[i] = states[ROWS + i]  # that pair is not taken
                     states[i], count = _drawn(share, work[MASS + i], int(work[LEFT + i]), states[i], table)
                 out[begin + i, k] = count / max(each[begin + i], 1)
                 work[LEFT + i] -= count

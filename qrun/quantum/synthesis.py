@@ -5,10 +5,10 @@
 n = 1    Q is one RY.
 n = 2    2 CZ, in closed form. SO(4) is two commuting copies of SU(2), {IY, YZ, YX} and {YI, ZY, XY}; CZ turns IY into
          ZY and YI into YZ, so the six angles are the Euler angles (y, z, y) of two unit quaternions.
-n = 3    14 CZ, n = 4: 60 CZ, by batched Levenberg-Marquardt from random starts. Counting parameters gives lower bounds
-         of 13 and 58; 14 is also the proven count of arXiv:2512.18049. At the identity the form is singular: rotations
-         of less than about 1e-4 are found slowly or not. What no start solves to 1e-9 is returned as unsolved, and the
-         caller takes another way.
+n = 3    14 CZ, n = 4: 60 CZ, by Levenberg-Marquardt (quantum/descent.py) from the circuit of a block near the
+         identity, then from random starts. Counting parameters gives lower bounds of 13 and 58; 14 is also the proven
+         count of arXiv:2512.18049. At the identity the form is singular: rotations of less than about 1e-4 are found
+         slowly or not. What no start solves to 1e-9 is returned as unsolved, and the caller takes another way.
 
 Little-endian: bit q of an amplitude's index is qubit q. RY(t) = cos(t/2) - i Y sin(t/2).
 """
@@ -19,6 +19,8 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
+from qrun.quantum.descent import descend
+
 Floats = NDArray[np.float64]
 Edge = tuple[int, int]
 Edges = tuple[Edge, ...]
@@ -26,7 +28,7 @@ CZS = {2: 2, 3: 14, 4: 60}  # of a block on so many qubits
 EXACT = 1e-9  # largest entry of |circuit - Q| that counts as exact
 TRIES = 12
 NEAR = 1e-4  # share of the loss that a step towards the nearest circuit has to gain
-ITERATIONS = 300
+GUIDE = 13  # of 14 seeds the one with the fewest steps, at n = 3
 
 
 Written = tuple[NDArray[np.float64], "Ansatz"]  # angles [B, n + 2 k] and the order of gates of B circuits
@@ -84,7 +86,17 @@ def synthesise_angles(blocks: Floats, shape: Ansatz) -> tuple[Floats, NDArray[np
 
 def unitary(angles: Floats, shape: Ansatz) -> Floats:
     """The matrix [B, b, b] of a circuit."""
-    return _partials(angles, shape)[-1]
+    n, count = shape.qubits, 0
+    matrix = np.broadcast_to(np.eye(2**n), (len(angles), 2**n, 2**n))
+    for a, b in shape.gates():
+        if b >= 0:
+            matrix = _flip(n, a, b)[:, None] * matrix
+            continue
+        index, sign = _turn(n, a)
+        c, s = np.cos(angles[:, count] / 2)[:, None, None], np.sin(angles[:, count] / 2)[:, None, None]
+        matrix = c * matrix + s * (sign[:, None] * matrix[:, index])
+        count += 1
+    return matrix
 
 
 def _distance(found: Floats, blocks: Floats) -> Floats:
@@ -142,54 +154,41 @@ def _flip(n: int, a: int, b: int) -> Floats:
     return np.where((i >> a & 1) & (i >> b & 1), -1.0, 1.0)
 
 
-def _partials(angles: Floats, shape: Ansatz) -> list[Floats]:
-    """Products of all gates up to each RY, [B, b, b] each, and the whole circuit last."""
-    n, count = shape.qubits, 0
-    matrix = np.broadcast_to(np.eye(2**n), (len(angles), 2**n, 2**n))
-    out = []
-    for a, b in shape.gates():
-        if b >= 0:
-            matrix = _flip(n, a, b)[:, None] * matrix
-            continue
-        index, sign = _turn(n, a)
-        c, s = np.cos(angles[:, count] / 2)[:, None, None], np.sin(angles[:, count] / 2)[:, None, None]
-        matrix = c * matrix + s * (sign[:, None] * matrix[:, index])
-        out.append(matrix)
-        count += 1
-    return [*out, matrix]
-
-
-def _jacobian(angles: Floats, shape: Ansatz) -> tuple[Floats, Floats]:
-    """The circuit's matrix [B, b, b] and its derivatives [B, P, b, b]."""
-    n = shape.qubits
-    partials = _partials(angles, shape)
-    slopes = np.empty((len(angles), angles.shape[1], 2**n, 2**n))
-    left = np.broadcast_to(np.eye(2**n), (len(angles), 2**n, 2**n))
-    count = angles.shape[1]
-    for a, b in reversed(shape.gates()):
-        if b >= 0:
-            left = left * _flip(n, a, b)
-            continue
-        count -= 1
-        index, sign = _turn(n, a)
-        slopes[:, count] = left @ (0.5 * sign[:, None] * partials[count][:, index])
-        c, s = np.cos(angles[:, count] / 2)[:, None, None], np.sin(angles[:, count] / 2)[:, None, None]
-        left = c * left + s * (left[:, :, index] * sign[index])
-    return partials[-1], slopes
-
-
 def _levenberg_marquardt(blocks: Floats, shape: Ansatz) -> Floats:
-    """Angles [B, P] of least |circuit - Q|: each block from new random starts until one is exact, TRIES at most."""
-    count = shape.angles
-    angles = np.zeros((len(blocks), count))
+    """Angles [B, P] of least |circuit - Q|: each block from new starts until one is exact, TRIES at most. They are the
+    same for every block: a block's circuit depends on nothing beside it."""
+    angles = np.zeros((len(blocks), shape.angles))
     left = np.arange(len(blocks))
     for trial in range(TRIES):
         if not len(left):
             break
-        starts = np.random.default_rng(trial).uniform(-np.pi, np.pi, (1, count))  # the same for every block: a block's
-        found = _descend(blocks[left], np.repeat(starts, len(left), 0), shape)  # circuit depends on nothing beside it
-        angles[left] = found
-        left = left[_distance(unitary(found, shape), blocks[left]) >= EXACT]
+        start = _guide(shape) if trial == 0 else _random(trial, shape)
+        angles[left] = _descended(blocks[left], np.repeat(start, len(left), 0), shape)
+        left = left[_distance(unitary(angles[left], shape), blocks[left]) >= EXACT]
+    return angles
+
+
+def _random(seed: int, shape: Ansatz) -> Floats:
+    """Angles [1, P]."""
+    return np.random.default_rng(seed).uniform(-np.pi, np.pi, (1, shape.angles))
+
+
+@cache
+def _guide(shape: Ansatz) -> Floats:
+    """The circuit [1, P] of a fixed rotation as small as trained ones, from which others are a dozen steps away, a
+    third of those from random angles."""
+    dim = 2**shape.qubits
+    k = np.triu(np.random.default_rng(GUIDE).normal(scale=0.03, size=(dim, dim)), 1)
+    k = (k - k.T) / 2
+    rotation = np.linalg.solve(np.eye(dim) + k, np.eye(dim) - k).astype(float)
+    return _descended(rotation[None], _random(GUIDE, shape), shape)
+
+
+def _descended(blocks: Floats, starts: Floats, shape: Ansatz, least: float = 1e-9) -> Floats:
+    """Angles [B, P] after one descent of every block from its start, each with its own damping, until a step gains less
+    than that share of the loss."""
+    angles = np.array(starts)
+    descend(np.ascontiguousarray(blocks, float), angles, np.array(shape.gates()), least)
     return angles
 
 
@@ -199,40 +198,10 @@ def nearest_angles(blocks: Floats, starts: Floats, shape: Ansatz) -> Floats:
     first qubit, which is the sign."""
     best, least = starts[0].copy(), np.full(len(blocks), np.inf)
     for start in starts:
-        found = _descend(blocks, start.copy(), shape, NEAR)
+        found = _descended(blocks, start, shape, NEAR)
         negative = np.einsum("bij,bij->b", unitary(found, shape), blocks) < 0
         found[:, 0] += 2 * np.pi * negative
         distance = np.square(unitary(found, shape) - blocks).sum((1, 2))
         better = distance < least
         best[better], least[better] = found[better], distance[better]
     return best
-
-
-def _descend(blocks: Floats, angles: Floats, shape: Ansatz, least: float = 1e-9) -> Floats:
-    """One descent of every block, each with its own damping, until a step gains less than that share of the loss."""
-    matrix, slopes = _jacobian(angles, shape)
-    target = np.where(np.einsum("bij,bij->b", matrix, blocks) < 0, -1.0, 1.0)[:, None, None] * blocks
-    loss, damping = np.square(matrix - target).sum((1, 2)), np.full(len(blocks), 1e-2)
-    active = np.arange(len(blocks))
-    for _ in range(ITERATIONS):
-        if not len(active):
-            break
-        slope = slopes[active].reshape(len(active), angles.shape[1], -1)
-        rest = (matrix[active] - target[active]).reshape(len(active), -1, 1)
-        normal = slope @ slope.swapaxes(1, 2) + damping[active, None, None] * np.eye(angles.shape[1])
-        trial = angles[active] - np.linalg.solve(normal, slope @ rest)[..., 0]
-        found, steeper = _jacobian(trial, shape)
-        now = np.square(found - target[active]).sum((1, 2))
-        better = now < loss[active]
-        stalled = better & (now > 1e-12) & (loss[active] - now < least * loss[active])
-        kept = active[better]
-        angles[kept], matrix[kept], slopes[kept], loss[kept] = (
-            trial[better],
-            found[better],
-            steeper[better],
-            now[better],
-        )
-        damping[kept] = np.maximum(0.3 * damping[kept], 1e-12)
-        damping[active[~better]] *= 5
-        active = active[~((loss[active] < 1e-24) | (damping[active] > 1e8) | stalled)]
-    return angles

@@ -7,6 +7,7 @@ from hypothesis.extra.numpy import arrays
 from qiskit import QuantumCircuit
 from qiskit.quantum_info import Statevector
 from quantum_support import rotations, unit_slices
+from threadpoolctl import threadpool_limits
 
 from qrun.adapters.cayley import cayley
 from qrun.errors import InputError
@@ -120,6 +121,15 @@ def test_a_blocks_circuit_does_not_depend_on_the_blocks_beside_it():
     blocks, shape = rotations(3, 6), ansatz(3, path(3))
     alone = np.concatenate([synthesise_angles(block[None], shape)[0] for block in blocks])
     np.testing.assert_array_equal(synthesise_angles(blocks, shape)[0], alone)
+
+
+def test_a_blocks_circuit_has_the_same_bits_on_any_number_of_threads():
+    """Products of BLAS have not: at n = 4 they are large enough to be shared out."""
+    blocks, shape, found = rotations(4, 2), ansatz(4, path(4)), []
+    for threads in (1, 2):
+        with threadpool_limits(threads):
+            found.append(synthesise_angles(blocks, shape)[0])
+    np.testing.assert_array_equal(*found)
 
 
 def test_blocks_of_determinant_minus_one_are_qiskits():
