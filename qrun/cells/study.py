@@ -17,7 +17,7 @@ from typing import Protocol
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from qrun.cells.cell import Cell
+from qrun.cells.cell import Cell, whole
 from qrun.cells.keys import Keys, Sources
 from qrun.cells.schedule import Plan, plan, run_missing
 from qrun.cells.table import collect
@@ -48,7 +48,7 @@ CELLS = View(
 CURVES = ("params.b", "params.axis", "params.method", "params.way", "params.sites")
 TOLD = "told"  # tag of a parent whose page, table, figures and curves are whole
 # FLOP a second of one process on two shared cores, nano: what a dry run assumes where the store has no finished cell
-RATES = {"train": 5e10, "measure": 3e10, "compress": 5e10, "ask": 3e10}
+RATES = {"scan": 5e10, "train": 5e10, "measure": 3e10, "compress": 5e10, "ask": 3e10}
 
 
 class StudyConfig(Protocol):
@@ -80,7 +80,7 @@ class Study(Protocol):
 def run_study(name: str, study: Study, config: StudyConfig, dry_run: bool, typed: Sequence[str] = ()) -> Results | None:
     """Compute what is missing, record and show the results; with `dry_run` list the cells, and return None. `typed` is
     the study's own command, where another one runs it."""
-    grid = list(study.cells(config, say))
+    grid = whole(study.cells(config, say))
     if dry_run:
         _list(name, grid, config)
         return None
@@ -191,15 +191,17 @@ def _list(name: str, grid: Sequence[Cell], config: StudyConfig) -> None:
     for cell in grid:
         count = cell.task.parameters()
         say(cell.label + (f": {count:,} parameters" if count else ""))
-    kinds = Counter(cell.task.kind for cell in grid)
-    work = sum(cell.task.work() / RATES[cell.task.kind] for cell in grid)
     speed, where = measured_rates(config), "at rates of finished cells in this store"
-    if speed:
-        work = sum(cell.task.work() / speed.get(cell.task.kind, RATES[cell.task.kind]) for cell in grid)
-    else:
+    if not speed:
         where = "at the rates of nano on two cores"
+    work = dict.fromkeys(RATES, 0.0)
+    for cell in grid:
+        work[cell.task.kind] += cell.task.work() / (RATES | speed)[cell.task.kind]
+    kinds = Counter(cell.task.kind for cell in grid)
     listed = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-    say(f"{name}: {len(grid)} cells ({listed}); about {work / 60:.0f} process-minutes {where}; nothing was run")
+    minutes = sum(work.values()) / 60
+    scans = f", {work['scan'] / sum(work.values()):.0%} of them scans of rates" if work["scan"] else ""
+    say(f"{name}: {len(grid)} cells ({listed}); about {minutes:.0f} process-minutes{scans} {where}; nothing was run")
 
 
 def measured_rates(config: StudyConfig) -> dict[str, float]:

@@ -34,6 +34,14 @@ def effective_number(weight: Sequence[float] | NDArray[np.number]) -> float:
     return float(w.sum() ** 2 / np.square(w).sum())
 
 
+def mean_error(sums: Floats, weight: Floats) -> tuple[float, float]:
+    """sum / sum of weights, and its standard error over documents (a ratio estimate's: Cochran 1977, 2.11)."""
+    total, count = weight.sum(), len(weight)
+    mean = float(sums.sum() / total)
+    spread = np.square(sums - mean * weight).sum() * count / max(count - 1, 1)
+    return mean, float(np.sqrt(spread) / total)
+
+
 def perplexity_difference(a: Floats, b: Floats, weight: Floats, axis: int = -1) -> Floats:
     """exp(sum a / sum w) - exp(sum b / sum w) along an axis: nats a, b and token (or word) counts w per document."""
     total = weight.sum(axis)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 import pandas as pd
 
 from qrun.cells.cell import Cell
-from qrun.config.ranges import check_seeds, require
+from qrun.config.ranges import require
 from qrun.evaluation.intervals import Interval
 from qrun.evaluation.results import Results
 from qrun.evaluation.trends import mean_interval, monotone_trend
@@ -26,11 +26,8 @@ BLOCKS = ["rotation_degrees", "sign_flips", "relative_change", "entropy_bits", "
 class Axes(StudyAxes):
     """Axes of `qrun sweep dim`."""
 
-    control_seeds: list[int] = field(default_factory=lambda: [0])  # of the LoRA curve
-
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_seeds("study.control_seeds", *self.control_seeds)
         other = sorted(set(self.controls) - {"lora"})
         require(not other, "study.controls", other, "this curve is lora's; the others are in `qrun sweep controls`")
 
@@ -48,13 +45,11 @@ def cells(config: Config, say: Say) -> Iterator[Cell]:
     yield base
     for chosen, dim in usable(config, say):
         adapter = replace(at_sites(config.adapter, chosen), dim=dim)
-        arms = [(adapter, seed) for seed in config.study.seeds]
-        if "lora" in config.study.controls:
-            arms += [(matched(config, adapter, "lora"), seed) for seed in config.study.control_seeds]
-        for method, seed in arms:
-            trained = train_cell(config, {"sites": chosen.value, "b": dim}, method, seed)
-            yield trained
-            yield exact_cell(config, trained, base)
+        for method in [adapter, *(matched(config, adapter, name) for name in config.study.controls)]:
+            for seed in config.study.seeds:
+                trained = train_cell(config, {"sites": chosen.value, "b": dim}, method, seed)
+                yield trained
+                yield exact_cell(config, trained, base)
 
 
 def numbers(results: Results) -> Mapping[str, pd.DataFrame]:

@@ -175,13 +175,13 @@ def test_a_report_made_from_a_report_is_the_same_to_the_byte(tmp_path, write, ma
         (dim_results(seeds=2), ()),
         (dim_results(), ("study.dims=[2,4]",)),
         (dim_results(), ("training.lr=0.5",)),
+        (dim_results(), ("study.trials=1",)),
         (dim_results(), ("evaluation.max_tokens=512",)),
         (dim_results(), ("adapter.side=output",)),
-        (dim_results(steps=29), ()),
     ],
-    ids=["two seeds", "other dims", "other rate", "less text", "other side", "stopped early"],
+    ids=["two seeds", "other dims", "other rate", "no scan of rates", "less text", "other side"],
 )
-def test_fewer_seeds_other_words_and_cut_trainings_are_below_the_standard(defaults, results, words):
+def test_fewer_seeds_and_other_words_are_below_the_standard(defaults, results, words):
     assert standard(about_dim(defaults), dim_results(), CATALOGUE) == "nano"
     assert standard(about_dim(defaults, *words), results, CATALOGUE) is None
 

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from qrun.cells.cell import with_needs
+from qrun.cells.cell import whole, with_needs
 from qrun.config.schema import Side
 from qrun.errors import InputError
 from qrun.studies import configure, module
@@ -37,25 +37,26 @@ def default():
 @pytest.mark.parametrize(
     ("study", "expected"),
     [
-        ("dim", {"train": 2 * 6 * (5 + 1), "measure": 1 + 2 * 6 * (5 + 1)}),
-        ("controls", {"train": 2 * 7 * 3, "measure": 1 + 2 * 7 * 3 + 2 * 3 * 3}),
+        ("dim", {"scan": 2 * 6 * 2, "train": 2 * 6 * 2 * 5, "measure": 1 + 2 * 6 * 2 * 5}),
+        ("controls", {"scan": 2 * 7, "train": 2 * 7 * 5, "measure": 1 + 2 * 7 * 5 + 2 * 5 * 3}),
         # per site set and seed: b=2 has 5 points and 4 readout rates, the others 6 points, 6 rates and 4 readout rates
-        ("noise", {"train": 2 * 4 * 3, "measure": 1 + 2 * 4 * 3 + 2 * 3 * (9 + 3 * 16)}),
+        ("noise", {"scan": 2 * 4, "train": 2 * 4 * 5, "measure": 1 + 2 * 4 * 5 + 2 * 5 * (9 + 3 * 16)}),
         # per b and seed: LoRA and the adapter exact; 3 ways at 2 noises and 4 rates, and 4 beside them at a noise;
         # of one seed 2 nulls of every way
-        ("wall", {"train": 2 * 3 * 2, "measure": 1 + 2 * 3 * (2 + 3 * (2 + 4) + 4) + 2 * 2 * (3 + 4)}),
+        ("wall", {"scan": 4, "train": 2 * 5 * 2, "measure": 1 + 2 * 5 * (2 + 3 * (2 + 4) + 4) + 2 * 2 * (3 + 4)}),
         # per seed: Cayley blocks of three b, circuits of 3 and 1 k, and 4 cuts; at b = 8 all on a device too
-        ("circuits", {"train": 3 * (3 + 3 + 1), "measure": 1 + 3 * (3 + 3 + 1 + 4) + 3 * (1 + 3 + 4)}),
+        ("circuits", {"scan": 7, "train": 5 * (3 + 3 + 1), "measure": 1 + 5 * (3 + 3 + 1 + 4) + 5 * (1 + 3 + 4)}),
         # shifted: 2 b of the original, 7 arms at each ratio; home: 1 and 3
-        ("recover", {"compress": 2, "train": 3 * (2 + 2 * 7 + 1 + 2 * 3), "measure": 6 + 3 * (2 + 2 * 7 + 1 + 2 * 3)}),
+        ("recover", {"compress": 2, "scan": 23, "train": 5 * (2 + 2 * 7 + 1 + 2 * 3), "measure": 6 + 5 * 23}),
         ("questions", {"ask": 1}),
     ],
 )
 def test_default_grids_have_exactly_these_cells(default, study, expected):
     cells, said = default[study]
-    assert kinds(cells) == expected and len(set(map(id, cells))) == len(cells)
-    if study != "recover":  # whose home cells need the compression that the shifted ones have yielded
-        assert {id(cell) for cell in with_needs(cells)} == {id(cell) for cell in cells}
+    assert kinds(whole(cells)) == expected and len(set(map(id, cells))) == len(cells)
+    hidden = [cell for cell in with_needs(cells) if id(cell) not in set(map(id, cells))]
+    # the home cells of recover need the compressions that the shifted ones have yielded
+    assert set(kinds(hidden)) <= ({"scan", "compress"} if study == "recover" else {"scan"})
     assert bool(said) == (study == "noise")
 
 
@@ -78,15 +79,33 @@ def test_every_measurement_of_an_adapter_needs_its_own_training(default):
             assert cell.needs["base"].axes["method"] == "none"
 
 
+@pytest.mark.parametrize("study", ["dim", "controls", "noise", "wall", "circuits", "recover"])
+def test_every_method_has_as_many_trials_of_its_rate_with_a_seed_of_their_own(default, study):
+    for cell in trained(default[study][0]):
+        scan, own = cell.needs["rate"].task, cell.task.config
+        assert scan.kind == "scan" and scan.trials == 5 and scan.config.seed == 100
+        assert (scan.config.adapter, scan.config.training) == (own.adapter, own.training)
+        assert (scan.config.data, scan.config.teacher) == (own.data, own.teacher)
+        assert cell.needs["rate"].needs.get("model") is cell.needs.get("model")
+
+
+def test_one_trial_means_the_stated_rates_and_a_shorter_cap_is_the_same_for_all():
+    assert "scan" not in kinds(whole(grid("controls", "study.trials=1")[0]))
+    scans = [c.task.config.training.steps for c in whole(grid("controls", "study.trial_steps=90")[0])
+             if c.task.kind == "scan"]  # fmt: skip
+    assert set(scans) == {90} and len(scans) == 14
+    assert {c.task.config.training.steps for c in trained(grid("controls", "study.trial_steps=90")[0])} == {300}
+
+
 # --- dim
 
 
-def test_dim_puts_one_lora_seed_beside_five_of_the_adapter(default):
+def test_dim_gives_lora_the_seeds_of_the_adapter(default):
     cells, _ = default["dim"]
     assert values(trained(cells, method="cayley"), "b") == [2, 4, 8, 16, 32, 64]
     assert values(trained(cells, method="cayley"), "seed") == [0, 1, 2, 3, 4]
-    assert values(trained(cells, method="lora"), "seed") == [0] and values(trained(cells), "sites") == ["all", "one"]
-    assert len(trained(cells, sites="one", b=64)) == 6
+    assert values(trained(cells, method="lora"), "seed") == [0, 1, 2, 3, 4]
+    assert values(trained(cells), "sites") == ["all", "one"] and len(trained(cells, sites="one", b=64)) == 10
     assert not trained(grid("dim", "study.controls=[]")[0], method="lora")
 
 
@@ -165,6 +184,8 @@ def test_the_output_side_counts_output_widths():
         ("study.seeds=[]", "different values"),
         ("study.seeds=[-1]", "number from 0 to"),
         ("study.lr_exponent=3", "0 to 2"),
+        ("study.seeds=[0,100]", "seed of the scans"),
+        ("study.trials=0", "1 or more"),
         ("study.controls=[oft]", "qrun sweep controls"),
         ("study.controls=[cayley]", "use "),
         ("study.control_lr.nothing=1", "learning rate above 0"),

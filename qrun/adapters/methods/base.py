@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class Method:
     """The docstring's first line is the method's title on a model card."""
 
-    lr: float | None = None  # best of scripts/scan_lr.py, at b = 4 or rank 1; None takes the adapter's own training.lr
+    lr: float | None = None  # middle of a study's scan, at b = 4 or rank 1; None takes the adapter's own training.lr
     blocked = False  # blocks of adapter.dim channels, which must divide every width; lr falls with b
     circuits = False  # blocks that can run on a device; has sides and a sign rule
     control = True  # can be named in study.controls
