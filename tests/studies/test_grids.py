@@ -133,20 +133,28 @@ def test_lr_exponent_says_how_fast_it_falls(exponent, expected):
 
 
 @pytest.mark.parametrize(
-    ("sites", "b", "rank"),
+    ("sites", "b", "rank", "projections", "parameters"),
     # nano: (in + out) of all sites 20352, of v_proj 256; the adapter has width * (b - 1) / 2
-    [("all", 2, 1), ("all", 4, 1), ("all", 8, 2), ("all", 16, 4), ("all", 64, 15),
-     ("one", 4, 1), ("one", 8, 3), ("one", 16, 6), ("one", 64, 24)],
+    [("all", 16, 4, 7, 81408), ("all", 32, 8, 7, 162816), ("all", 64, 15, 7, 305280), ("one", 4, 1, 1, 256),
+     ("one", 8, 3, 1, 768), ("one", 16, 6, 1, 1536), ("one", 64, 24, 1, 6144), ("one", 2, 1, 1, 256)],
 )  # fmt: skip
-def test_lora_has_the_rank_of_about_equal_parameters_and_a_rate_falling_with_its_root(default, sites, b, rank):
+def test_lora_has_the_rank_of_about_equal_parameters_and_a_rate_falling_with_its_root(
+    default, sites, b, rank, projections, parameters
+):
     cells, _ = default["dim"]
     lora, own = trained(cells, method="lora", sites=sites, b=b)[0], trained(cells, method="cayley", sites=sites, b=b)[0]
-    width = {"all": 9984, "one": 192}[sites]
-    assert own.task.parameters() == width * (b - 1) // 2
-    per_rank = {"all": 20352, "one": 256}[sites]
-    assert lora.task.config.adapter.rank == rank and lora.task.parameters() == rank * per_rank
-    assert rank == 1 or abs(lora.task.parameters() - own.task.parameters()) <= per_rank / 2
+    assert own.task.parameters() == {"all": 9984, "one": 192}[sites] * (b - 1) // 2
+    assert lora.task.config.adapter.rank == rank and lora.task.parameters() == parameters
+    assert len(lora.task.config.adapter.projections) == projections
     assert lora.task.config.training.lr == pytest.approx(0.02 / math.sqrt(rank), rel=1e-12)
+
+
+@pytest.mark.parametrize("b", [2, 4, 8])
+def test_where_rank_one_everywhere_is_too_large_lora_has_fewer_sites_and_equal_parameters(default, b):
+    cells, _ = default["dim"]
+    lora, own = (trained(cells, method=name, sites="all", b=b)[0].task for name in ("lora", "cayley"))
+    assert 1 / 1.1 <= lora.parameters() / own.parameters() <= 1.1
+    assert 0 < len(lora.config.adapter.projections) < 7
 
 
 def test_the_exact_grid_is_the_same_training_in_every_study(default):

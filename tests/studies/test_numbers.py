@@ -89,6 +89,30 @@ def test_its_document_interval_is_of_the_mean_log_likelihood_over_seeds():
     assert expected.low < value < expected.high
 
 
+def test_its_interval_over_both_is_wider_than_either_alone_where_both_matter():
+    """Seeds apart as they are, and documents that gain differently."""
+    results = gain_table()
+    measured = results.table
+    row = statistics.gains(results, measured[:1], measured[1:], ["method"]).iloc[0]
+    width = {kind: row[f"{kind}_high"] - row[f"{kind}_low"] for kind in ("seed", "document", "both")}
+    assert width["both"] > 0.9 * max(width.values()) and width["both"] < width["seed"] + width["document"]
+    assert row["both_low"] < row["gain"] < row["both_high"]
+    one = statistics.gains(results, measured[:1], measured[1:2], ["method"]).iloc[0]
+    assert math.isnan(one["both_low"]) and math.isnan(one["both_high"])
+
+
+def test_seeds_stay_in_pairs_in_an_interval_over_both():
+    """The same perplexity at each seed, seeds far apart, rows in another order."""
+    table, levels = Table(30), {0: 30.0, 1: 40.0, 2: 50.0}
+    for method, seeds in (("first", (0, 1, 2)), ("second", (2, 1, 0))):
+        for seed in seeds:
+            table.measure(levels[seed], method=method, seed=seed)
+    first, second = (table.results.table.query(f"method == '{name}'") for name in ("first", "second"))
+    words = (perplexity_difference, table.results, first)
+    paired, mixed = (statistics.both_interval(*words, rows) for rows in (second, second.assign(seed=[0, 1, 2])))
+    assert paired == pytest.approx((0, 0), abs=1e-9) and mixed.high - mixed.low > 10
+
+
 @pytest.mark.parametrize(
     ("documents", "weight", "there"),
     [(30, None, True), (20, [50.0] * 20, True), (19, [50.0] * 19, False), (30, [1000.0] * 2 + [1.0] * 28, False)],

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from qrun.adapters.linear import Adapter
 
 
+EQUAL = 1.1  # largest ratio of two counts of parameters that are called equal
+
+
 class Method:
     """The docstring's first line is the method's title on a model card."""
 
@@ -49,7 +52,8 @@ class Method:
         return lr * (4 / config.dim) ** exponent if self.blocked else lr, clip
 
     def matched(self, config: AdapterConfig, sites: Sequence[Site], budget: int) -> AdapterConfig:
-        """This method at the adapter's sites, its trained parameters as close to `budget` as its sizes allow."""
+        """This method at the adapter's sites, or at some of them, its trained parameters as close to `budget` as its
+        sizes allow."""
         options = config.options if config.method == self.name else {}
         return replace(config, method=self.name, options=options)
 
