@@ -46,7 +46,7 @@ from qrun.tracking.store import Store
 from qrun.training.interrupt import Interrupt
 
 EXPERIMENT = "study"
-UNITS = "units.json"  # what an interval over documents or questions needs; of trainings the curve, of scans the trials
+UNITS = "units.json"  # what an interval over documents or questions needs; of scans the trials
 MEASUREMENT = "measurement.json"
 
 
@@ -77,8 +77,7 @@ def train_cell(config: TrainConfig, workspace: Workspace, place: Place) -> str:
             }  # fmt: skip
             save(folder / "adapter", job.adapter, job.opened.language.identity, facts)
             run.metrics(metrics)
-            curve = {key: [row[key] for row in progress.evaluations] for key in ("step", "validation_nats")}
-            run.texts({"config.yaml": to_yaml(config), "env.json": _environment(), UNITS: json.dumps(curve)})
+            run.texts({"config.yaml": to_yaml(config), "env.json": _environment()})
             run.folder(folder / "adapter", "adapter")
             run.model(folder / "adapter", adapter_params(config.adapter, len(job.sites), job.adapter.count()))
     state.unlink(missing_ok=True)
