@@ -188,9 +188,9 @@ class Scene:
 TRAIN = ["train", "results=r", "name=x", "training.steps=6", "training.eval_every=2", "training.checkpoint_every=1",
          "training.batch=2", "training.warmup=1", "training.context=64", "training.eval_tokens=600", "training.lr=0.05",
          "adapter.layers=last"]  # fmt: skip
-SWEEP = ["sweep", "dim", "results=r", "name=s", "study.dims=[2,4]", "study.seeds=[0]", "study.sites=[one]",
-         "study.controls=[]", "training.steps=2", "training.context=64", "training.batch=2", "training.warmup=1",
-         "training.eval_tokens=600"]  # fmt: skip
+SWEEP = ["sweep", "dim", "results=r", "name=s", "study.dims=[2,4]", "study.seeds=[0]", "study.trials=1",
+         "study.sites=[one]", "study.controls=[]", "training.steps=2", "training.context=64", "training.batch=2",
+         "training.warmup=1", "training.eval_tokens=600"]  # fmt: skip
 SCENES = {
     "train": Scene(TRAIN, adapter, again=("--resume",)),
     "first": Scene(TRAIN, adapter, first=True, again=("--resume",)),

@@ -45,14 +45,6 @@ def test_the_bench_has_a_row_for_each_candidate_and_races_what_agrees(script, tm
 
 
 @pytest.mark.slow
-def test_the_scan_of_rates_tells_each_rate_from_validation(script, tiny_folder, story_file):
-    words = ["model=local", f"model.path={tiny_folder}", "data=text", f"data.path={story_file}", "protocol.ctx=64",
-             "training.context=64", "training.steps=2", "training.eval_tokens=256"]  # fmt: skip
-    rows = script("scan_lr", "lora", *words).splitlines()
-    assert len(rows) == 5 and all("validation 8." in row and " -> 8." in row for row in rows)
-
-
-@pytest.mark.slow
 def test_a_few_faults_are_survived(tmp_path):
     """Of each sort: kills, a full disk, a broken store, a torn file. `make faults` has 200."""
     file = next(path for path in SCRIPTS if path.stem == "faults")

@@ -99,3 +99,22 @@ def with_needs(cells: Iterable[Cell]) -> list[Cell]:
     for cell in cells:
         add(cell)
     return list(ordered.values())
+
+
+def whole(cells: Iterable[Cell]) -> list[Cell]:
+    """A study's grid with what it needs and does not yield itself, such as scans of rates, each once."""
+    own = list(cells)
+    ordered, mine = with_needs(own), {id(cell) for cell in own}
+    hidden = [cell for cell in ordered if id(cell) not in mine]
+    kinds = {cell.task.kind for cell in hidden}
+    told = {_described(cell) for cell in own if cell.task.kind in kinds}
+    for cell in hidden:
+        if (words := _described(cell)) not in told:
+            told.add(words)
+            mine.add(id(cell))
+    return [cell for cell in ordered if id(cell) in mine]
+
+
+def _described(cell: Cell) -> str:
+    """The same for two cells that compute the same, before texts and weights are read for their keys."""
+    return repr((cell.task, [(name, _described(need)) for name, need in cell.needs.items()]))

@@ -17,7 +17,7 @@ from typing import Protocol
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from qrun.cells.cell import Cell, with_needs
+from qrun.cells.cell import Cell, whole, with_needs
 from qrun.cells.keys import Keys, Sources
 from qrun.cells.schedule import Plan, plan, run_missing
 from qrun.cells.table import collect
@@ -25,6 +25,7 @@ from qrun.config.compose import PLACES, config_hash, to_yaml
 from qrun.config.schema import LauncherConfig, ModelConfig, TrackingConfig
 from qrun.config.tree import used
 from qrun.errors import InputError
+from qrun.evaluation.intervals import units_needed
 from qrun.evaluation.results import IDENTITY, Results
 from qrun.files import below
 from qrun.report.curves import AXES, curves
@@ -47,8 +48,9 @@ CELLS = View(
 )  # fmt: skip
 CURVES = ("params.b", "params.axis", "params.method", "params.way", "params.sites")
 TOLD = "told"  # tag of a parent whose page, table, figures and curves are whole
+DEVIATION = 0.02  # nats per token, of the gains in results/dim/nano: interval / 3.92 * sqrt(effective documents)
 # FLOP a second of one process on two shared cores, nano: what a dry run assumes where the store has no finished cell
-RATES = {"train": 5e10, "measure": 3e10, "compress": 5e10, "ask": 3e10}
+RATES = {"scan": 5e10, "train": 5e10, "measure": 3e10, "compress": 5e10, "ask": 3e10}
 
 
 class StudyConfig(Protocol):
@@ -80,9 +82,9 @@ class Study(Protocol):
 def run_study(name: str, study: Study, config: StudyConfig, dry_run: bool, typed: Sequence[str] = ()) -> Results | None:
     """Compute what is missing, record and show the results; with `dry_run` list the cells, and return None. `typed` is
     the study's own command, where another one runs it."""
-    grid = list(study.cells(config, say))
+    grid = whole(study.cells(config, say))
     if dry_run:
-        _list(name, grid, config)
+        _list(name, grid, config, getattr(study, "LEAST", None))
         return None
     store, sources = Store(config.results, config.tracking.uri), Sources()
     keys = Keys(sources)
@@ -186,20 +188,42 @@ def alone(store: Store) -> Iterator[None]:
         yield
 
 
-def _list(name: str, grid: Sequence[Cell], config: StudyConfig) -> None:
-    """What would run, at the model's true shape: neither weights nor text nor store are needed."""
+def _list(name: str, grid: Sequence[Cell], config: StudyConfig, least: float | None) -> None:
+    """What would run, at the model's true shape: neither weights nor text nor store are needed. `least` is the smallest
+    difference that the study's claims name, in nats per token."""
     for cell in grid:
         count = cell.task.parameters()
         say(cell.label + (f": {count:,} parameters" if count else ""))
-    kinds = Counter(cell.task.kind for cell in grid)
-    work = sum(cell.task.work() / RATES[cell.task.kind] for cell in grid)
+    if least is not None:
+        deviation, whose = measured_deviation(config) or DEVIATION, "of finished cells in this store"
+        if deviation == DEVIATION:
+            whose = "of nano"
+        documents, seen = units_needed(least, deviation), f"{deviation:.2g} nats per token from document to document"
+        told = f"the smallest claimed difference, {least:.2g} nats per token, takes {documents:,} effective documents"
+        say(f"{name}: {told} for 80 % power, at {seen} {whose}")
     speed, where = measured_rates(config), "at rates of finished cells in this store"
-    if speed:
-        work = sum(cell.task.work() / speed.get(cell.task.kind, RATES[cell.task.kind]) for cell in grid)
-    else:
+    if not speed:
         where = "at the rates of nano on two cores"
+    work = dict.fromkeys(RATES, 0.0)
+    for cell in grid:
+        work[cell.task.kind] += cell.task.work() / (RATES | speed)[cell.task.kind]
+    kinds = Counter(cell.task.kind for cell in grid)
     listed = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-    say(f"{name}: {len(grid)} cells ({listed}); about {work / 60:.0f} process-minutes {where}; nothing was run")
+    minutes = sum(work.values()) / 60
+    scans = f", {work['scan'] / sum(work.values()):.0%} of them scans of rates" if work["scan"] else ""
+    say(f"{name}: {len(grid)} cells ({listed}); about {minutes:.0f} process-minutes{scans} {where}; nothing was run")
+
+
+def measured_deviation(config: StudyConfig) -> float | None:
+    """Standard deviation over documents of a gain in nats per token, the median of the store's finished cells, each
+    from its interval; None for a store that has none."""
+    found = []
+    for run in Store(config.results, config.tracking.uri).tagged(EXPERIMENT, "cell_key", "FINISHED").values():
+        m = run.metrics
+        if {"gain_low", "gain_high", "effective_documents"} <= m.keys() and m["gain_high"] > m["gain_low"]:
+            half = (m["gain_high"] - m["gain_low"]) / 2 / m["perplexity"]
+            found.append(half / 1.96 * m["effective_documents"] ** 0.5)
+    return sorted(found)[len(found) // 2] if found else None
 
 
 def measured_rates(config: StudyConfig) -> dict[str, float]:

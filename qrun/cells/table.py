@@ -10,7 +10,7 @@ from qrun.cells.keys import Keys
 from qrun.evaluation.results import IDENTITY, UNITS, Results
 from qrun.tracking.runs import Recorded
 
-MEASURED = ("measure", "ask")  # kinds of tasks that leave units
+MEASURED = ("measure", "ask", "scan")  # kinds of tasks that leave units
 # curves, and names for MLflow's search; the table has what a cell came to
 SKIPPED = ("train/", "validation/", "system/", "relative_perplexity", "cz_error_rate")
 

@@ -19,7 +19,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from qrun import studies
-from qrun.cells.cell import Cell, with_needs
+from qrun.cells.cell import Cell, whole
 from qrun.cells.keys import Keys, Sources, plain
 from qrun.cells.study import EXPERIMENT, RATES, measured_rates, run_study
 from qrun.config.compose import compose
@@ -130,7 +130,7 @@ class Step:
 
     def cells(self) -> list[Cell]:
         """The whole grid, with what it needs."""
-        return with_needs(studies.module(self.study).cells(self.config, lambda _: None)) if self.study else []
+        return whole(studies.module(self.study).cells(self.config, lambda _: None)) if self.study else []
 
 
 class Missing(Exception):

@@ -209,17 +209,27 @@ def _layers(given: Any) -> list[str]:
     return words
 
 
+class Sample(Enum):
+    """Which text of a split is measured."""
+
+    whole = "whole"  # one running text, as published perplexities; max_tokens keeps its head
+    passages = "passages"  # windows that keep to one document, drawn by hash, from every document one before a second
+
+
 @dataclass
 class TrainingConfig:
     """Group `training`: optimiser, schedule, loss, evaluation while training."""
 
-    steps: int = 80
+    steps: int = 80  # with patience the most
+    patience: int | None = None  # steps without min_gain until the rate falls to its end; null: a cosine of `steps`
+    min_gain: float = 0.001  # nats per token of validation that count as a gain
+    decay: float = 0.25  # length of that fall, as a share of the steps before it
     batch: int = 8  # windows per forward pass
     accumulation: int = 1  # forward passes per optimiser step
     context: int = 512  # tokens per window
     lr: float = 0.006
     warmup: int = 10  # steps of linear warm-up
-    final_lr: float = 0.05  # share of lr at the end of the cosine
+    final_lr: float = 0.05  # share of lr at the last step
     weight_decay: float = 0.0
     clip: float = 1.0  # norm of the gradient; 0 switches clipping off
     distill_weight: float = 0.0  # share of the distillation loss; 0 is plain cross-entropy
@@ -227,6 +237,7 @@ class TrainingConfig:
     kept: float = 1.0  # noise-aware: share of counts that gates leave, in the forward pass of training; 1 is without
     eval_every: int = 20
     eval_tokens: int = 16384  # validation tokens per evaluation while training
+    sample: Sample = Sample.whole  # which text those are
     checkpoint_every: int = 20
     divergence: float = 3.0  # stop when a step's loss exceeds the first by this many nats
     threads: int = 0  # CPU threads; 0 leaves torch's choice
@@ -235,12 +246,16 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         counts = ("steps", "batch", "accumulation", "eval_every", "eval_tokens", "checkpoint_every")
         at_least(self, 1, *(f"training.{key}" for key in counts))
+        patient = self.patience is None or self.patience >= max(self.eval_every, self.warmup)
+        looks = f"give training.eval_every={self.eval_every} and training.warmup={self.warmup} or more, or null"
+        need(self, "training.patience", patient, looks)
+        need(self, "training.decay", 0 < self.decay <= 1, "give a share above 0 and up to 1")
         need(self, "training.context", self.context >= 2, "a window needs 2 tokens or more")
         window = f"give a window of training.context={self.context} tokens or more"
         need(self, "training.eval_tokens", self.eval_tokens >= self.context, window)
         for key in ("lr", "temperature", "divergence"):
             need(self, f"training.{key}", getattr(self, key) > 0, "give a number above 0")
-        at_least(self, 0, *(f"training.{key}" for key in ("warmup", "weight_decay", "clip", "threads")))
+        at_least(self, 0, *(f"training.{key}" for key in ("warmup", "weight_decay", "clip", "threads", "min_gain")))
         need(self, "training.threads", self.threads <= THREADS, f"give {THREADS} or fewer")
         need(self, "training.kept", 0 < self.kept <= 1, "give a share above 0 and up to 1")
         for key in ("distill_weight", "final_lr"):
@@ -264,13 +279,6 @@ class ProtocolConfig:
             need(self, key, self.ctx is None or (stride or 0) <= self.ctx, gaps)
         else:
             need(self, key, stride is None, f"{self.kind.value} has no stride; use protocol=hf_strided")
-
-
-class Sample(Enum):
-    """Which text of a split is measured."""
-
-    whole = "whole"  # one running text, as published perplexities; max_tokens keeps its head
-    passages = "passages"  # windows that keep to one document, drawn by hash, from every document one before a second
 
 
 @dataclass

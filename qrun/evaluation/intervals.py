@@ -7,6 +7,7 @@ LEAST there is none.
 """
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -32,6 +33,20 @@ def effective_number(weight: Sequence[float] | NDArray[np.number]) -> float:
     """Kish's effective number of units, (sum w)^2 / sum w^2: as many equal units would carry the same information."""
     w = np.asarray(weight, float)
     return float(w.sum() ** 2 / np.square(w).sum())
+
+
+def mean_error(sums: Floats, weight: Floats) -> tuple[float, float]:
+    """sum / sum of weights, and its standard error over documents (a ratio estimate's: Cochran 1977, 2.11)."""
+    total, count = weight.sum(), len(weight)
+    mean = float(sums.sum() / total)
+    spread = np.square(sums - mean * weight).sum() * count / max(count - 1, 1)
+    return mean, float(np.sqrt(spread) / total)
+
+
+def units_needed(difference: float, deviation: float, power: float = 0.8) -> int:
+    """Independent units at which a mean of that size is told from 0 at 95 % with that power: (z / d)^2."""
+    z = scipy.stats.norm.ppf(0.975) + scipy.stats.norm.ppf(power)
+    return int(np.ceil((z * deviation / difference) ** 2))
 
 
 def perplexity_difference(a: Floats, b: Floats, weight: Floats, axis: int = -1) -> Floats:
@@ -79,6 +94,36 @@ def over_documents(
     )  # fmt: skip
     low, high = result.confidence_interval
     return Interval(float(low), float(high)) if np.isfinite([low, high]).all() else None
+
+
+def over_seeds_and_documents(
+    statistic: Callable[..., Floats], arrays: Sequence[Floats], weight: Floats, resamples: int, seed: int
+) -> Interval | None:
+    """Percentile interval of statistic(*arrays, weight) over seeds and documents drawn together (Owen and Eckles 2012,
+    arXiv:1106.2125). An array is [documents], or [seeds, documents] and then averaged over the seeds drawn, the same
+    for all such arrays. Of few seeds a bootstrap knows too little: what a draw of S seeds moves is widened by
+    t(S - 1) / z * sqrt(S / (S - 1)), so that seeds alone give about Student's interval. None below two seeds and below
+    LEAST effective documents."""
+    many = {len(array) for array in arrays if array.ndim == 2}
+    if len(many) != 1 or (count := many.pop()) < 2 or effective_number(weight) < LEAST:
+        return None
+    seeds, drawn = _draws(count, len(weight), resamples, seed)
+    widened = scipy.stats.t.ppf(0.975, count - 1) / scipy.stats.norm.ppf(0.975) * np.sqrt(count / (count - 1))
+    shares = 1 / count + widened * (seeds - 1 / count)
+    # every statistic is one of sums over documents, so that it takes [resamples, 1] as it takes [documents]
+    sums = [(shares * (drawn @ a.T)).sum(1) if a.ndim == 2 else drawn @ a for a in (*arrays, np.asarray(weight, float))]
+    found = statistic(*(each[:, None] for each in sums))
+    low, high = np.quantile(found, [0.025, 0.975])
+    return Interval(float(low), float(high)) if np.isfinite([low, high]).all() else None
+
+
+@lru_cache(maxsize=1)
+def _draws(count: int, size: int, resamples: int, seed: int) -> tuple[Floats, Floats]:
+    """Shares of each seed [resamples, count], and how often each document was drawn [resamples, size]: the same for all
+    intervals of a page."""
+    rng = np.random.default_rng(seed)
+    seeds = rng.multinomial(count, np.full(count, 1 / count), resamples) / count
+    return seeds, rng.multinomial(size, np.full(size, 1 / size), resamples).astype(float)
 
 
 def paired_interval(a: Floats, b: Floats, weight: NDArray[np.number], resamples: int, seed: int) -> Interval | None:

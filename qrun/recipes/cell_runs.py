@@ -1,6 +1,7 @@
 """The heavy half of tasks: each opens its model, computes, and leaves one run in the store's `study` experiment."""
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -38,7 +39,8 @@ from qrun.recipes.record import (
     record_device,
     tags,
 )
-from qrun.recipes.tasks import Ask, Measure
+from qrun.recipes.scanning import best, scan, units
+from qrun.recipes.tasks import Ask, Measure, Scan
 from qrun.report.screen import say
 from qrun.tracking.provenance import environment, git_state
 from qrun.tracking.runs import MODEL, Run
@@ -46,7 +48,7 @@ from qrun.tracking.store import Store
 from qrun.training.interrupt import Interrupt
 
 EXPERIMENT = "study"
-UNITS = "units.json"  # what an interval over documents or questions needs
+UNITS = "units.json"  # what an interval over documents or questions needs; of scans the trials
 MEASUREMENT = "measurement.json"
 
 
@@ -69,7 +71,7 @@ def train_cell(config: TrainConfig, workspace: Workspace, place: Place) -> str:
         progress, run_id = resume(job, state, store)
         with cell_run(place, tags(config, job.opened), run_id) as run:
             progress = fit_adapter(job, run, state, progress, interrupt)
-            metrics = {**fit_metrics(job, progress), "peak_memory_mb": peak_memory_mb()}
+            metrics = {**fit_metrics(job, progress), "peak_memory_mb": peak_memory_mb(), "lr": config.training.lr}
             facts = {
                 "config_hash": config_hash(config), "seed": config.seed, "steps": progress.step,
                 "best_step": progress.best_step, "best_validation_nats": progress.best_nats,
@@ -81,6 +83,21 @@ def train_cell(config: TrainConfig, workspace: Workspace, place: Place) -> str:
             run.folder(folder / "adapter", "adapter")
             run.model(folder / "adapter", adapter_params(config.adapter, len(job.sites), job.adapter.count()))
     state.unlink(missing_ok=True)
+    return run.run_id
+
+
+def scan_cell(task: Scan, workspace: Workspace, place: Place) -> str:
+    """Try the rates, record the best and every trial."""
+    store = Store(place.results, place.uri)
+    folder, config = below(store.folder, "runs", place.name), task.config
+    opened = workspace.open(config)
+    with Interrupt().installed() as interrupt, cell_run(place, tags(config, opened)) as run:
+        tried = scan(config, task.trials, workspace, folder, store, run, interrupt)
+        found = units(tried)
+        metrics = {"lr": best(tried).lr, "trials": len(tried), "steps": sum(trial.steps for trial in tried)}
+        run.metrics({**metrics, "peak_memory_mb": peak_memory_mb()})
+        run.texts({"config.yaml": to_yaml(config), "env.json": _environment(), UNITS: json.dumps(found)})
+    shutil.rmtree(folder, ignore_errors=True)
     return run.run_id
 
 

@@ -24,6 +24,7 @@ from qrun.config.schema import EvaluationConfig, ProtocolConfig, Split
 from qrun.config.verbs import TrainConfig
 from qrun.errors import InputError
 from qrun.evaluation.intervals import effective_number
+from qrun.evaluation.measurement import Measurement
 from qrun.evaluation.perplexity import measure
 from qrun.evaluation.protocols import Task, build
 from qrun.evaluation.trunk import Trunk
@@ -32,7 +33,7 @@ from qrun.tracking.runs import Run
 from qrun.tracking.store import Store
 from qrun.training.checkpoint import Progress, read_progress
 from qrun.training.interrupt import Interrupt
-from qrun.training.loop import fit
+from qrun.training.loop import at_cap, fit
 from qrun.training.losses import Teacher, frozen_teacher, teacher_of
 
 LIVE_S, LIVE_STEPS = 2.0, 20  # curves grow no oftener than this: a request to a store far away takes its time
@@ -98,7 +99,7 @@ def validation_task(config: TrainConfig, opened: Opened) -> Task:
     decides, in windows no longer than the protocol's."""
     context, positions = config.training.context, opened.language.shape.max_position_embeddings
     ctx = min(context, config.protocol.ctx or context)
-    drawn = EvaluationConfig(Split.validation, config.evaluation.sample, max_tokens=config.training.eval_tokens)
+    drawn = EvaluationConfig(Split.validation, config.training.sample, max_tokens=config.training.eval_tokens)
     words = (ProtocolConfig(ctx=ctx), drawn, opened.corpus, opened.language.tokenizer, positions)
     return build(*words, config.model.dtype, config.model.quantization, key="training.context")
 
@@ -116,20 +117,21 @@ def resume(job: Job, state: Path, store: Store) -> tuple[Progress, str | None]:
     return progress, run_id if store.exists(run_id) else None
 
 
-def fit_adapter(job: Job, run: Run, state: Path, progress: Progress, interrupt: Interrupt) -> Progress:
-    """Train to the end, log the curve, put the best parameters in place."""
+def fit_adapter(
+    job: Job, run: Run, state: Path, progress: Progress, interrupt: Interrupt,
+    watch: Callable[[Progress], None] | None = None,
+) -> Progress:  # fmt: skip
+    """Train to the end, log the curve, or tell `watch` of each step instead; put the best parameters in place."""
     model, training = job.opened.language.model, job.config.training
     progress.facts = {**job.facts, "run_id": run.run_id}
 
     def validate() -> float:
         """Nats per token; those of an adapter that does nothing yet are the frozen model's, measured once."""
-        batch, own = job.config.evaluation.batch, job.opened.neutral
-        key = f"{job.validation.fingerprint} {batch}"
-        neutral = job.adapter.neutral()
+        own, neutral = job.opened.neutral, job.adapter.neutral()
+        key = f"{job.validation.fingerprint} {job.config.evaluation.batch}"
         if neutral and key in own:
             return own[key]
-        trunk = job.opened.trunk_of(job.validation, batch, job.adapter, job.config.cache.gib)
-        result = measure(model, job.validation, batch, trunk=trunk)
+        result = validated(job)
         nats = sum(result.nats) / sum(result.tokens)
         if neutral:
             own[key] = nats
@@ -137,13 +139,20 @@ def fit_adapter(job: Job, run: Run, state: Path, progress: Progress, interrupt: 
 
     expecting = job.adapter.expecting(training.kept)
     with bar("training", training.steps - progress.step, "steps") as advance, expecting:
-        on_step = _curve(run, progress.step > 0, interrupt, advance)
+        on_step = watch or _curve(run, progress.step > 0, interrupt, advance)
         best, progress = fit(
             model, job.adapter, job.windows, validate, training, job.config.seed, job.teacher, state, progress,
             on_step, interrupt, job.trunk,
         )  # fmt: skip
     job.adapter.load(best)
     return progress
+
+
+def validated(job: Job) -> Measurement:
+    """The model as it stands, on the job's validation text."""
+    batch = job.config.evaluation.batch
+    trunk = job.opened.trunk_of(job.validation, batch, job.adapter, job.config.cache.gib)
+    return measure(job.opened.language.model, job.validation, batch, trunk=trunk)
 
 
 def _curve(
@@ -183,6 +192,7 @@ def fit_metrics(job: Job, progress: Progress) -> dict[str, float]:
         "best_step": progress.best_step, "best_validation_nats": progress.best_nats,
         "validation/documents": len(job.validation.documents),
         "validation/effective_documents": effective_number(job.validation.documents),
+        "at_cap": float(at_cap(training, progress.evaluations)),
         "train/seconds": progress.seconds, "train/tokens_per_second": tokens / max(progress.seconds, 1e-9),
     }  # fmt: skip
     if spec(job.config.adapter.method).circuits:

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import torch
 
-from qrun.cells.cell import Cell
+from qrun.cells.cell import Cell, whole
 from qrun.cells.keys import Keys, Sources
 from qrun.cells.pool import open_pool
 from qrun.cells.schedule import plan, run_missing
@@ -103,7 +103,7 @@ def _cells(store: Store, again: Store, run: Recorded, studies: Studies) -> list[
     config: Any = from_yaml(parent.text("config.yaml"), study.Config)  # type: ignore[attr-defined]  # each has its own
     config.results, config.tracking = str(again.folder), TrackingConfig(uri=again.uri)
     config.launcher.kind = LauncherKind.local
-    grid, keys = list(study.cells(config, say)), Keys(Sources())
+    grid, keys = whole(study.cells(config, say)), Keys(Sources())
     if one:
         axes = {name: value for name, value in run.params.items() if name != "folder"}
         chosen = [(cell, run) for cell in grid if cell.task.kind == run.tags["kind"] and _axes(cell) == axes][:1]

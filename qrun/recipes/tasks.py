@@ -1,8 +1,8 @@
-"""What cells compute: train an adapter, measure on a device, compress a model, ask questions.
+"""What cells compute: find a learning rate, train an adapter, measure on a device, compress a model, ask questions.
 
 Each task is a small description that travels to another process. Its `identity` is what makes its number; a need called
-`model` is a cell that makes the model (a compression), `adapter` one that trains, `base` and `exact` measurements that
-it is compared with.
+`model` is a cell that makes the model (a compression), `rate` one that scans learning rates, `adapter` one that trains,
+`base` and `exact` measurements that it is compared with.
 """
 
 import dataclasses
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from qrun.cells.workspace import Workspace
 
 FILES = ("qrun.json", "adapter_config.json", "adapter_model.safetensors")
+TYPICAL = 0.5  # of the cap that a training with patience takes, about: nano took 0.4 to 0.6
 CUT = "cut"  # `cut6`: values of a Measure
 
 
@@ -43,6 +44,14 @@ def model_of(config: ModelConfig, place: Place) -> ModelConfig:
     folder = str(compressed(place.results, made.name))  # of this results folder: the run may be another's
     changes = {"name": made.name, "path": folder, "hub_id": None, "embedded": False, "shape": None}
     return dataclasses.replace(config, **changes)  # type: ignore[arg-type]
+
+
+def at_rate(config: TrainConfig, place: Place) -> TrainConfig:
+    """The training at the rate that the needed scan found, or at its own."""
+    if "rate" not in place.needs:
+        return config
+    found = Store(place.results, place.uri).recorded(place.needs["rate"]).metrics["lr"]
+    return dataclasses.replace(config, training=dataclasses.replace(config.training, lr=found))
 
 
 def saved(adapter: SavedAdapterConfig) -> list[str] | None:
@@ -96,11 +105,12 @@ class Train:
         """The adapter is in the store."""
 
     def work(self) -> float:
-        """6 FLOP a weight and token in training, 2 in the two validations; distillation adds a forward pass."""
+        """6 FLOP a weight and token in training, 2 in validations; distillation adds a forward pass."""
         t = self.config.training
-        tokens = t.steps * t.batch * t.accumulation * t.context
+        steps = t.steps if t.patience is None else TYPICAL * t.steps
+        tokens = steps * t.batch * t.accumulation * t.context
         factor = 8 if t.distill_weight else 6
-        return weights(self.config.model) * (factor * tokens + 2 * t.eval_tokens * (1 + t.steps // t.eval_every))
+        return weights(self.config.model) * (factor * tokens + 2 * t.eval_tokens * (1 + steps // t.eval_every))
 
     def parameters(self) -> int | None:
         """Trained parameters, where shape and method tell them."""
@@ -113,8 +123,51 @@ class Train:
         """Train, save; an unfinished checkpoint of the cell is continued."""
         from qrun.recipes.cell_runs import train_cell
 
+        config = at_rate(self.config, place)
+        model = model_of(config.model, place)
+        return train_cell(dataclasses.replace(config, model=model, name=place.name), workspace, place)
+
+
+@dataclass(frozen=True)
+class Scan:
+    """The best of `trials` learning rates around the config's own, by validation; trainings take it as their need."""
+
+    config: TrainConfig
+    trials: int
+    kind: ClassVar[str] = "scan"
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The trials, and what trains."""
+        return ("recipes.scanning", *Train(self.config).modules)
+
+    def identity(self, sources: Sources, needs: Mapping[str, str]) -> Mapping[str, object]:
+        """Those of a training, and the number of rates."""
+        return {**Train(self.config).identity(sources, needs), "trials": self.trials}
+
+    def name(self, axes: Mapping[str, Scalar], key: str) -> str:
+        """`nano-b4-rates-1a2b3c4d`."""
+        label = spec(self.config.adapter.method).label(self.config.adapter)
+        return f"{self.config.model.name}-{label}-rates-{key[:8]}"
+
+    def leaves(self, name: str) -> None:
+        """The rate is in the store."""
+
+    def work(self) -> float:
+        """A training for each rate; those that are pruned make up for the one more at an edge."""
+        return self.trials * Train(self.config).work()
+
+    def parameters(self) -> int | None:
+        """Those of each trial."""
+        return Train(self.config).parameters()
+
+    def run(self, workspace: "Workspace", place: Place) -> str:
+        """Try, choose; finished trials of an interrupted scan are kept."""
+        from qrun.recipes.cell_runs import scan_cell
+
         model = model_of(self.config.model, place)
-        return train_cell(dataclasses.replace(self.config, model=model, name=place.name), workspace, place)
+        config = dataclasses.replace(self.config, model=model, name=place.name)
+        return scan_cell(dataclasses.replace(self, config=config), workspace, place)
 
 
 @dataclass

@@ -18,7 +18,7 @@ GATED, HUB = "gated hub weights, one GPU", "hub weights, one GPU"
 CLAIMS = {
     "gain": Claim(
         "6,144 trained parameters in one projection improve perplexity.", "Llama 3.1 8B: 8.877 to 8.752, -1.4 %",
-        "the gain's intervals over seeds and over documents lie above 0", "qrun train experiment=llama_v_proj", GATED,
+        "the gain's interval over seeds and documents lies above 0", "qrun train experiment=llama_v_proj", GATED,
     ),
     "oft": Claim(
         "(Ours.) Without noise the adapter is orthogonal fine-tuning.", "not compared with OFT",

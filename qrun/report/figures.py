@@ -79,7 +79,7 @@ def dimension_curves(model: str, numbers: Frames) -> dict[str, Figure]:
     for sites, rows in numbers["gains"].groupby("sites", sort=False):
         figure = sheet(6.4, 3.8, f"{model}, {SITES.get(sites, sites)}: gain over block dimension, without noise")
         axes = figure.add_subplot()
-        labels = {"cayley": "Cayley adapter", "lora": "LoRA of about equal parameters"}
+        labels = {"cayley": "Cayley adapter", "lora": "LoRA of like size"}
         for at, (method, own) in enumerate(rows.groupby("method", sort=False)):
             many = own["seed_low"].notna().all()
             name = f"{labels.get(str(method), method)} ({'95 % over seeds' if many else 'one seed'})"

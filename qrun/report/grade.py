@@ -56,11 +56,3 @@ def together(outcomes: Iterable[Outcome]) -> Outcome:
     if Outcome.undecided in found:
         return Outcome.undecided
     return Outcome.in_part
-
-
-def both(*intervals: Interval | None) -> Interval | None:
-    """The smallest interval that holds those over seeds and over documents; None where one is missing."""
-    known = [i for i in intervals if i is not None and not math.isnan(i.low)]
-    if len(known) < len(intervals):
-        return None
-    return Interval(min(i.low for i in known), max(i.high for i in known))

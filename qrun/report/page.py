@@ -19,6 +19,7 @@ from jinja2.environment import TemplateModule
 from rich.markdown import Markdown
 
 from qrun.evaluation.results import Results
+from qrun.evaluation.trainings import trainings
 from qrun.report.claims import CLAIMS
 from qrun.report.grade import Verdict
 from qrun.report.screen import console, say
@@ -82,11 +83,13 @@ class Page:
 
 def make_page(about: About, results: Results, study: Graded) -> Page:
     """Numbers, grades and words of one study."""
-    numbers = study.numbers(results)
-    module = _template(about.study, about, numbers)
-    verdicts = [(v, _squeeze(getattr(module, v.claim)(v.facts))) for v in study.grades(numbers)]
+    numbers = {**study.numbers(results), **trainings(results)}
+    module, training = (_template(name, about, numbers) for name in (about.study, "training"))
+    ends = str(training.ends())  # type: ignore[attr-defined]  # of every verdict: they rest on these trainings
+    verdicts = [(v, _squeeze(f"{getattr(module, v.claim)(v.facts)} {ends}")) for v in study.grades(numbers)]
     negatives = [line.strip(" -") for line in str(module.negatives()).splitlines() if line.strip()]  # type: ignore[attr-defined]
-    return Page(about, numbers, verdicts, str(module.tables()).strip(), negatives)  # type: ignore[attr-defined]
+    tables = "\n\n".join(str(part.tables()).strip() for part in (module, training))  # type: ignore[attr-defined]
+    return Page(about, numbers, verdicts, tables.strip(), negatives)
 
 
 def show(page: Page) -> None:
@@ -101,7 +104,7 @@ def show(page: Page) -> None:
 def _environment() -> Environment:
     found = Environment(loader=PackageLoader("qrun.report"), undefined=StrictUndefined, trim_blocks=True,
                         lstrip_blocks=True, autoescape=False)  # fmt: skip
-    found.globals |= {"table": table, "wide": wide, "fill": fill, "interval": interval, "where": where}
+    found.globals |= {"table": table, "wide": wide, "fill": fill, "interval": interval, "where": where, "scans": scans}
     return found
 
 
@@ -146,6 +149,20 @@ BESIDE = {
         "By the second protocol: the gain on the same text, each document alone, in percent of perplexity.",
     ),
 }
+
+
+def scans(trials: pd.DataFrame) -> pd.DataFrame:
+    """A line per scan of rates: the best trial, the next behind it, and which ones tie."""
+    lines = []
+    for point, own in trials.groupby("point", sort=False):
+        best, others = own[own["best"]].iloc[0], own[~own["best"] & own["behind"].notna()].sort_values("behind")
+        following = others.iloc[0] if len(others) else {"behind": math.nan, "error": math.nan}
+        tied = ", ".join(f"{lr:.2g}" for lr in own.loc[own["tied"], "lr"]) or "none"
+        lines.append({
+            "point": point, "tried": f"{len(own)}, {own['lr'].min():.2g} to {own['lr'].max():.2g}", "lr": best["lr"],
+            "nats": best["nats"], "behind": following["behind"], "error": following["error"], "tied": tied,
+        })  # fmt: skip
+    return pd.DataFrame(lines)
 
 
 def table(rows: pd.DataFrame, columns: Mapping[str, str]) -> str:

@@ -1,7 +1,7 @@
 """`qrun report`: from finished studies to pages, figures, the claims table and the log of negative results.
 
 results/<study>/<model>/   page.md, figures, cells.csv, units.json, study.json: all that is needed to make it again;
-                           an experiment's name stands for the model's
+                           rates.csv, every trial of a learning rate; an experiment's name stands for the model's
 results/README.md          the claims table, graded from studies that meet the standard
 results/LOG.md             negative results
 results/gain-<model>.png   gain of all methods over their parameters, from the dim and the controls study
@@ -135,8 +135,8 @@ def open_entry(folder: Path, studies: Catalogue) -> Entry | None:
 
 
 def standard(about: About, results: Results, studies: Catalogue) -> str | None:
-    """The model's name for default axes, or the experiment whose axes they are, with three seeds or more and every
-    training to its last step; else None."""
+    """The model's name for default axes, or the experiment whose axes they are, with three seeds or more; else
+    None."""
     try:
         config = from_yaml(about.config)
     except InputError as error:
@@ -145,8 +145,6 @@ def standard(about: About, results: Results, studies: Catalogue) -> str | None:
         return None
     table = results.table
     if "seed" in table and table["seed"].nunique() < LEAST_SEEDS:
-        return None
-    if "steps" in table and (table["steps"].dropna() != config.get("training", {}).get("steps")).any():
         return None
     default = deciding(about.study, None, studies)
     own = {key: _filled(key, config.get(key), (default or {}).get(key)) for key in DECIDING}
@@ -159,7 +157,7 @@ def standard(about: About, results: Results, studies: Catalogue) -> str | None:
 
 def _filled(key: str, found: object, today: object) -> object:
     """A study's words, with today's defaults for those it could not say yet, without those that are gone. Circuits were
-    all-to-all and Qiskit's before there was a choice."""
+    all-to-all and Qiskit's before there was a choice, rates the stated ones, and trainings of a fixed length."""
     if key in ("estimate", "signs") and found is None:  # what there was before there was a choice
         return today
     if not isinstance(found, dict) or not isinstance(today, dict):
@@ -167,6 +165,10 @@ def _filled(key: str, found: object, today: object) -> object:
     before: dict[str, object] = {}
     if key == "device" and "circuit" not in found:
         before = {"circuit": "qiskit", "coupling": "full"}
+    elif key == "study" and "trials" in today and "trials" not in found:
+        before = {"trials": 1}
+    elif key == "training" and "patience" not in found:
+        before = {"patience": None, "sample": "whole"}
     elif key == "adapter" and "path" in today:  # where the asked adapter lies
         before = {"path": today["path"]}
     return {**today, **{word: value for word, value in found.items() if word in today}, **before}
@@ -213,6 +215,8 @@ def write(folder: Path, entry: Entry, page: Page) -> None:
     body += "\n" + "\n".join(markdown(["record", ""], [[k, str(v)] for k, v in facts.items()], numbers=False)) + "\n"
     (folder / "page.md").write_text(body)
     (folder / ABOUT).write_text(about.to_json())
+    if "rates" in page.numbers:
+        page.numbers["rates"].to_csv(folder / "rates.csv", index=False, lineterminator="\n")
     entry.results.write(folder)
 
 

@@ -15,10 +15,10 @@ import numpy as np
 import pandas as pd
 
 from qrun.cells.cell import Cell
-from qrun.evaluation.intervals import Interval
+from qrun.evaluation.intervals import perplexity_difference
 from qrun.evaluation.results import Results
 from qrun.evaluation.trends import mean_interval
-from qrun.report.grade import ABOVE_ZERO, Verdict, both, together, within
+from qrun.report.grade import ABOVE_ZERO, Verdict, together, within
 from qrun.studies.grid import (
     Beside,
     Say,
@@ -33,7 +33,7 @@ from qrun.studies.grid import (
     train_cell,
     usable,
 )  # fmt: skip
-from qrun.studies.statistics import documents_interval, gains, limits, split, text
+from qrun.studies.statistics import both_interval, documents_interval, gains, interval_of, limits, split, text
 
 EQUAL = 1.1  # counts of parameters whose ratio is at most this are compared
 BYTES = 4  # of a saved parameter
@@ -101,13 +101,15 @@ def pairs(results: Results, adapted: pd.DataFrame) -> Iterator[dict[str, object]
                 if apart <= np.log(EQUAL) and apart < nearest.get(method, (np.inf,))[0]:
                     nearest[method] = (apart, other)
             for method, (_, other) in nearest.items():
-                both_seeds = own.set_index("seed")["gain"] - other.set_index("seed")["gain"]
-                ahead = both_seeds.dropna()
+                apart_by_seed = own.set_index("seed")["gain"] - other.set_index("seed")["gain"]
+                ahead = apart_by_seed.dropna()
                 documents = documents_interval(results, other, own)
+                twofold = both_interval(perplexity_difference, results, other, own)
                 yield {
                     "sites": chosen, "b": b, "method": method, "parameters": int(count),
                     "others": int(other["parameters"].iloc[0]), "seeds": len(ahead), "ahead": ahead.mean(),
                     **limits("seed", mean_interval(ahead.tolist())), **limits("document", documents),
+                    **limits("both", twofold),
                 }  # fmt: skip
 
 
@@ -115,10 +117,7 @@ def grades(found: Mapping[str, pd.DataFrame]) -> list[Verdict]:
     """Whether the adapter gains more than LoRA wherever both have as many parameters."""
     rows = found["pairs"]
     lora = rows[rows["method"] == "lora"].to_dict("records") if len(rows) else []
-    outcomes = [
-        within(both(*(Interval(row[f"{k}_low"], row[f"{k}_high"]) for k in ("seed", "document"))), low=ABOVE_ZERO)
-        for row in lora
-    ]
+    outcomes = [within(interval_of(row), low=ABOVE_ZERO) for row in lora]
     facts = {"pairs": len(lora), "ahead": sum(row["ahead"] > 0 for row in lora),
              "seeds": int(found["gains"]["seeds"].max())}  # fmt: skip
     return [Verdict("equal_parameters", together(outcomes), facts)]

@@ -10,7 +10,7 @@ from qrun.adapters.methods import names, spec
 from qrun.adapters.sites import adapted, check_divides
 from qrun.cells.cell import Cell, Scalar
 from qrun.config.devices import Sign
-from qrun.config.ranges import check_seeds, require
+from qrun.config.ranges import at_least, check_seeds, require
 from qrun.config.schema import (
     AdapterConfig,
     DataConfig,
@@ -22,8 +22,9 @@ from qrun.config.schema import (
 from qrun.config.verbs import RunConfig, TrainConfig
 from qrun.errors import InputError
 from qrun.language.models import model_shape
-from qrun.recipes.tasks import Measure, MeasureConfig, Train
+from qrun.recipes.tasks import Measure, MeasureConfig, Scan, Train
 
+SCAN_SEED = 100  # no study's own
 Say = Callable[[str], None]
 Axes = Mapping[str, Scalar]
 
@@ -54,13 +55,19 @@ class StudyAxes:
     indivisible: Indivisible = Indivisible.stop
     lr_exponent: float = 1.0  # a cell of block dimension b trains with its learning rate * (4 / b)^lr_exponent
     controls: list[str] = field(default_factory=list)  # methods trained beside the adapter
-    control_lr: dict[str, float] = field(default_factory=dict)  # in the place of a method's own scanned rate
+    control_lr: dict[str, float] = field(default_factory=dict)  # in the place of a method's own stated rate
+    trials: int = 5  # learning rates tried for each method, size, site set and text, around the stated one; 1: that one
+    trial_steps: int | None = None  # cap of a trial, the same for all; null: training.steps
 
     def __post_init__(self) -> None:
         for key in ("dims", "seeds", "sites"):
             different(f"study.{key}", getattr(self, key))
         require(min(self.dims) >= 2, "study.dims", self.dims, "a block needs dimension 2 or more")
         check_seeds("study.seeds", *self.seeds)
+        at_least(self, 1, "study.trials")
+        at_least(self, 1, "study.trial_steps", null=", or null for training.steps")
+        taken = self.trials == 1 or SCAN_SEED not in self.seeds
+        require(taken, "study.seeds", self.seeds, f"{SCAN_SEED} is the seed of the scans of rates; give others")
         require(0 <= self.lr_exponent <= 2, "study.lr_exponent", self.lr_exponent, "give a number from 0 to 2")
         known = [name for name in names() if spec(name).control]
         for name in self.controls:
@@ -153,11 +160,11 @@ def matched(config: StudyRun, adapter: AdapterConfig, method: str) -> AdapterCon
 
 
 def training(config: StudyRun, adapter: AdapterConfig) -> TrainingConfig:
-    """The study's training with the rate and clipping of a method, scaled to b or to LoRA's rank."""
+    """The study's training with the stated rate and clipping of a method, scaled to b or to LoRA's rank."""
     method, own = spec(adapter.method), config.training
-    scanned = config.study.control_lr.get(adapter.method, method.lr)
+    stated = config.study.control_lr.get(adapter.method, method.lr)
     kept = own.kept if method.circuits else 1.0  # a control runs on no device
-    lr, clip = method.steps(own.lr if scanned is None else scanned, own.clip, adapter, config.study.lr_exponent)
+    lr, clip = method.steps(own.lr if stated is None else stated, own.clip, adapter, config.study.lr_exponent)
     return dataclasses.replace(own, lr=lr, clip=clip, kept=kept)
 
 
@@ -213,14 +220,19 @@ def train_cell(
     config: StudyRun, axes: Axes, adapter: AdapterConfig, seed: int, data: DataConfig | None = None,
     model: Cell | None = None, teacher: ModelConfig | None = None, distill: float = 0.0,
 ) -> Cell:  # fmt: skip
-    """One training; studies that describe the same one share it."""
+    """One training at the rate that its scan finds; studies that describe the same one share it."""
     steps = dataclasses.replace(training(config, adapter), distill_weight=distill)
     values = {key: getattr(config, key) for key in TRAIN_KEYS} | {
         "adapter": adapter, "training": steps, "seed": seed, "data": data or config.data, "teacher": teacher,
         "name": None,
     }  # fmt: skip
-    point = {**axes, "method": adapter.method, "seed": seed}
-    return Cell(point, Train(TrainConfig(**values)), {} if model is None else {"model": model})
+    point = {**axes, "method": adapter.method}
+    words, needs = TrainConfig(**values), {} if model is None else {"model": model}
+    if config.study.trials > 1:
+        most = dataclasses.replace(steps, steps=min(steps.steps, config.study.trial_steps or steps.steps))
+        tried = Scan(dataclasses.replace(words, training=most, seed=SCAN_SEED), config.study.trials)
+        needs = {**needs, "rate": Cell(point, tried, needs)}
+    return Cell({**point, "seed": seed}, Train(words), needs)
 
 
 def exact_cell(

@@ -25,12 +25,12 @@ from qrun.compression.forms import check
 from qrun.config.ranges import require
 from qrun.config.schema import AdapterConfig, CompressionConfig
 from qrun.config.verbs import CompressConfig
-from qrun.evaluation.intervals import Interval, over_documents, recovery
+from qrun.evaluation.intervals import over_documents, recovery
 from qrun.evaluation.results import Results
 from qrun.evaluation.trends import mean_interval
 from qrun.language.models import model_shape
 from qrun.recipes.tasks import Compress
-from qrun.report.grade import Verdict, both, together, within
+from qrun.report.grade import Verdict, together, within
 from qrun.studies.grid import (
     Say,
     StudyAxes,
@@ -44,7 +44,7 @@ from qrun.studies.grid import (
     train_cell,
     usable,
 )  # fmt: skip
-from qrun.studies.statistics import RESAMPLES, SEED, limits, nats, text, weight
+from qrun.studies.statistics import RESAMPLES, SEED, both_interval, interval_of, limits, nats, text, weight
 
 SHIFTED, HOME = "shifted", "home"
 MOST, DAMAGE = 0.73, 1.05  # least recovery; least rise of perplexity that leaves something to recover
@@ -172,7 +172,7 @@ def numbers(results: Results) -> Mapping[str, pd.DataFrame]:
 def recovered(
     name: str, results: Results, compressed: pd.DataFrame, adapted: pd.DataFrame, reference: pd.DataFrame
 ) -> dict[str, float]:
-    """Share of the damage that came back, from nats averaged over seeds; intervals over documents and seeds."""
+    """Share of the damage that came back, from nats averaged over seeds; intervals over documents, seeds, and both."""
     arrays = [nats(results, rows) for rows in (compressed, adapted, reference)]
     size = weight(results, compressed)
     value = float(recovery(arrays[0], arrays[1], arrays[2], size))
@@ -181,7 +181,8 @@ def recovered(
     each = (compressed["perplexity"].iloc[0] - adapted["perplexity"].to_numpy()) / damage
     documents = over_documents(recovery, arrays, size, RESAMPLES, SEED)
     found = {name: value, **limits(f"{name}_seed", mean_interval(np.atleast_1d(each).tolist()))}
-    return {**found, **limits(f"{name}_document", documents)}
+    over = both_interval(recovery, results, compressed, adapted, reference)
+    return {**found, **limits(f"{name}_document", documents), **limits(f"{name}_both", over)}
 
 
 def grades(found: Mapping[str, pd.DataFrame]) -> list[Verdict]:
@@ -193,6 +194,5 @@ def grades(found: Mapping[str, pd.DataFrame]) -> list[Verdict]:
     near = own[own["compressed"] > DAMAGE * own["original"]]
     outcomes = []
     for row in near.to_dict("records"):
-        limits_of = (Interval(row[f"recovery_{k}_low"], row[f"recovery_{k}_high"]) for k in ("seed", "document"))
-        outcomes.append(within(both(*limits_of), low=MOST))
+        outcomes.append(within(interval_of(row, "recovery_"), low=MOST))
     return [Verdict("recovery", together(outcomes), {"seeds": int(rows["seeds"].max())})]

@@ -1,23 +1,24 @@
 """Numbers that studies share: gains of groups of cells with intervals over seeds and over documents."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from qrun.evaluation.intervals import (
+    Floats,
     Interval,
     effective_number,
     over_documents,
+    over_seeds_and_documents,
     perplexity_difference,
     perplexity_ratio,
     share_of_gain,
 )
 from qrun.evaluation.results import Results
 from qrun.evaluation.trends import mean_interval
-from qrun.report.grade import both
 
 RESAMPLES, SEED = 9999, 0  # of every bootstrap over documents
 
@@ -38,6 +39,19 @@ def documents_interval(results: Results, first: pd.DataFrame, second: pd.DataFra
     return over_documents(perplexity_difference, arrays, weight(results, first), RESAMPLES, SEED)
 
 
+def both_interval(statistic: Callable[..., Floats], results: Results, *groups: pd.DataFrame) -> Interval | None:
+    """95 % interval over seeds and documents together of statistic(nats of each group, weight). A group of one row has
+    no seeds, such as the frozen model; of the others the seeds that all have, in pairs."""
+    several = [set(rows["seed"]) for rows in groups if len(rows) > 1]
+    seeds = sorted(set.intersection(*several)) if several else []
+    own = [rows.set_index("seed").loc[seeds] if len(rows) > 1 else rows for rows in groups]
+    each = [np.array([results.unit(key, "nats") for key in rows["key"]]) for rows in own]
+    arrays = [found if len(rows) > 1 else found[0] for found, rows in zip(each, groups, strict=True) if len(found)]
+    if len(arrays) < len(groups):
+        return None
+    return over_seeds_and_documents(statistic, arrays, weight(results, groups[0]), RESAMPLES, SEED)
+
+
 def limits(name: str, interval: Interval | None) -> dict[str, float]:
     """An interval as two columns, nan where there is none."""
     low, high = interval or Interval(np.nan, np.nan)
@@ -55,8 +69,8 @@ def split(results: Results) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
 def gains(
     results: Results, base: pd.DataFrame, rows: pd.DataFrame, by: Sequence[str], beside: pd.DataFrame | None = None
 ) -> pd.DataFrame:
-    """A row per group: parameters, mean perplexity and gain, intervals over seeds and over documents; what it is worth
-    `beside`, in percent of perplexity."""
+    """A row per group: parameters, mean perplexity and gain, intervals over seeds, over documents, and over both; what
+    it is worth `beside`, in percent of perplexity."""
     found = []
     for point, group in rows.groupby(list(by), sort=False):
         own = group["gain"].tolist()
@@ -65,6 +79,7 @@ def gains(
             **dict(zip(by, point, strict=True)), "seeds": len(group), "parameters": int(group["parameters"].iloc[0]),
             "perplexity": group["perplexity"].mean(), "gain": group["gain"].mean(),
             **limits("seed", mean_interval(own)), **limits("document", documents_interval(results, base, group)),
+            **limits("both", both_interval(perplexity_difference, results, base, group)),
         })  # fmt: skip
     return pd.DataFrame(found)
 
@@ -87,13 +102,20 @@ def elsewhere(results: Results, beside: pd.DataFrame | None, point: Mapping[str,
     return found
 
 
+def ratio(rows: pd.DataFrame) -> pd.Series:
+    """Trained parameters of each row as a multiple of the adapter's at the same sites and b; nan where it is not."""
+    own = rows[rows["method"] == "cayley"].drop_duplicates(["sites", "b"]).set_index(["sites", "b"])["parameters"]
+    at = pd.MultiIndex.from_frame(rows[["sites", "b"]])
+    return pd.Series(rows["parameters"].to_numpy() / own.reindex(at).to_numpy(float), rows.index)
+
+
 def gain_kept(results: Results, base: pd.DataFrame, rows: pd.DataFrame, reference: pd.DataFrame) -> dict[str, float]:
     """(nats frozen - nats of the rows) / (nats frozen - nats of the reference), means over seeds, with the intervals
-    over seeds, each against the reference of its own, and over documents. All nan where the reference gains nothing at
-    all: nothing has a share of it."""
+    over seeds, each against the reference of its own, over documents, and over both. All nan where the reference gains
+    nothing at all: nothing has a share of it."""
     frozen, own, best = (nats(results, each) for each in (base, rows, reference))
     if frozen.sum() == best.sum():
-        return {"kept": math.nan, **limits("seed", None), **limits("document", None)}
+        return {"kept": math.nan, **limits("seed", None), **limits("document", None), **limits("both", None)}
     size, level = weight(results, base), frozen.sum()
     by_seed = {row["seed"]: results.unit(row["key"], "nats").sum() for row in reference.to_dict("records")}
     each = [
@@ -103,13 +125,13 @@ def gain_kept(results: Results, base: pd.DataFrame, rows: pd.DataFrame, referenc
     documents = over_documents(share_of_gain, (frozen, own, best), size, RESAMPLES, SEED)
     return {
         "kept": float(share_of_gain(frozen, own, best, size)), **limits("seed", mean_interval(each)),
-        **limits("document", documents),
+        **limits("document", documents), **limits("both", both_interval(share_of_gain, results, base, rows, reference)),
     }  # fmt: skip
 
 
-def interval_of(row: Mapping[str, float]) -> Interval | None:
-    """Of a share, over seeds and documents."""
-    return both(*(Interval(row[f"{k}_low"], row[f"{k}_high"]) for k in ("seed", "document")))
+def interval_of(row: Mapping[str, float], prefix: str = "", size: float = 1.0) -> Interval:
+    """Over seeds and documents together, times `size`: what a grade looks at; nan where there is none."""
+    return Interval(size * row[f"{prefix}both_low"], size * row[f"{prefix}both_high"])
 
 
 def text(results: Results, base: pd.DataFrame) -> pd.DataFrame:

@@ -2,13 +2,15 @@
 
     fit(model, adapter, windows, validate, config, ...) -> best parameters and the record of the run
 
-Warm-up and cosine, gradient accumulation, validation while training with the best parameters kept, checkpoints, and a
-stop with a clear word when the loss is not finite or runs away.
+Two schedules: a cosine of fixed length, or, with `training.patience`, a constant rate until validation is flat and then
+a linear decay (warm-up, stable, decay: Hu et al., arXiv:2404.06395), so that nobody needs to know the number of steps
+beforehand. Gradient accumulation, validation while training with the best parameters kept, checkpoints, and a stop with
+a clear word when the loss is not finite or runs away.
 """
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,12 +28,54 @@ from qrun.training.interrupt import Interrupt
 from qrun.training.losses import Hidden, Teacher, last_hidden, window_loss
 
 
-def learning_rate(config: TrainingConfig, step: int) -> float:
-    """Linear warm-up, then a cosine from lr to lr * final_lr at the last step; `step` counts from 0."""
+class Diverged(RunFailed):
+    """The loss is not finite or ran away: another rate may do."""
+
+
+Evaluations = Sequence[Mapping[str, float]]  # rows with `step` and `validation_nats`, rising from step 0
+
+
+def plateau(config: TrainingConfig, evaluations: Evaluations) -> int | None:
+    """The first validated step by which nats had not fallen by `min_gain` for `patience` steps. A function of what the
+    checkpoint holds, so a resumed run finds the same one."""
+    if config.patience is None:
+        return None
+    mark, best = 0, math.inf
+    for row in evaluations:
+        step, nats = int(row["step"]), row["validation_nats"]
+        if nats < best - config.min_gain:
+            mark, best = step, nats
+        elif step - mark >= config.patience:
+            return step
+    return None
+
+
+def decline(config: TrainingConfig, evaluations: Evaluations) -> tuple[int, int]:
+    """Steps from which the rate falls and at which training ends: from the plateau, or from the last step that lets the
+    decay, `decay` of the steps before it, end at the cap; without patience from the warm-up to the last step."""
+    if config.patience is None:
+        return config.warmup, config.steps
+    latest = max(1, int(config.steps / (1 + config.decay)))
+    begin = min(plateau(config, evaluations) or latest, latest)
+    return begin, min(config.steps, begin + max(1, round(config.decay * begin)))
+
+
+def at_cap(config: TrainingConfig, evaluations: Evaluations) -> bool:
+    """Whether `steps` ended a training that validation had not."""
+    latest = max(1, int(config.steps / (1 + config.decay)))
+    return config.patience is not None and (plateau(config, evaluations) or math.inf) > latest
+
+
+def learning_rate(config: TrainingConfig, step: int, evaluations: Evaluations = ()) -> float:
+    """Linear warm-up, then a cosine from lr to lr * final_lr at the last step, or with patience lr until the decline
+    and a line to lr * final_lr; `step` counts from 0."""
     if step < config.warmup:
         return config.lr * (step + 1) / (config.warmup + 1)
-    share = (step - config.warmup) / max(config.steps - 1 - config.warmup, 1)
-    return config.lr * (config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * min(share, 1.0))))
+    begin, end = decline(config, evaluations)
+    if config.patience is None:
+        share = (step - begin) / max(end - 1 - begin, 1)
+        return config.lr * (config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * min(share, 1.0))))
+    return config.lr * (1 - (1 - config.final_lr) * max(0.0, (step + 1 - begin) / (end - begin)))
 
 
 def training_windows(ids: Tensor, context: int) -> Tensor:
@@ -62,7 +106,7 @@ def fit(
 ) -> tuple[dict[str, Tensor], Progress]:  # fmt: skip
     """Train from `progress` on (step 0, or what a checkpoint at `path` says) and return the best parameters by
     validation. windows [count, context] int64; `validate` gives nats per token on validation text; `trunk` keeps what
-    the frozen layers make of the windows. Raises RunFailed on divergence and Interrupted, after a checkpoint, on a
+    the frozen layers make of the windows. Raises Diverged, and Interrupted, after a checkpoint, on a
     signal."""
     parameters = list(adapter.tensors().values())
     optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
@@ -74,13 +118,14 @@ def fit(
         progress.evaluations.append({"step": 0, "validation_nats": progress.best_nats})
         on_step(progress)
     with interrupt.at_step_ends(), checkpointed(model, config.gradient_checkpointing):
-        while progress.step < config.steps:
+        while progress.step < decline(config, progress.evaluations)[1]:
             started = time.perf_counter()
-            row = optimizer_step(model, windows, optimizer, parameters, config, progress.step, seed, teacher, trunk)
+            lr = learning_rate(config, progress.step, progress.evaluations)
+            row = optimizer_step(model, windows, optimizer, parameters, config, progress.step, seed, teacher, trunk, lr)
             progress.step += 1
             progress.history.append({"step": progress.step, **row})
             _check(row["loss"], progress, config)
-            last = progress.step == config.steps
+            last = progress.step == decline(config, progress.evaluations)[1]
             if last or progress.step % config.eval_every == 0:
                 nats = validate()
                 progress.evaluations.append({"step": progress.step, "validation_nats": nats})
@@ -99,11 +144,11 @@ def fit(
 
 def optimizer_step(
     model: Any, windows: Tensor, optimizer: torch.optim.Optimizer, parameters: list[Any], config: TrainingConfig,
-    step: int, seed: int, teacher: Teacher | None, trunk: Trunk | None = None,
+    step: int, seed: int, teacher: Teacher | None, trunk: Trunk | None = None, lr: float | None = None,
 ) -> dict[str, float]:  # fmt: skip
-    """One update over `accumulation` batches. Returns loss and cross-entropy in nats per token, gradient norm and
-    learning rate."""
-    lr = learning_rate(config, step)
+    """One update over `accumulation` batches, at rate `lr` or that of the step. Returns loss and cross-entropy in nats
+    per token, gradient norm and learning rate."""
+    lr = learning_rate(config, step) if lr is None else lr
     for group in optimizer.param_groups:
         group["lr"] = lr
     loss_sum = ce_sum = 0.0
@@ -146,6 +191,6 @@ def checkpointed(model: Any, wanted: bool) -> Iterator[None]:
 def _check(loss: float, progress: Progress, config: TrainingConfig) -> None:
     first, how = progress.history[0]["loss"], f"lower training.lr (now {config.lr:g})"
     if not math.isfinite(loss) or not math.isfinite(progress.history[-1]["gradient_norm"]):
-        raise RunFailed(f"loss or gradient became {loss} at step {progress.step}: training stopped; {how}")
+        raise Diverged(f"loss or gradient became {loss} at step {progress.step}: training stopped; {how}")
     if loss > first + config.divergence:
-        raise RunFailed(f"loss rose from {first:.2f} to {loss:.2f} at step {progress.step}: diverged; {how}")
+        raise Diverged(f"loss rose from {first:.2f} to {loss:.2f} at step {progress.step}: diverged; {how}")

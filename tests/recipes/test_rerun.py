@@ -107,7 +107,14 @@ def test_an_evaluation_on_a_noisy_device_is_repeated_to_the_same_bits(qrun, word
 
 @pytest.mark.slow
 def test_a_study_and_one_of_its_cells_are_repeated_to_the_same_bits(qrun, words, trained):
-    axes = ["study.dims=[4]", "study.seeds=[0]", "study.sites=[one]", "study.controls=[]", "launcher.workers=1"]
+    axes = [
+        "study.dims=[4]",
+        "study.seeds=[0]",
+        "study.sites=[one]",
+        "study.controls=[]",
+        "launcher.workers=1",
+        "study.trials=1",
+    ]
     code, _, err = qrun("sweep", "dim", *words[0], *axes, "name=small")
     assert code == 0, err
     code, out, err = rerun(qrun, "small", words)

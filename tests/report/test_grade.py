@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
@@ -10,8 +11,8 @@ from hypothesis import strategies as st
 from qrun.evaluation.intervals import Interval
 from qrun.evaluation.questions import binomial_interval
 from qrun.report.claims import CLAIMS
-from qrun.report.grade import Outcome, both, together, within
-from qrun.studies import circuits, controls, dim, noise, questions, recover, wall
+from qrun.report.grade import Outcome, together, within
+from qrun.studies import circuits, controls, dim, frontier, noise, questions, recover, sites, wall
 
 YES, NO, OPEN, PART, NONE = (
     Outcome.reproduced, Outcome.not_reproduced, Outcome.undecided, Outcome.in_part, Outcome.untestable,
@@ -74,12 +75,6 @@ def test_together(outcomes, expected):
     assert together(iter(outcomes)) is expected
 
 
-def test_both_holds_both_and_is_nothing_where_one_is_missing():
-    assert both(Interval(1, 4), Interval(2, 6)) == Interval(1, 6)
-    assert both(Interval(1, 4), None) is None and both(Interval(1, 4), Interval(NAN, NAN)) is None
-    assert both(Interval(2, 3)) == Interval(2, 3)
-
-
 number = st.floats(-1e3, 1e3, allow_nan=False)
 width = st.floats(0, 1e3, allow_nan=False)
 
@@ -116,6 +111,11 @@ def test_a_setting_less_certain_never_makes_the_whole_more_certain(outcomes, dat
 # --- each study's grades, from numbers made by hand
 
 
+def over_both(seeds, documents):
+    """An interval that holds both, none where one is missing."""
+    return {"both_low": np.min([seeds[0], documents[0]]), "both_high": np.max([seeds[1], documents[1]])}
+
+
 def grade(study, found, claim):
     """Outcome of a claim; None where the study does not grade it."""
     return {verdict.claim: verdict.outcome for verdict in study.grades(found)}.get(claim)
@@ -126,8 +126,7 @@ def dim_numbers(steps=((0.1, 0.3),), gain=(0.05, 0.2), documents=(0.02, 0.3), di
         {"sites": f"s{i}", "dims": dims, "step_low": low, "step_high": high} for i, (low, high) in enumerate(steps)
     ]
     row = {"sites": "one", "b": 4, "method": "cayley", "seeds": 5, "gain": sum(gain) / 2, "parameters": 288,
-           "seed_low": gain[0], "seed_high": gain[1], "document_low": documents[0],
-           "document_high": documents[1]}  # fmt: skip
+           **over_both(gain, documents)}  # fmt: skip
     blocks = pd.DataFrame([{"sites": "one", "b": 4, "entropy_ratio": 0.1}])
     return {"gains": pd.DataFrame([row]), "text": pd.DataFrame([{"base": 32.0}]), "trends": pd.DataFrame(trends),
             "blocks": blocks}  # fmt: skip
@@ -147,31 +146,30 @@ def noise_numbers(
     low, high = (level * p / 100 for p in percent)
     preset = {"sites": sites, "sign": "input", "shots": 8192, "b": dim, "seeds": 3, "exact_perplexity": level,
               "preset_perplexity": level + (low + high) / 2, "penalty": (low + high) / 2, "quiet_penalty": 0.0,
-              "percent": sum(percent) / 2, "of_gain": 0.1, "seed_low": low, "seed_high": high, "document_low": low,
-              "document_high": high, "ratio_low": ratio[0], "ratio_high": ratio[1], **axes}  # fmt: skip
+              "percent": sum(percent) / 2, "of_gain": 0.1, "both_low": low,
+              "both_high": high, "ratio_low": ratio[0], "ratio_high": ratio[1], **axes}  # fmt: skip
     return {"ends": pd.DataFrame(ends), "preset": pd.DataFrame([preset])}
 
 
 def wall_numbers(paper=(-3.0, -2.0), ours=(0.45, 0.7), b=8, sites="all", noise="heron_r2"):
     """Both ways at one noise; each interval over seeds and over documents."""
     rows = [{"sites": sites, "b": b, "way": way, "noise": noise, "rate": NAN, "seeds": 3, "kept": (low + high) / 2,
-             "seed_low": low, "seed_high": high, "document_low": low, "document_high": high}
+             "both_low": low, "both_high": high}
             for way, (low, high) in ((wall.PAPER, paper), (wall.OURS, ours))]  # fmt: skip
     return {"kept": pd.DataFrame(rows)}
 
 
 def circuits_numbers(seeds=(0.65, 0.8), documents=(0.62, 0.75), **axes):
     """The share of the gain that trained circuits keep."""
-    row = {"sites": "all", "b": 8, "what": "circuit", "k": 6, "seeds": 3, "kept": 0.7, "seed_low": seeds[0],
-           "seed_high": seeds[1], "document_low": documents[0], "document_high": documents[1], **axes}  # fmt: skip
+    row = {"sites": "all", "b": 8, "what": "circuit", "k": 6, "seeds": 3, "kept": 0.7,
+           **over_both(seeds, documents), **axes}  # fmt: skip
     return {"kept": pd.DataFrame([row])}
 
 
 def recover_numbers(*intervals, compressed=50.0):
     """Home recoveries of the distilled adapter at several ratios; each (low, high) over seeds and documents."""
     rows = [{"what": "adapter, distilled", "text": "home", "ratio": 0.5 + i / 10, "b": 4, "seeds": 3, "original": 30.0,
-             "compressed": compressed, "recovery_seed_low": low, "recovery_seed_high": high,
-             "recovery_document_low": low, "recovery_document_high": high}
+             "compressed": compressed, "recovery_both_low": low, "recovery_both_high": high}
             for i, (low, high) in enumerate(intervals)]  # fmt: skip
     return {"recovery": pd.DataFrame(rows)}
 
@@ -420,11 +418,41 @@ def test_nor_do_questions(right, more, low, high):
     assert grade(questions, wide, "both_fail") in (before, OPEN)
 
 
+def sites_numbers(low=0.9, high=1.1, b=4, way="line/sqrt/input"):
+    return {"ends": pd.DataFrame([{"b": b, "way": way, "seeds": 5, "exponent_low": low, "exponent_high": high}])}
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [({}, "reproduced"), ({"low": 0.7}, "undecided"), ({"low": 1.3, "high": 1.4}, "not reproduced"),
+     ({"b": 8}, "not testable here"), ({"way": "line/calibrated/input"}, "not testable here")],
+)  # fmt: skip
+def test_the_penalty_is_in_proportion_to_the_sites_at_b_4_by_the_papers_readout(words, expected):
+    assert [v.outcome.value for v in sites.grades(sites_numbers(**words))] == [expected]
+
+
+def frontier_numbers(*pairs):
+    rows = [{"method": method, "ahead": (low + high) / 2, "both_low": low, "both_high": high}
+            for method, low, high in pairs or [("lora", 0.1, 0.2)]]  # fmt: skip
+    return {"pairs": pd.DataFrame(rows), "gains": pd.DataFrame([{"seeds": 3}])}
+
+
+@pytest.mark.parametrize(
+    ("pairs", "expected"),
+    [([("lora", 0.1, 0.2), ("boft", -0.2, -0.1)], "reproduced"),
+     ([("lora", 0.1, 0.2), ("lora", -0.1, 0.1)], "undecided"),
+     ([("lora", 0.1, 0.2), ("lora", -0.2, -0.1)], "in part"), ([("boft", 0.1, 0.2)], "not testable here")],
+)  # fmt: skip
+def test_only_lora_of_equal_parameters_decides_the_frontier(pairs, expected):
+    assert [v.outcome.value for v in frontier.grades(frontier_numbers(*pairs))] == [expected]
+
+
 def test_every_verdict_is_about_a_stated_claim():
     found = [
         *dim.grades(dim_numbers()), *controls.grades(controls_numbers()), *recover.grades(recover_numbers((0.7, 0.8))),
         *questions.grades(questions_numbers(1, 4)), *noise.grades(noise_numbers()),
         *noise.grades(noise_numbers(dim=8)), *noise.grades(noise_numbers(dim=8, sites="all")),
-        *wall.grades(wall_numbers()), *circuits.grades(circuits_numbers()),
+        *wall.grades(wall_numbers()), *circuits.grades(circuits_numbers()), *sites.grades(sites_numbers()),
+        *frontier.grades(frontier_numbers()),
     ]  # fmt: skip
     assert {verdict.claim for verdict in found} == set(CLAIMS) - {"two_questions", "hardware"}

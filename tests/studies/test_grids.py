@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import pytest
 
-from qrun.cells.cell import with_needs
+from qrun.cells.cell import whole, with_needs
 from qrun.config.schema import Side
 from qrun.errors import InputError
 from qrun.recipes.checks import check_unseen
@@ -45,29 +45,30 @@ def default():
 @pytest.mark.parametrize(
     ("study", "expected"),
     [
-        # every adapter on the study's text, on the home text and by the second protocol
-        ("dim", {"train": 2 * 6 * (5 + 1), "measure": 3 * (1 + 2 * 6 * (5 + 1))}),
-        ("controls", {"train": 2 * 7 * 3, "measure": 3 * (1 + 2 * 7 * 3) + 2 * 3 * 3}),
-        # per site set and seed: b=2 has 5 points and 10 readout rates, the others 6 points and 16 rates more
-        ("noise", {"train": 2 * 4 * 3, "measure": 1 + 2 * 4 * 3 + 2 * 3 * (15 + 3 * 32)}),
+        # every adapter on the study's text, at home and by the second protocol; rank 1 at one site serves two b
+        ("dim", {"scan": 2 * 6 * 2 - 1, "train": 2 * 6 * 2 * 5, "measure": 3 * (1 + 2 * 6 * 2 * 5)}),
+        ("controls", {"scan": 2 * 7, "train": 2 * 7 * 5, "measure": 3 * (1 + 2 * 7 * 5) + 2 * 5 * 3}),
+        # per site set and seed: b=2 has 5 points and 10 readout rates, the others 6 points and 26 rates
+        ("noise", {"scan": 2 * 4, "train": 2 * 4 * 5, "measure": 1 + 2 * 4 * 5 + 2 * 5 * (15 + 3 * 32)}),
         # per b and seed: LoRA and the adapter exact; 3 ways at 2 noises and 4 rates, and 4 beside them at a noise;
         # of one seed 2 nulls of every way
-        ("wall", {"train": 2 * 3 * 2, "measure": 1 + 2 * 3 * (2 + 3 * (2 + 4) + 4) + 2 * 2 * (3 + 4)}),
+        ("wall", {"scan": 4, "train": 2 * 5 * 2, "measure": 1 + 2 * 5 * (2 + 3 * (2 + 4) + 4) + 2 * 2 * (3 + 4)}),
         # per seed: Cayley blocks of three b, circuits of 3 and 1 k, and 4 cuts; at b = 8 all on a device too
-        ("circuits", {"train": 3 * (3 + 3 + 1), "measure": 3 * (1 + 3 * (3 + 3 + 1)) + 3 * 4 + 3 * (1 + 3 + 4)}),
+        ("circuits", {"scan": 7, "train": 5 * 7, "measure": 3 * (1 + 5 * 7) + 5 * 4 + 5 * (1 + 3 + 4)}),
         # per b, count and seed: exact, at home, by the second protocol, and two ways on the device
-        ("sites", {"train": 2 * 6 * 5, "measure": 3 + 2 * 6 * 5 * (3 + 2)}),
-        # per site set and seed: six b of the adapter and of BOFT, one diagonal, one dense, five ranks of LoRA
-        ("frontier", {"train": 3 * 3 * (6 + 6 + 1 + 1 + 5), "measure": 3 * (1 + 3 * 3 * (6 + 6 + 1 + 1 + 5))}),
+        ("sites", {"scan": 2 * 6, "train": 2 * 6 * 5, "measure": 3 + 2 * 6 * 5 * (3 + 2)}),
+        # per site set and seed: six b of the adapter and of BOFT, one diagonal, one dense, the sizes of LoRA
+        # LoRA at some projections of a layer or of all has a sixth size
+        ("frontier", {"scan": 3 * 14 + 5 + 6 + 6, "train": 3 * 59, "measure": 3 * (1 + 3 * 59)}),
         # shifted: 2 b of the original, 7 arms at each ratio; home: 1 and 3
-        ("recover", {"compress": 4, "train": 3 * (2 + 2 * 7 + 1 + 2 * 3), "measure": 6 + 3 * (2 + 2 * 7 + 1 + 2 * 3)}),
+        ("recover", {"compress": 4, "scan": 23, "train": 5 * (2 + 2 * 7 + 1 + 2 * 3), "measure": 6 + 5 * 23}),
         ("questions", {"ask": 1}),
     ],
 )
 def test_default_grids_have_exactly_these_cells(default, study, expected):
     cells, said = default[study]
-    assert kinds(cells) == expected and len(set(map(id, cells))) == len(cells)
-    assert {id(cell) for cell in with_needs(cells)} == {id(cell) for cell in cells}
+    assert kinds(whole(cells)) == expected and len(set(map(id, cells))) == len(cells)
+    assert set(kinds(c for c in with_needs(cells) if id(c) not in set(map(id, cells)))) <= {"scan"}
     assert bool(said) == (study == "noise")
 
 
@@ -121,22 +122,40 @@ def test_home_text_is_left_out_for_a_model_that_was_not_trained_on_it(tmp_path):
     assert home_is_known(configure("dim", []).home, other)
 
 
+@pytest.mark.parametrize("study", [*SWEEPS, "recover"])
+def test_every_method_has_as_many_trials_of_its_rate_with_a_seed_of_their_own(default, study):
+    for cell in trained(default[study][0]):
+        scan, own = cell.needs["rate"].task, cell.task.config
+        assert scan.kind == "scan" and scan.trials == 5 and scan.config.seed == 100
+        assert (scan.config.adapter, scan.config.training) == (own.adapter, own.training)
+        assert (scan.config.data, scan.config.teacher) == (own.data, own.teacher)
+        assert cell.needs["rate"].needs.get("model") is cell.needs.get("model")
+
+
+def test_one_trial_means_the_stated_rates_and_a_shorter_cap_is_the_same_for_all():
+    assert "scan" not in kinds(whole(grid("controls", "study.trials=1")[0]))
+    scans = [c.task.config.training.steps for c in whole(grid("controls", "study.trial_steps=90")[0])
+             if c.task.kind == "scan"]  # fmt: skip
+    assert set(scans) == {90} and len(scans) == 14
+    assert {c.task.config.training.steps for c in trained(grid("controls", "study.trial_steps=90")[0])} == {300}
+
+
 # --- dim
 
 
-def test_dim_puts_one_lora_seed_beside_five_of_the_adapter(default):
+def test_dim_gives_lora_the_seeds_of_the_adapter(default):
     cells, _ = default["dim"]
     assert values(trained(cells, method="cayley"), "b") == [2, 4, 8, 16, 32, 64]
     assert values(trained(cells, method="cayley"), "seed") == [0, 1, 2, 3, 4]
-    assert values(trained(cells, method="lora"), "seed") == [0] and values(trained(cells), "sites") == ["all", "one"]
-    assert len(trained(cells, sites="one", b=64)) == 6
+    assert values(trained(cells, method="lora"), "seed") == [0, 1, 2, 3, 4]
+    assert values(trained(cells), "sites") == ["all", "one"] and len(trained(cells, sites="one", b=64)) == 10
     assert not trained(grid("dim", "study.controls=[]")[0], method="lora")
 
 
 def test_the_one_site_is_v_proj_of_the_last_layer(default):
     for cell in trained(default["dim"][0], sites="one"):
         assert cell.task.config.adapter.projections == ["v_proj"] and cell.task.config.adapter.layers == ["last"]
-    for cell in trained(default["dim"][0], sites="all"):
+    for cell in trained(default["dim"][0], sites="all", method="cayley"):
         assert len(cell.task.config.adapter.projections) == 7 and cell.task.config.adapter.layers == ["all"]
     own = grid("dim", "study.sites=[adapter]", "adapter.projections=[q_proj]", "adapter.layers=first")[0]
     assert {tuple(c.task.config.adapter.projections) for c in trained(own)} == {("q_proj",)}
@@ -157,20 +176,28 @@ def test_lr_exponent_says_how_fast_it_falls(exponent, expected):
 
 
 @pytest.mark.parametrize(
-    ("sites", "b", "rank"),
+    ("sites", "b", "rank", "projections", "parameters"),
     # nano: (in + out) of all sites 20352, of v_proj 256; the adapter has width * (b - 1) / 2
-    [("all", 2, 1), ("all", 4, 1), ("all", 8, 2), ("all", 16, 4), ("all", 64, 15),
-     ("one", 4, 1), ("one", 8, 3), ("one", 16, 6), ("one", 64, 24)],
+    [("all", 16, 4, 7, 81408), ("all", 32, 8, 7, 162816), ("all", 64, 15, 7, 305280), ("one", 4, 1, 1, 256),
+     ("one", 8, 3, 1, 768), ("one", 16, 6, 1, 1536), ("one", 64, 24, 1, 6144), ("one", 2, 1, 1, 256)],
 )  # fmt: skip
-def test_lora_has_the_rank_of_about_equal_parameters_and_a_rate_falling_with_its_root(default, sites, b, rank):
+def test_lora_has_the_rank_of_about_equal_parameters_and_a_rate_falling_with_its_root(
+    default, sites, b, rank, projections, parameters
+):
     cells, _ = default["dim"]
     lora, own = trained(cells, method="lora", sites=sites, b=b)[0], trained(cells, method="cayley", sites=sites, b=b)[0]
-    width = {"all": 9984, "one": 192}[sites]
-    assert own.task.parameters() == width * (b - 1) // 2
-    per_rank = {"all": 20352, "one": 256}[sites]
-    assert lora.task.config.adapter.rank == rank and lora.task.parameters() == rank * per_rank
-    assert rank == 1 or abs(lora.task.parameters() - own.task.parameters()) <= per_rank / 2
+    assert own.task.parameters() == {"all": 9984, "one": 192}[sites] * (b - 1) // 2
+    assert lora.task.config.adapter.rank == rank and lora.task.parameters() == parameters
+    assert len(lora.task.config.adapter.projections) == projections
     assert lora.task.config.training.lr == pytest.approx(0.02 / math.sqrt(rank), rel=1e-12)
+
+
+@pytest.mark.parametrize("b", [2, 4, 8])
+def test_where_rank_one_everywhere_is_too_large_lora_has_fewer_sites_and_equal_parameters(default, b):
+    cells, _ = default["dim"]
+    lora, own = (trained(cells, method=name, sites="all", b=b)[0].task for name in ("lora", "cayley"))
+    assert 1 / 1.1 <= lora.parameters() / own.parameters() <= 1.1
+    assert 0 < len(lora.config.adapter.projections) < 7
 
 
 def test_the_exact_grid_is_the_same_training_in_every_study(default):
@@ -208,6 +235,8 @@ def test_the_output_side_counts_output_widths():
         ("study.seeds=[]", "different values"),
         ("study.seeds=[-1]", "number from 0 to"),
         ("study.lr_exponent=3", "0 to 2"),
+        ("study.seeds=[0,100]", "seed of the scans"),
+        ("study.trials=0", "1 or more"),
         ("study.controls=[oft]", "qrun sweep controls"),
         ("study.controls=[cayley]", "use "),
         ("study.control_lr.nothing=1", "learning rate above 0"),
@@ -644,8 +673,8 @@ def test_the_frontier_has_every_size_of_a_control_once(default):
     cells, _ = default["frontier"]
     for sites in ("one", "layer", "all"):
         lora = trained(cells, method="lora", sites=sites, seed=0)
-        ranks = [c.task.config.adapter.rank for c in lora]
-        assert ranks == sorted(set(ranks)) and len(trained(cells, method="diagonal", sites=sites, seed=0)) == 1
+        sizes = [c.task.parameters() for c in lora]
+        assert sizes == sorted(set(sizes)) and len(trained(cells, method="diagonal", sites=sites, seed=0)) == 1
         dims = [c.task.config.adapter.dim for c in trained(cells, method="cayley", sites=sites, seed=0)]
         assert dims == [2, 4, 8, 16, 32, 64]
     layer = trained(cells, sites="layer")[0].task.config.adapter

@@ -20,7 +20,7 @@ from qrun.tracking.store import Store
 
 STEPS = ["training.context=64", "training.batch=2", "training.steps=3", "training.eval_every=3", "training.warmup=1",
          "training.lr=0.05"]  # fmt: skip
-AXES = ["study.dims=[2,4]", "study.seeds=[0]", "study.sites=[adapter]", "study.controls=[]"]
+AXES = ["study.dims=[2,4]", "study.seeds=[0]", "study.sites=[adapter]", "study.controls=[]", "study.trials=1"]
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +193,13 @@ def test_a_study_of_two_processes_stops_within_the_running_steps_and_starts_no_o
     from qrun.training.checkpoint import read_progress
 
     long = [w for w in words if not w.startswith(("training.steps", "study.seeds"))]
-    long += ["training.steps=100000", "training.checkpoint_every=1", "study.seeds=[0,1]", "launcher.workers=2"]
+    long += [
+        "training.steps=100000",
+        "training.patience=null",
+        "training.checkpoint_every=1",
+        "study.seeds=[0,1]",
+        "launcher.workers=2",
+    ]
     process, store = start("sweep", "dim", *long, f"results={tmp_path}"), Store(tmp_path)
     if moment == "training":
         until(lambda: len(list(tmp_path.glob("runs/*/checkpoint.safetensors"))) == 2, process)

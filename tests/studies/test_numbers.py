@@ -8,7 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from qrun.evaluation.intervals import over_documents, perplexity_difference, perplexity_ratio, recovery
+from qrun.evaluation.intervals import (
+    over_documents,
+    over_seeds_and_documents,
+    perplexity_difference,
+    perplexity_ratio,
+    recovery,
+)
 from qrun.evaluation.questions import binomial_interval
 from qrun.evaluation.results import Results, read
 from qrun.evaluation.trends import power_law
@@ -90,6 +96,30 @@ def test_its_document_interval_is_of_the_mean_log_likelihood_over_seeds():
     assert (row["document_low"], row["document_high"]) == expected
     value = 32 - (31.0 * 30.5 * 30.9) ** (1 / 3)  # geometric, as log-likelihoods are averaged
     assert expected.low < value < expected.high
+
+
+def test_its_interval_over_both_is_wider_than_either_alone_where_both_matter():
+    """Seeds apart as they are, and documents that gain differently."""
+    results = gain_table()
+    measured = results.table
+    row = statistics.gains(results, measured[:1], measured[1:], ["method"]).iloc[0]
+    width = {kind: row[f"{kind}_high"] - row[f"{kind}_low"] for kind in ("seed", "document", "both")}
+    assert width["both"] > 0.9 * max(width.values()) and width["both"] < width["seed"] + width["document"]
+    assert row["both_low"] < row["gain"] < row["both_high"]
+    one = statistics.gains(results, measured[:1], measured[1:2], ["method"]).iloc[0]
+    assert math.isnan(one["both_low"]) and math.isnan(one["both_high"])
+
+
+def test_seeds_stay_in_pairs_in_an_interval_over_both():
+    """The same perplexity at each seed, seeds far apart, rows in another order."""
+    table, levels = Table(30), {0: 30.0, 1: 40.0, 2: 50.0}
+    for method, seeds in (("first", (0, 1, 2)), ("second", (2, 1, 0))):
+        for seed in seeds:
+            table.measure(levels[seed], method=method, seed=seed)
+    first, second = (table.results.table.query(f"method == '{name}'") for name in ("first", "second"))
+    words = (perplexity_difference, table.results, first)
+    paired, mixed = (statistics.both_interval(*words, rows) for rows in (second, second.assign(seed=[0, 1, 2])))
+    assert paired == pytest.approx((0, 0), abs=1e-9) and mixed.high - mixed.low > 10
 
 
 @pytest.mark.parametrize(
@@ -399,9 +429,9 @@ def test_the_presets_penalty_and_its_parts():
     assert (cost["seed_low"], cost["seed_high"]) == pytest.approx(by_hand([0.59, 0.6, 0.61]))
     assert cost["ratio_low"] < 31.6 / 31 < cost["ratio_high"] and cost["document_low"] < 0.6 < cost["document_high"]
     assert cost["seeds"] == 3 and cost["sign_flips"] == pytest.approx(0.03)
-    arrays = [np.mean([results.unit(k, "nats") for k in results.table[results.table["axis"] == axis]["key"]], axis=0)
+    arrays = [np.array([results.unit(k, "nats") for k in results.table[results.table["axis"] == axis]["key"]])
               for axis in ("preset", "exact")]  # fmt: skip
-    assert (cost["ratio_low"], cost["ratio_high"]) == over_documents(
+    assert (cost["ratio_low"], cost["ratio_high"]) == over_seeds_and_documents(
         perplexity_ratio, arrays, np.array(WEIGHT), 9999, 0
     )
 

@@ -12,7 +12,7 @@ from qrun.studies import module
 from qrun.tracking.store import Store
 
 STEPS = ["training.context=64", "training.batch=2", "training.steps=4", "training.eval_every=4", "training.warmup=1",
-         "training.lr=0.05", "protocol.ctx=64", "launcher.workers=1"]  # fmt: skip
+         "training.lr=0.05", "protocol.ctx=64", "study.trials=1", "launcher.workers=1"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from qrun.tracking.store import Store
 pytestmark = pytest.mark.slow
 STEPS = [
     "protocol.ctx=64", "training.context=64", "training.batch=2", "training.steps=4", "training.eval_every=4",
-    "training.warmup=1", "training.lr=0.05",
+    "training.warmup=1", "training.lr=0.05", "study.trials=1",
 ]  # fmt: skip
 AXES = ["study.dims=[2,4]", "study.seeds=[0,1]", "study.sites=[adapter]", "study.controls=[]", "launcher.workers=1"]
 NOISE = [

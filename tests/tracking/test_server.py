@@ -24,7 +24,8 @@ STEPS = [
     "protocol.ctx=64", "training.context=64", "training.batch=2", "training.steps=3", "training.eval_every=3",
     "training.warmup=1", "training.lr=0.05", "training.threads=1",
 ]  # fmt: skip
-AXES = ["study.dims=[2,4]", "study.seeds=[0]", "study.sites=[adapter]", "study.controls=[]", "launcher.workers=2"]
+AXES = ["study.dims=[2,4]", "study.seeds=[0]", "study.sites=[adapter]", "study.controls=[]", "launcher.workers=2",
+        "study.trials=1"]  # fmt: skip
 NOISE = ["study.rates=[1e-2]", "study.readout_rates=[1e-2]", "study.dims=[4]", "evaluation.max_tokens=320"]
 
 

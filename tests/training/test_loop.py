@@ -57,6 +57,53 @@ def test_learning_rate_warms_up_and_ends_at_its_share():
     assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
 
 
+def curve(*nats, every=10):
+    return [{"step": every * at, "validation_nats": value} for at, value in enumerate(nats)]
+
+
+PATIENT = {"steps": 120, "warmup": 5, "patience": 20, "min_gain": 0.01, "decay": 0.25, "eval_every": 10}
+
+
+@pytest.mark.parametrize(
+    ("nats", "expected", "cap"),
+    [
+        ((3.0, 2.9, 2.8, 2.795, 2.799), (40, 50), False),  # flat since step 20
+        ((3.0, 2.995, 2.991, 2.9), (20, 25), False),  # less than min_gain in all of the first 20 steps
+        ((3.0, 2.9, 2.895, 2.889, 2.88, 2.875, 2.87, 2.87), (70, 88), False),  # small gains add up while patience lasts
+        ((3.0, 2.9, 2.8), (96, 120), True),  # not flat so far
+        (tuple(3 - 0.1 * at for at in range(12)), (96, 120), True),  # never flat
+        ((*(3 - 0.1 * at for at in range(10)), 2.1, 2.1, 2.1), (96, 120), True),  # flat only while the rate falls
+    ],
+)
+def test_the_rate_falls_once_validation_is_flat_and_at_the_cap_at_the_latest(nats, expected, cap):
+    c = config(**PATIENT)
+    assert loop.decline(c, curve(*nats)) == expected
+    assert loop.at_cap(c, curve(*nats)) is cap
+
+
+def test_without_patience_no_training_ends_at_a_cap():
+    assert not loop.at_cap(config(steps=20), curve(3, 2, 1))
+    assert loop.decline(config(steps=20), curve(3, 3, 3)) == (2, 20)
+
+
+@given(begin=st.integers(1, 12), final=st.floats(0, 1))
+def test_the_rate_is_constant_and_then_a_line_to_its_share_at_the_last_step(begin, final):
+    c, flat = config(**PATIENT, lr=2.0, final_lr=final), curve(*[3 - 0.1 * at for at in range(begin)], *[9] * 3)
+    first, end = loop.decline(c, flat)
+    rates = [loop.learning_rate(c, step, flat) for step in range(end)]
+    assert rates[5:first] == [2.0] * (first - 5) and rates[-1] == pytest.approx(2 * final)
+    falls = [a - b for a, b in itertools.pairwise(rates[first - 1 :])]
+    assert falls == pytest.approx([2 * (1 - final) / (end - first)] * len(falls))
+
+
+def test_a_training_that_is_flat_ends_before_its_cap(tiny, tmp_path):
+    scores = iter([5.0, 4.0, 3.99, 4.01, 3.98, 3.97])
+    changes = {"steps": 60, "patience": 4, "min_gain": 0.1, "decay": 0.5, "final_lr": 0.0}
+    _, _, progress = fit(tiny, tmp_path / "c.safetensors", config(**changes), validate=lambda: next(scores))
+    assert (progress.step, progress.best_step, progress.best_nats) == (9, 9, 3.97)
+    assert [row["lr"] for row in progress.history[5:]] == pytest.approx([0.05, 0.05 * 2 / 3, 0.05 / 3, 0])
+
+
 @pytest.mark.slow
 def test_training_lowers_the_loss_and_leaves_the_frozen_weights(tiny, tmp_path):
     frozen = {n: p.clone() for n, p in tiny.model.named_parameters()}
@@ -88,14 +135,15 @@ def test_accumulation_equals_a_larger_batch(tiny_folder, tmp_path):
         torch.testing.assert_close(results[0][name], results[1][name], atol=2e-4, rtol=1e-2)
 
 
-def test_an_interrupted_and_resumed_training_equals_an_uninterrupted_one_bit_for_bit(tiny_folder, tmp_path):
+@pytest.mark.parametrize("changes", [{}, {"steps": 60, "patience": 2, "min_gain": 1.0, "decay": 1.0}])
+def test_an_interrupted_and_resumed_training_equals_an_uninterrupted_one_bit_for_bit(tiny_folder, tmp_path, changes):
     from qrun.config.schema import ModelConfig
     from qrun.language.models import load
 
     def fresh():
         return load(ModelConfig(name="tiny", path=str(tiny_folder)))
 
-    _, best, whole = fit(fresh(), tmp_path / "whole.safetensors", config())
+    _, best, whole = fit(fresh(), tmp_path / "whole.safetensors", config(**changes))
     interrupt, path = Interrupt(), tmp_path / "part.safetensors"
 
     def stop_at_three(progress):
@@ -103,12 +151,14 @@ def test_an_interrupted_and_resumed_training_equals_an_uninterrupted_one_bit_for
             interrupt.handle(signal.SIGTERM, None)
 
     with pytest.raises(Interrupted, match="step 3"):
-        fit(fresh(), path, config(), on_step=stop_at_three, interrupt=interrupt)
+        fit(fresh(), path, config(**changes), on_step=stop_at_three, interrupt=interrupt)
     assert checkpoint.read_progress(path).step == 3
-    _, resumed_best, resumed = fit(fresh(), path, config(), progress=checkpoint.read_progress(path))
+    _, resumed_best, resumed = fit(fresh(), path, config(**changes), progress=checkpoint.read_progress(path))
     assert all(torch.equal(best[n], resumed_best[n]) for n in best)
     assert [r["loss"] for r in whole.history] == [r["loss"] for r in resumed.history]
     assert whole.evaluations == resumed.evaluations
+    assert [r["lr"] for r in whole.history] == [r["lr"] for r in resumed.history]
+    assert whole.step == (4 if changes else 6)
 
 
 def test_a_loss_that_runs_away_stops_with_a_word_about_the_learning_rate(tiny, tmp_path):

@@ -14,10 +14,13 @@ if TYPE_CHECKING:
     from qrun.adapters.linear import Adapter
 
 
+EQUAL = 1.1  # largest ratio of two counts of parameters that are called equal
+
+
 class Method:
     """The docstring's first line is the method's title on a model card."""
 
-    lr: float | None = None  # best of scripts/scan_lr.py, at b = 4 or rank 1; None takes the adapter's own training.lr
+    lr: float | None = None  # middle of a study's scan, at b = 4 or rank 1; None takes the adapter's own training.lr
     blocked = False  # blocks of adapter.dim channels, which must divide every width; lr falls with b
     circuits = False  # blocks that can run on a device; has sides and a sign rule
     control = True  # can be named in study.controls
@@ -53,8 +56,8 @@ class Method:
         return lr * (4 / config.dim) ** exponent if self.blocked else lr, clip
 
     def matched(self, config: AdapterConfig, sites: Sequence[Site], budget: int) -> AdapterConfig:
-        """This method at the adapter's sites, its trained parameters as close to `budget` as its sizes allow. A method
-        without blocks has no b: one training of it serves all."""
+        """This method at the adapter's sites, or at some of them, its trained parameters as close to `budget` as its
+        sizes allow. A method without blocks has no b: one training of it serves all."""
         options = config.options if config.method == self.name else {}
         return replace(config, method=self.name, options=options, dim=config.dim if self.blocked else AdapterConfig.dim)
 

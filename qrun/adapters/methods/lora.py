@@ -1,12 +1,14 @@
 """Low-rank adaptation, PEFT's (arXiv:2106.09685); alpha = rank, so that B A is added as it is."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import combinations
 from typing import Any
 
-from qrun.adapters.methods.base import Method
+from qrun.adapters.methods.base import EQUAL, Method
 from qrun.adapters.sites import Site
-from qrun.config.schema import AdapterConfig
+from qrun.config.schema import PROJECTIONS, AdapterConfig
 
 
 class Lora(Method):
@@ -27,8 +29,18 @@ class Lora(Method):
         return lr / config.rank**0.5, clip
 
     def matched(self, config: AdapterConfig, sites: Sequence[Site], budget: int) -> AdapterConfig:
-        per_rank = sum(site.in_features + site.out_features for site in sites)
-        return replace(super().matched(config, sites, budget), rank=max(1, round(budget / per_rank)))
+        """At all the sites if the count can lie within EQUAL of the budget there, else at the most projections of them
+        where it can, else as near as it gets."""
+        names = [name for name in PROJECTIONS if name in {site.projection for site in sites}]
+        found = []
+        for chosen in (c for size in range(len(names), 0, -1) for c in combinations(names, size)):
+            per_rank = sum(s.in_features + s.out_features for s in sites if s.projection in chosen)
+            rank = max(1, round(budget / per_rank))
+            apart = abs(math.log(rank * per_rank / budget))
+            found.append((apart > math.log(EQUAL), -len(chosen), apart, rank, list(chosen)))
+        equal = [each for each in found if not each[0]]
+        *_, rank, kept = min(equal) if equal else min(found, key=lambda each: (each[2], each[1]))
+        return replace(super().matched(config, sites, budget), rank=rank, projections=kept)
 
     def peft_config(self, config: AdapterConfig, targets: list[str]) -> Any:
         import peft
