@@ -9,7 +9,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from os.path import expanduser
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -145,7 +144,6 @@ class DataConfig:
         named = self.source != "hub" or bool(self.hub_id or self.path)
         need(self, "data.hub_id", named, "data=hub needs data.hub_id=<owner/name> or data.path=<folder>")
         need(self, "data.column", self.source != "hub" or bool(self.column), "name the column that holds the text")
-        self.path = self.path and expanduser(self.path)
         need(self, "data.path", self.source != "text" or bool(self.path), "data=text needs data.path=<file or folder>")
         need(self, "data.validation", 0 < self.validation < 1, "give a share between 0 and 1")
         need(self, "data.test", 0 < self.test < 1 - self.validation, "give a share between 0 and 1 - data.validation")

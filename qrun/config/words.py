@@ -19,7 +19,7 @@ from hydra.core.override_parser.types import (
 )
 from hydra.errors import HydraException
 
-from qrun.config.tree import files
+from qrun.config.tree import PATHS, files
 from qrun.errors import InputError, redacted
 
 OPEN = ("adapter.options.", "device.options.", "study.control_lr.")  # keys below these need no default in a file
@@ -99,7 +99,7 @@ def _quoted(key: str, value: str, grid: bool) -> str:
     """The word, its value quoted for Hydra where it is a path that is not quoted, empty or null."""
     last = key.rpartition(".")[2]
     plain = value in ("", "null") or (value[0] in "'\"" and value[-1] == value[0])
-    if last not in ("path", "results", "calibration") or plain or (grid and _is_grid(f"{key}={value}")):
+    if last not in PATHS or plain or (grid and _is_grid(f"{key}={value}")):
         return f"{key}={value}"
     return f"{key}={quoted(value)}"
 

@@ -70,7 +70,7 @@ def local_folder(config: ModelConfig) -> Path | None:
         raise InputError("model.path=: give a folder, or model.path=null for the model that `model` names")
     if config.embedded and config.path is None:
         return Path(str(files("qrun.language"))) / config.name
-    return Path(os.path.expanduser(config.path)) if config.path else None
+    return Path(config.path) if config.path else None
 
 
 def model_shape(config: ModelConfig) -> ShapeConfig | None:

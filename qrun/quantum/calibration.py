@@ -186,7 +186,7 @@ def calibration(name: str) -> Calibration:
     """Of a recorded backend or a JSON file. Raises InputError for anything else."""
     if name in FAKES:
         return read_calibration(fake_backend(name))
-    path = Path(os.path.expanduser(name))
+    path = Path(name)
     if not os.path.isfile(path):
         raise InputError(f"noise.calibration={name}: no such file; recorded backends are {', '.join(FAKES)}")
     try:

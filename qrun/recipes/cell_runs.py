@@ -152,7 +152,7 @@ def _needed_adapter(task: Measure, opened: Opened, store: Store, place: Place) -
     if "adapter" in place.needs:
         folder = store.recorded(place.needs["adapter"]).file("adapter")
     elif task.config.adapter.path is not None:
-        folder = Path(task.config.adapter.path).expanduser()
+        folder = Path(task.config.adapter.path)
     else:
         return None
     adapter = attach_saved(opened.language, read(folder), folder)
@@ -184,7 +184,7 @@ def ask_cell(config: QuestionsRunConfig, circuits: bool, workspace: Workspace, p
         asked = questions.in_chat(asked, language.tokenizer)
     adapter = executor = None
     if config.adapter.path is not None:
-        saved = read(Path(config.adapter.path).expanduser())
+        saved = read(Path(config.adapter.path))
         adapter = attach_saved(language, saved, config.adapter.path)
         if circuits:
             executor = open_executor(config, saved.config)

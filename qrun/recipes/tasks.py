@@ -48,13 +48,13 @@ def saved(adapter: SavedAdapterConfig) -> list[str] | None:
     """Digests of a saved adapter's files."""
     if adapter.path is None:
         return None
-    files = [Path(adapter.path).expanduser() / name for name in FILES]
+    files = [Path(adapter.path) / name for name in FILES]
     return [hashlib.sha256(file.read_bytes()).hexdigest()[:16] if file.is_file() else "missing" for file in files]
 
 
 def compressed(results: str, name: str) -> Path:
     """Where a Compress cell of that name leaves its model."""
-    return Path(results).expanduser().resolve() / "compressed" / name
+    return Path(results).resolve() / "compressed" / name
 
 
 def weights(config: ModelConfig) -> int:

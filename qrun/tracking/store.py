@@ -68,7 +68,7 @@ class Store:
 
     def __init__(self, results: str | Path, uri: str | None = None) -> None:
         _hush()
-        self.folder = Path(results).expanduser().resolve()
+        self.folder = Path(results).resolve()
         self.database = self.folder / "mlflow.db"
         self.uri = (uri or os.environ.get("MLFLOW_TRACKING_URI") or database.uri(self.database)).rstrip("/")
         self.own = self.uri == database.uri(self.database)

@@ -250,3 +250,9 @@ def test_a_name_that_is_too_long_is_one_line(qrun, tmp_path, monkeypatch, comman
     monkeypatch.chdir(tmp_path)
     code, _, err = qrun(*command)
     assert code in (1, 2) and err.count("\n") == 1 and "aaa" in err and "bug" not in err, err
+
+
+def test_a_home_that_the_shell_left_in_an_option_is_written_out(qrun, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    code, out, _ = qrun("doctor", "--results=~/r")
+    assert code == 0 and f"{tmp_path}/r will be created" in out

@@ -11,6 +11,7 @@ from qrun.config.schema import DataConfig, ModelConfig, QuestionsConfig
 from qrun.config.tree import flatten, options
 from qrun.config.words import points
 from qrun.errors import InputError
+from qrun.quantum.calibration import calibration
 from qrun.quantum.noise import Noise
 from qrun.studies import STUDIES, configure
 
@@ -223,10 +224,27 @@ def test_a_path_is_taken_as_the_shell_hands_it_over(path):
     assert (config.data.path, config.results, config.model.path) == (path, path, path)
 
 
-def test_a_path_may_be_quoted_for_hydra_or_null_and_a_text_below_home_is_found():
-    config = compose("perplexity", ["results='a b'", "adapter.path=null", "data=text", "data.path=~/texts"])
+def test_a_path_may_be_quoted_for_hydra_or_null():
+    config = compose("perplexity", ["results='a b'", "adapter.path=null"])
     assert config.results == "a b" and config.adapter.path is None
-    assert config.data.path == str(Path.home() / "texts")
+
+
+def test_every_path_below_home_is_written_out_typed_or_in_a_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "chip.json").write_text(calibration("FakeTorino").to_json())
+    words = [f"{key}=~/{key}" for key in ("data.path", "model.path", "adapter.path", "results")]
+    found = compose("perplexity", [*words, "data=text", "device=noisy", "noise.calibration=~/chip.json"])
+    assert [found.data.path, found.model.path, found.adapter.path, found.results] == [
+        f"{tmp_path}/{key}" for key in ("data.path", "model.path", "adapter.path", "results")
+    ]
+    assert found.noise.calibration == f"{tmp_path}/chip.json"
+    assert compose("tasks", ["tasks=[a]", "include_path=~/a b"]).include_path == f"{tmp_path}/a b"
+    (tmp_path / "noise").mkdir()
+    (tmp_path / "noise" / "lab.yaml").write_text("# Mine\nname: lab\ncalibration: ~/chip.json\n")
+    tree.use("~")
+    assert compose("perplexity", ["device=noisy", "noise=lab"]).noise.calibration == f"{tmp_path}/chip.json"
+    assert tree.option("noise", "lab", Noise).calibration == f"{tmp_path}/chip.json"
+    tree.use(None)
 
 
 def test_an_axis_of_another_type_and_a_seed_beyond_all_generators_are_named():
