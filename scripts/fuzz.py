@@ -127,9 +127,11 @@ def words(rng: random.Random, made: Bench) -> Input:
 
 
 def runs(rng: random.Random, made: Bench) -> Input:
-    """Values that compose, in a run of one step."""
+    """Values that compose, in a run of one step; of a small text, since a value may ask for all of it."""
     key = rng.choice([k for k in made.keys["train"] if "." in k and not k.startswith(("training.steps", "model."))])
-    return Input("runs", ["train", *TINY, f"results={made.folder}/results", f"{key}={rng.choice(VALUES[:20])}"], (key,))
+    text = [] if key.startswith("data.") else ["data=text", f"data.path={made.text}"]
+    there = [*text, f"results={made.folder}/results"]
+    return Input("runs", ["train", *TINY, *there, f"{key}={rng.choice(VALUES[:20])}"], (key,))
 
 
 def odd_json(rng: random.Random, values: Any) -> Any:

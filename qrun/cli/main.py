@@ -24,6 +24,7 @@ from qrun import studies
 from qrun.errors import InputError, Interrupted, RunFailed, one_line, redacted
 from qrun.files import at_home
 from qrun.studies import STUDIES, configure
+from qrun.training.interrupt import insisting
 
 if TYPE_CHECKING:
     from qrun.cells.study import StudyConfig
@@ -468,7 +469,8 @@ def main() -> None:
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # nohup ignores it
         signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))  # a closed terminal
     try:
-        app()
+        with insisting():
+            app()
     except (InputError, RunFailed) as error:
         print(f"qrun: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, InputError) else 1)

@@ -124,9 +124,9 @@ def _is_grid(word: str) -> bool:
 
 
 def _several(word: Override, value: str) -> str:
-    key = word.key_or_group
-    if key in files():
-        return f"{key}={value}: one run takes one {key}; `qrun train -m` and `qrun eval perplexity -m` run each"
+    key, group = word.get_key_element(), word.key_or_group
+    if group in files():
+        return f"{key}={value}: one run takes one {group}; `qrun train -m` and `qrun eval perplexity -m` run each"
     study = "; several are a study: qrun sweep dim study.dims=[...]" if key == "adapter.dim" else ""
     simple = isinstance(word.value(), ChoiceSweep) and word.value().simple_form  # type: ignore[union-attr]
     listed = f"for a list write {key}=[{value}]" if simple else ""

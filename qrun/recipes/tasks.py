@@ -19,6 +19,7 @@ from qrun.cells.keys import Sources
 from qrun.config.devices import DeviceConfig, EstimateConfig, SignsConfig
 from qrun.config.schema import ModelConfig, SavedAdapterConfig
 from qrun.config.verbs import CompressConfig, QuestionsRunConfig, RunConfig, TrainConfig
+from qrun.files import below
 from qrun.language import questions
 from qrun.language.models import model_shape
 from qrun.language.prompts import uses_chat
@@ -53,8 +54,8 @@ def saved(adapter: SavedAdapterConfig) -> list[str] | None:
 
 
 def compressed(results: str, name: str) -> Path:
-    """Where a Compress cell of that name leaves its model."""
-    return Path(results).resolve() / "compressed" / name
+    """Where a Compress cell of that name leaves its model. Raises InputError where a link leads out of the results."""
+    return below(Path(results).resolve(), "compressed", name)
 
 
 def weights(config: ModelConfig) -> int:

@@ -97,6 +97,7 @@ def test_plain_values_flatten_to_dotted_keys_with_enums_as_text():
         ("model.shape.foo=1", "model.shape.foo"),
         ("adapter.dim=interval(2,8)", "one value per key"),
         ("model=glob(n*)", "one run takes one model"),
+        ("model@teacher=nano,llama", "model@teacher=nano,llama: one run takes one model"),
         ("seed=1 2)", "not a value of Hydra's grammar"),
         ("name=${oc.env:HOME}", "name: only values of this config are filled in"),
         ("adapter.options=${seed}", "adapter.options=${seed}: fills in a value of another type"),
