@@ -116,6 +116,8 @@ def test_plain_values_flatten_to_dotted_keys_with_enums_as_text():
         ("adapter.layers=3-1", "a range such as 2-5"),
         ("model.dtype=float64", "expected one of [float32, bfloat16, float16]"),
         ("training.lr=0", "above 0"),
+        ("training.lr=inf", "training.lr=inf: give a number above 0"),
+        ("training.weight_decay=1e400", "training.weight_decay=inf: give 0 or more"),
         ("training.steps=0", "1 or more"),
         ("protocol.stride=4", "use protocol=hf_strided"),
         ("protocol.ctx=1", "2 tokens or more"),
