@@ -178,6 +178,7 @@ def load(config: ModelConfig) -> LanguageModel:
     placed = _placed(config)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer.decode(tokenizer("a", verbose=False)["input_ids"])  # settings of a wrong type tell only now
         settings = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         settings.transformers_weights = weights_entry(folder)  # whatever config.json says: what `identity` describes
         loaded: Any = AutoModelForCausalLM.from_pretrained(
