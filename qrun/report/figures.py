@@ -126,7 +126,8 @@ def gain_over_parameters(title: str, rows: pd.DataFrame, base: float) -> Figure:
         own = rows[rows["sites"] == sites]
         low, high = min(own["gain"].min(), 0), own["gain"].max()
         room = 0.3 * (high - low)
-        lowest, highest = own["seed_low"].clip(low - room, low).min(), own["seed_high"].clip(high, high + room).max()
+        lowest = own["seed_low"].clip(low - room, low).fillna(low).min()  # one seed has no interval
+        highest = own["seed_high"].clip(high, high + room).fillna(high).max()
         limits = lowest - room / 6, highest + room / 6
         trained = own[own["null"] == "trained"]
         for kind, methods in KINDS.items():

@@ -247,6 +247,15 @@ def test_an_interval_far_beyond_all_gains_ends_in_an_arrow():
     ] == [[0.5]]
 
 
+def test_gains_of_one_seed_are_drawn_without_intervals():
+    from qrun.report.figures import gain_over_parameters
+
+    rows = pd.DataFrame({"sites": "all", "null": "trained", "method": ["cayley", "lora"], "parameters": [10, 20],
+                         "gain": [0.4, 0.5], "seed_low": math.nan, "seed_high": math.nan})  # fmt: skip
+    axes = gain_over_parameters("nano", rows, 28.5).axes[0]
+    assert axes.get_ylim() == pytest.approx((-0.025, 0.525))
+
+
 def test_across_studies_the_gain_with_more_seeds_stands_for_a_method():
     from qrun.report.figures import across
 
