@@ -22,8 +22,12 @@ test: .venv/dev ## the test suite, on all cores
 check: .venv/dev ## lint and the tests that take a minute, on all cores
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/python -m pytest -n logical -m "not slow and not data"
 
-lint: .venv/dev ## ruff and mypy
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+lint: .venv/dev ## ruff, mypy, no secret in a tracked file
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/python scripts/leaks.py
+
+audit: .venv/dev ## known vulnerabilities of the pinned packages; asks an advisory database, so it needs the network
+	test -x .venv-audit/bin/pip-audit || { $(PYTHON) -m venv .venv-audit && .venv-audit/bin/python -m pip install --quiet pip-audit; }
+	.venv-audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
 fuzz: .venv/dev ## 5,000 wrong words, broken files and odd names from a seed: each runs or is refused in one line
 	$(BIN)/python scripts/fuzz.py
@@ -46,4 +50,4 @@ ui: .venv/core ## the MLflow UI on results/
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 8
 
-.PHONY: run test check lint fuzz faults bench docs ui help
+.PHONY: run test check lint audit fuzz faults bench docs ui help
