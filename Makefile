@@ -25,6 +25,14 @@ check: .venv/dev ## lint and the tests that take a minute, on all cores
 lint: .venv/dev ## ruff, mypy, no secret in a tracked file
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/python scripts/leaks.py
 
+test-min: ## the fast tests with the lowest versions that are allowed, in .venv-min
+	$(PYTHON) -m venv .venv-min && .venv-min/bin/python -m pip install --quiet -c constraints-min.txt -e '.[dev]'
+	.venv-min/bin/python -m pytest -n logical -m "not slow and not data"
+
+test-max: ## the fast tests with the newest versions that are allowed, in .venv-max
+	$(PYTHON) -m venv .venv-max && .venv-max/bin/python -m pip install --quiet --upgrade -e '.[dev]'
+	.venv-max/bin/python -m pytest -n logical -m "not slow and not data"
+
 audit: .venv/dev ## known vulnerabilities of the pinned packages; asks an advisory database, so it needs the network
 	test -x .venv-audit/bin/pip-audit || { $(PYTHON) -m venv .venv-audit && .venv-audit/bin/python -m pip install --quiet pip-audit; }
 	.venv-audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
@@ -48,6 +56,6 @@ ui: .venv/core ## the MLflow UI on results/
 	$(BIN)/qrun ui
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 8
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
 
-.PHONY: run test check lint audit fuzz faults bench docs ui help
+.PHONY: run test test-min test-max check lint audit fuzz faults bench docs ui help
