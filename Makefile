@@ -40,7 +40,7 @@ audit: .venv/dev ## known vulnerabilities of the pinned packages; asks an adviso
 fuzz: .venv/dev ## 5,000 wrong words, broken files and odd names from a seed: each runs or is refused in one line
 	$(BIN)/python scripts/fuzz.py
 
-faults: .venv/dev ## 200 kills, full disks, broken stores and torn files from a seed: finished work stays, the next start goes on
+faults: .venv/dev ## 200 kills, full disks, broken stores, torn files, a failing hub and IBM from a seed: finished work stays, the next start goes on
 	$(BIN)/python scripts/faults.py
 
 bench: .venv/dev ## the adapter layer beside PEFT's OFT, the circuit simulator beside Aer and default.mixed, each in one run
