@@ -22,13 +22,25 @@ test: .venv/dev ## the test suite, on all cores
 check: .venv/dev ## lint and the tests that take a minute, on all cores
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/python -m pytest -n logical -m "not slow and not data"
 
-lint: .venv/dev ## ruff and mypy
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+lint: .venv/dev ## ruff, mypy, no secret in a tracked file
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/python scripts/leaks.py
+
+test-min: ## the fast tests with the lowest versions that are allowed, in .venv-min
+	$(PYTHON) -m venv .venv-min && .venv-min/bin/python -m pip install --quiet -c constraints-min.txt -e '.[dev]'
+	.venv-min/bin/python -m pytest -n logical -m "not slow and not data"
+
+test-max: ## the fast tests with the newest versions that are allowed, in .venv-max
+	$(PYTHON) -m venv .venv-max && .venv-max/bin/python -m pip install --quiet --upgrade "$$(grep '^torch==' constraints.txt)" -e '.[dev]'
+	.venv-max/bin/python -m pytest -n logical -m "not slow and not data"
+
+audit: .venv/dev ## known vulnerabilities of the pinned packages; asks an advisory database, so it needs the network
+	test -x .venv-audit/bin/pip-audit || { $(PYTHON) -m venv .venv-audit && .venv-audit/bin/python -m pip install --quiet pip-audit; }
+	.venv-audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
 fuzz: .venv/dev ## 5,000 wrong words, broken files and odd names from a seed: each runs or is refused in one line
 	$(BIN)/python scripts/fuzz.py
 
-faults: .venv/dev ## 200 kills, full disks, broken stores and torn files from a seed: finished work stays, the next start goes on
+faults: .venv/dev ## 200 kills, full disks, broken stores, torn files, a failing hub and IBM from a seed: finished work stays, the next start goes on
 	$(BIN)/python scripts/faults.py
 
 bench: .venv/dev ## speed beside Aer, PennyLane, tensorcircuit-ng, PEFT and the harness in one run: results/bench, 20 minutes
@@ -42,6 +54,6 @@ ui: .venv/core ## the MLflow UI on results/
 	$(BIN)/qrun ui
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 8
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
 
-.PHONY: run test check lint fuzz faults bench docs ui help
+.PHONY: run test test-min test-max check lint audit fuzz faults bench docs ui help

@@ -33,6 +33,7 @@ from qrun.config.tree import options
 from qrun.config.verbs import PerplexityConfig, TrainConfig
 from qrun.config.words import spelled
 from qrun.errors import InputError
+from qrun.files import at_home
 from qrun.language.models import LanguageModel
 from qrun.recipes.measuring import attach_saved
 from qrun.recipes.perplexity import Measured, measure_in
@@ -115,9 +116,9 @@ def attach(model: Model, method: str = "cayley", *words: str, path: str | Path |
     if path is not None:
         if words or keys or method != "cayley":
             raise InputError("attach: path brings the saved adapter's own words; give path alone")
-        saved = read(Path(path).expanduser())
+        saved = read(folder := Path(at_home(str(path))))
         model.detach()
-        model.adapter, model.folder = attach_saved(model.language, saved, path), Path(path)
+        model.adapter, model.folder = attach_saved(model.language, saved, path), folder
         return model
     config = compose("train", [f"adapter={method}", *_words("adapter", (), keys), *words]).adapter
     model.adapter = _attached(model, config)
@@ -166,7 +167,7 @@ def results(folder: str | Path = "results", tracking_uri: str | None = None) -> 
     """A row per run and cell of a results folder or a tracking server, the newest first: verb, run, status, start, then
     parameters of its config, metrics and tags by their names. Raises InputError if there is no store."""
     rows = []
-    for verb, runs in Store(folder, tracking_uri).runs().items():
+    for verb, runs in Store(at_home(str(folder)), tracking_uri).runs().items():
         for run in runs:
             started = pd.Timestamp(run.started, unit="s").floor("ms")
             head = {

@@ -13,6 +13,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qrun"
 
 
+def at_home(path: str) -> str:
+    """A path with its ~ written out. Done once, where a path comes in: in a config, an option, an argument."""
+    return os.path.expanduser(path)
+
+
 def below(folder: Path, *parts: str) -> Path:
     """A place in a folder to write to. Raises InputError where a link leads out of the folder."""
     path = folder.joinpath(*parts)

@@ -1,7 +1,7 @@
 """What others wrote: JSON and headers of safetensors, of limited size and stated types; each fault is one short line.
 
 read_json(path)                 a JSON object
-typed(Kind, values, where)      the same, as a TypedDict: every value has its type, nothing is converted
+typed(Kind, values, where)      the same, as a TypedDict or dataclass: every value has its type, nothing is converted
 read_header(path, what, types)  the tensors of a safetensors file: types, shapes, places; no value is read
 brief(value)                    a value as an error shows it
 """
@@ -73,14 +73,17 @@ def read_json(path: Path, most: int = JSON_BYTES) -> dict[str, Any]:
     return values
 
 
-def typed(kind: type[Kind], values: Mapping[str, Any], where: str | Path) -> Kind:
-    """`values` as the TypedDict `kind`, checked strictly: true is no number and "false" no truth value. Keys that it
-    does not name are left out, or kept where it says so. Raises InputError with the first key that is wrong, what it
-    has and what it needs."""
+def typed(kind: type[Kind], values: Mapping[str, Any] | str, where: str | Path) -> Kind:
+    """`values`, or their JSON, as the TypedDict `kind`, checked strictly: true is no number and "false" no truth value.
+    Only from JSON are there dataclasses, and keys that are numbers. Keys that it does not name are left out, or kept
+    where it says so. Raises InputError with the first key that is wrong, what it has and what it needs."""
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        return TypeAdapter(kind).validate_python(values, strict=True)
+        known = TypeAdapter(kind)
+        if isinstance(values, str):
+            return known.validate_json(values, strict=True)
+        return known.validate_python(values, strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part)[:SHOWN] for part in first["loc"])

@@ -1,4 +1,5 @@
-"""Faults at random moments, from a seed: kills, full and read-only disks, locked and broken stores, torn files, clocks.
+"""Faults at random moments, from a seed: kills, full and read-only disks, locked and broken stores, torn files, clocks,
+a hub and a processor's service that fail.
 
     python scripts/faults.py                            200 faults of all kinds
     python scripts/faults.py --faults 20 --only kill full --seed 7 --keep /tmp/found
@@ -26,8 +27,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib import import_module
 from pathlib import Path
+from threading import Thread
+from typing import Any
+
+from forked import forked
 
 os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="passive", HF_HUB_OFFLINE="1")
 os.environ.pop("MLFLOW_TRACKING_URI", None)
@@ -104,34 +110,7 @@ def start(folder: Path, command: list[str], change: Change = lambda: None) -> Ru
     """Fork, and run a command there."""
     log = folder / "log"
     log.write_text("")
-    sys.stdout.flush()
-    child = os.fork()
-    if child:
-        return Running(child, log, command)
-    code = 97
-    try:
-        os.setsid()
-        os.chdir(folder)
-        os.dup2(os.open(folder / "stdout", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
-        os.dup2(os.open(log, os.O_WRONLY | os.O_TRUNC), 2)
-        sys.argv = ["qrun", *command]
-        change()
-        from qrun.cli.main import main
-
-        code = 0
-        main()
-    except SystemExit as stop:
-        code = stop.code if isinstance(stop.code, int) else 0
-    except KeyboardInterrupt:  # before or behind the command
-        code = 130
-    except BaseException:
-        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
-    finally:
-        with suppress(BaseException):
-            sys.stdout.flush()
-        with suppress(BaseException):
-            sys.stderr.flush()
-        os._exit(code)
+    return Running(forked(command, folder, log, change), log, command)
 
 
 def digests(folder: Path, pattern: str = "**/*") -> dict[str, str]:
@@ -169,6 +148,21 @@ def adapter(folder: Path) -> object:
         return digests(folder / "r" / "runs" / "x" / "adapter", "*.safetensors"), dict(db.execute(query))
 
 
+def counts(folder: Path) -> object:
+    """The pieces that a processor counted, each in one job, whose counts are there; `qpu fetch` reads the job book."""
+    from qrun.quantum.jobs import JobBook
+
+    run = start(folder, ["qpu", "fetch", "--results", "r"])
+    if code := run.end():
+        raise Lost(f"qpu fetch ended with {code}: {run.told()[-300:]}")
+    book = JobBook(folder / "r" / "qpu")
+    done = [job.tag for job in book.jobs() if job.state == "done"]
+    pieces = [key for tag in done for key in book.counts(tag) or [f"no counts of {tag}"]]
+    if len(set(pieces)) != len(pieces):
+        raise Lost("a piece was counted twice")
+    return sorted(pieces)
+
+
 @dataclass(frozen=True)
 class Scene:
     """A command, what comes of it, and whether it starts without a store."""
@@ -179,6 +173,7 @@ class Scene:
     first: bool = False
     again: tuple[str, ...] = ()  # typed to go on
     after: str = ""  # the scene whose outcome it takes
+    often: int = 1  # is it killed
 
     def command(self, made: Bench) -> list[str]:
         """For the folder that it runs in."""
@@ -187,20 +182,42 @@ class Scene:
 
 TRAIN = ["train", "results=r", "name=x", "training.steps=6", "training.eval_every=2", "training.checkpoint_every=1",
          "training.batch=2", "training.warmup=1", "training.context=64", "training.eval_tokens=600", "training.lr=0.05",
-         "adapter.layers=last"]  # fmt: skip
-SWEEP = ["sweep", "dim", "results=r", "name=s", "study.dims=[2,4]", "study.seeds=[0]", "study.trials=1",
-         "study.sites=[one]", "study.controls=[]", "training.steps=2", "training.context=64", "training.batch=2",
-         "training.warmup=1", "training.eval_tokens=600"]  # fmt: skip
+         "adapter.layers=last", "adapter.projections=[v_proj]"]  # fmt: skip
+SMALL = ["results=r", "name=s", "study.seeds=[0]", "study.sites=[one]", "study.trials=1", "training.steps=2",
+         "training.context=64", "training.batch=2", "training.warmup=1", "training.eval_tokens=600"]  # fmt: skip
+ALONE = ["data@home=null", "protocol@second=null"]
+QUESTIONS = ["eval", "questions", "results=r", "name=s", "questions=continuation", "questions.limit=2",
+             "questions.characters=40", "questions.context=60", "trials=1", "temperatures=[1.0]",
+             "adapter.path={bench}/train/r/runs/x/adapter"]  # fmt: skip
+SWEEP = ["sweep", "dim", *SMALL, *ALONE, "study.dims=[2,4]", "study.controls=[]"]
+STUDIES = {  # the studies at their smallest
+    "controls": ["sweep", "controls", *SMALL, *ALONE, "study.dims=[4]", "study.controls=[lora]"],
+    "noise": ["sweep", "noise", *SMALL, "study.dims=[4]", "study.axes=[gates]", "study.rates=[1e-3]",
+              "study.readout_rates=[1e-3]", "study.shots=[64]"],
+    "wall": ["sweep", "wall", *SMALL, "study.dims=[4]", "study.ways=[qiskit/sqrt/input]", "study.noises=[heron_r2]",
+             "study.rates=[]", "study.beside=[]", "study.nulls=[zero]", "study.controls=[]", "device.shots=64"],
+    "circuits": ["sweep", "circuits", *SMALL, *ALONE, "study.dims=[4]", "study.czs=[2]", "study.cuts=[2]",
+                 "study.others=[]", "study.wide=[]", "study.wide_czs=[]", "study.noises=[]"],
+    "recover": ["recover", *SMALL, "study.ratios=[0.6]", "study.dims=[4]", "study.controls=[lora]",
+                "compression.calibration=512"],
+}  # fmt: skip
+QPU = ["eval", "perplexity", "results=r", "name=q", "adapter.path={bench}/train/r/runs/x/adapter", "device=fake",
+       "device.shots=64", "protocol.ctx=4", "evaluation.max_tokens=4", "evaluation.resamples=99"]  # fmt: skip
 SCENES = {
-    "train": Scene(TRAIN, adapter, again=("--resume",)),
-    "first": Scene(TRAIN, adapter, first=True, again=("--resume",)),
-    "sweep": Scene([*SWEEP, "launcher.workers=1"], table),
+    "train": Scene(TRAIN, adapter, again=("--resume",), often=6),
+    "first": Scene(TRAIN, adapter, first=True, again=("--resume",), often=3),
+    "sweep": Scene([*SWEEP, "launcher.workers=1"], table, often=5),
     "sweep of 2": Scene([*SWEEP, "launcher.workers=2"], table),
-    "compress": Scene(["compress", "--out", "out", "compression.ratio=0.6"], lambda f: digests(f / "out"), 5),
+    "compress": Scene(["compress", "--out", "out", "compression.ratio=0.6"], lambda f: digests(f / "out"), 5, often=3),
     "export": Scene(["export", "{bench}/train/r/runs/x/adapter", "--to", "merged", "--out", "out"],
-                    lambda f: digests(f / "out"), after="train"),
+                    lambda f: digests(f / "out"), after="train", often=3),
     "report": Scene(["report", "--results", "{bench}/sweep/r", "--out", "out"], lambda f: digests(f / "out"), 0,
-                    after="sweep"),
+                    after="sweep", often=4),
+    "qpu": Scene(QPU, counts, 5, after="train", often=4),
+    "questions": Scene([*QUESTIONS, "launcher.workers=1"], table, 3, after="train", often=2),
+    "questions of 2": Scene([*QUESTIONS, "launcher.workers=2"], table, 3, after="train"),
+    **{name: Scene([*words, "launcher.workers=1"], table, often=2) for name, words in STUDIES.items()},
+    **{f"{name} of 2": Scene([*words, "launcher.workers=2"], table) for name, words in STUDIES.items()},
 }  # fmt: skip
 HEAVY = ("qrun.cells.study", "qrun.recipes.cell_runs", "qrun.recipes.export", "qrun.recipes.perplexity",
          "qrun.recipes.train", "qrun.recipes.compress", "qrun.report.report", "qrun.cells.pool", "mlflow",
@@ -251,7 +268,7 @@ def half(folder: Path) -> None:
 
 def kill(rng: random.Random, made: Bench, signum: int, name: str | None = None) -> str:
     """A signal at a random moment."""
-    name = name or rng.choices(list(SCENES), [6, 3, 6, 1, 3, 3, 4])[0]
+    name = name or rng.choices(list(SCENES), [scene.often for scene in SCENES.values()])[0]
     made.undisturbed(name)
     folder = scratch(made, SCENES[name])
     run = start(folder, SCENES[name].command(made))
@@ -259,9 +276,7 @@ def kill(rng: random.Random, made: Bench, signum: int, name: str | None = None) 
     with suppress(ProcessLookupError):
         os.kill(run.pid, signum)
     code, kept = run.end(), statuses(folder)
-    # Python drops what is raised inside a weak reference's callback, and says so: then the command goes on to its end
-    told = "" if "Exception ignored in" in run.told() and not code else run.told()
-    if code not in (0, -signum, 128 + signum) or "Traceback" in told:
+    if code not in (0, -signum, 128 + signum) or "Traceback" in run.told():
         raise Lost(f"{name}: ended with {code}: {run.told()[-300:]}")
     if code >= 0 and "RUNNING" in kept.values():
         raise Lost(f"{name}: a run stays RUNNING after signal {signum}")
@@ -480,12 +495,118 @@ def twins(rng: random.Random, made: Bench) -> str:
     return name
 
 
+def hub(rng: random.Random, made: Bench) -> str:
+    """The hub is asked for a model, and refuses the line, is silent, or answers nonsense."""
+    how, folder = rng.choice(["refuses", "is silent", "fails", "talks"]), scratch(made, SCENES["train"])
+    said = {"fails": (500, b"down"), "talks": (200, b"<html>log in to this network</html>")}.get(how)
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            assert said is not None
+            self.send_response(said[0])
+            self.send_header("Content-Length", str(len(said[1])))
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(said[1])
+
+        do_HEAD = do_GET  # noqa: N815
+
+        def log_message(self, *words: Any) -> None: ...
+
+    with HTTPServer(("127.0.0.1", 0), Answer) as server:  # bound and listening; silent until it serves
+        if said is not None:
+            Thread(target=server.serve_forever, daemon=True).start()
+        if how == "refuses":
+            server.socket.close()
+
+        def change() -> None:
+            from huggingface_hub import constants
+
+            from qrun.language import hub as ours
+
+            ours.SECONDS = 2.0
+            constants.HF_HUB_OFFLINE, constants.ENDPOINT = False, f"http://127.0.0.1:{server.server_port}"
+            constants.HUGGINGFACE_CO_URL_TEMPLATE = constants.ENDPOINT + "/{repo_id}/resolve/{revision}/{filename}"
+
+        run = start(folder, ["eval", "perplexity", "model=smollm2", "results=r", *made.words[3:]], change)
+        code = run.end()
+        if said is not None:
+            server.shutdown()
+    run.refused(code)
+    go_on(made, "train", folder, statuses(folder))
+    return how
+
+
+def ibm(rng: random.Random, made: Bench) -> str:
+    """IBM's service loses the line, refuses, fails jobs, forgets them or is late; then it works, and what was counted
+    is not counted again."""
+    made.undisturbed("qpu")
+    folder = scratch(made, SCENES["qpu"])
+    command = ["device=ibm" if word == "device=fake" else word for word in SCENES["qpu"].command(made)]
+    share, seed = rng.choice([0.3, 0.6, 1.0]), rng.getrandbits(32)
+
+    def broken() -> None:
+        _stand_in(random.Random(seed), share)
+
+    run = start(folder, command, broken)
+    if code := run.end():
+        run.refused(code)
+    from qrun.quantum.jobs import JobBook
+
+    book = JobBook(folder / "r" / "qpu")
+    before = {job.tag for job in book.jobs() if job.state == "done"}
+    run = start(folder, command, lambda: _stand_in(random.Random(seed), 0.0))
+    if code := run.end():
+        raise Lost(f"the next start ended with {code}: {run.told()[-300:]}")
+    left = {job.tag: job.state for job in book.jobs() if job.state in ("intent", "sent", "done")}
+    if not before <= left.keys() or set(left.values()) != {"done"}:
+        raise Lost(f"finished before {before}, now {left}")
+    if not counts(folder) or "RUNNING" in statuses(folder).values():
+        raise Lost("nothing was counted, or a run stays RUNNING")
+    return f"{share:.0%} of the calls fail"
+
+
+def _stand_in(rng: random.Random, share: float) -> None:
+    """In this process IBM's account is a recorded processor, of whose calls a share fails."""
+    from qrun.quantum import hardware, services
+
+    class Service(services.FakeService):
+        def __init__(self, account: Any, backend: Any, *words: Any) -> None:
+            super().__init__(backend)
+
+        def send(self, order: services.Order) -> tuple[str, Any]:
+            self.strikes(services.Refused("over quota"), ConnectionError("the line is down"))
+            made = super().send(order)
+            self.strikes(ConnectionError("the answer is lost"))
+            return made
+
+        def find(self, tag: str, age: float) -> str | None:
+            self.strikes(ConnectionError("the line is down"))
+            return None
+
+        def wait(self, job_id: str, handle: Any | None) -> Any:
+            self.strikes(services.JobFailed("failed"), services.UnknownJob("no such job"), TimeoutError("in the queue"))
+            return super().wait(job_id, handle)
+
+        def usage(self, job_id: str, handle: Any | None) -> float | None:
+            self.strikes(ConnectionError("the line is down"))
+            return 1.0
+
+        def strikes(self, *errors: Exception) -> None:
+            if rng.random() < share:
+                raise rng.choice(errors)
+
+    hardware.ibm_account = lambda: None
+    hardware.ibm_backend = lambda account, name: services.fake_backend("FakeMarrakesh")
+    hardware.IbmService = Service  # type: ignore[misc,assignment]
+
+
 KINDS: dict[str, tuple[Callable[[random.Random, Bench], str], int]] = {  # and how often
     "kill -9": (lambda rng, made: kill(rng, made, signal.SIGKILL), 30),
     "SIGTERM": (lambda rng, made: kill(rng, made, signal.SIGTERM), 15),
     "SIGINT": (lambda rng, made: kill(rng, made, signal.SIGINT), 15),
     "full": (full, 10), "read-only": (read_only, 5), "locked": (locked, 5), "broken": (broken, 12), "torn": (torn, 8),
-    "clock": (clock, 3), "twins": (twins, 4),
+    "clock": (clock, 3), "twins": (twins, 4), "hub": (hub, 4), "ibm": (ibm, 6),
 }  # fmt: skip
 
 

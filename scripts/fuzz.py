@@ -31,6 +31,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads that wait do not outlive a fork
 
 import torch
+from forked import forked
 from safetensors.torch import load_file, save_file
 
 CPU_S, WAIT_S, LONGEST = 10, 300.0, 300
@@ -127,9 +128,11 @@ def words(rng: random.Random, made: Bench) -> Input:
 
 
 def runs(rng: random.Random, made: Bench) -> Input:
-    """Values that compose, in a run of one step."""
+    """Values that compose, in a run of one step; of a small text, since a value may ask for all of it."""
     key = rng.choice([k for k in made.keys["train"] if "." in k and not k.startswith(("training.steps", "model."))])
-    return Input("runs", ["train", *TINY, f"results={made.folder}/results", f"{key}={rng.choice(VALUES[:20])}"], (key,))
+    text = [] if key.startswith("data.") else ["data=text", f"data.path={made.text}"]
+    there = [*text, f"results={made.folder}/results"]
+    return Input("runs", ["train", *TINY, *there, f"{key}={rng.choice(VALUES[:20])}"], (key,))
 
 
 def odd_json(rng: random.Random, values: Any) -> Any:
@@ -285,31 +288,11 @@ class Ended:
 def run(command: list[str], folder: Path, cpu_s: int = CPU_S) -> Ended:
     """A command in a forked process, killed after `cpu_s` of CPU or WAIT_S."""
     log = folder / "log"
-    sys.stdout.flush()
-    child = os.fork()
-    if not child:
-        try:
-            os.setsid()
-            resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + cpu_s, resource.RLIM_INFINITY))
-            os.chdir(folder)
-            sink = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.dup2(os.open(os.devnull, os.O_RDWR), 1)
-            os.dup2(sink, 2)
-            sys.argv = ["qrun", *command]
-            from qrun.cli.main import main
 
-            code = 0
-            try:
-                main()
-            except SystemExit as stop:
-                code = stop.code if isinstance(stop.code, int) else 0
-            except BaseException:
-                sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
-                code = 99
-            sys.stderr.flush()
-            os._exit(code)
-        finally:
-            os._exit(98)
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + cpu_s, resource.RLIM_INFINITY))
+
+    child = forked(command, folder, log, limit)
     before, until = _children(), time.monotonic() + max(WAIT_S, 2 * cpu_s)
     while time.monotonic() < until:
         done, status = os.waitpid(child, os.WNOHANG)

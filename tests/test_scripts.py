@@ -10,11 +10,14 @@ from pathlib import Path
 
 import pytest
 
-SCRIPTS = sorted((Path(__file__).resolve().parent.parent / "scripts").glob("*.py"))
+FOLDER = Path(__file__).resolve().parent.parent / "scripts"
+SCRIPTS = sorted(path for path in FOLDER.glob("*.py") if path.stem != "forked")  # which two of them share
 
 
 @pytest.fixture
 def script(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(FOLDER)
+
     def run(name, *words):
         monkeypatch.setattr(sys, "argv", [name, *map(str, words)])
         capsys.readouterr()
@@ -56,6 +59,23 @@ def test_a_few_faults_are_survived(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("line", "kind"),
+    [
+        (f"x = 'hf_{'Ab3' * 11}'", "a token of the hub"), (f"ghp_{'a1' * 18}", "a token of GitHub"),
+        (f"id: AKIA{'Z' * 16}", "a key of AWS"), (f"-----BEGIN RSA {'PRIVATE'} KEY-----", "a private key"),
+        ("uri=postgresql://me:" + "p4ssw0rd-of-mine@host/db", "a password in an address"),
+        (f"QISKIT_IBM_TOKEN={'q7' * 20}", "a secret that is set"),
+    ],
+)  # fmt: skip
+def test_a_planted_secret_is_found_and_not_repeated(script, tmp_path, line, kind):
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    (tmp_path / "notes.txt").write_text(f"nothing\n{line}\n")
+    assert script("leaks", tmp_path) == "0 secrets in tracked files\n"
+    subprocess.run(["git", "add", "notes.txt"], cwd=tmp_path, check=True)
+    assert script("leaks", tmp_path).splitlines() == [f"notes.txt:2: {kind}", "1 secrets in tracked files"]
+
+
+@pytest.mark.parametrize(
     ("code", "said", "found"),
     [
         (0, "", "ran"), (2, "qrun: seed=-1: give 0 or more", "refused"), (2, "qrun: wrong", "unnamed"),
@@ -63,7 +83,8 @@ def test_a_few_faults_are_survived(tmp_path):
         (1, "Traceback\nseed", "crashed"), (-11, "qrun: seed", "crashed"),
     ],
 )  # fmt: skip
-def test_the_fuzz_knows_what_a_command_came_to(code, said, found):
+def test_the_fuzz_knows_what_a_command_came_to(code, said, found, monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
     fuzz = runpy.run_path(str(SCRIPTS[0].with_name("fuzz.py")))
     assert fuzz["verdict"](fuzz["Input"]("words", [], ("seed",)), fuzz["Ended"](code, said)) == found
 

@@ -100,8 +100,9 @@ def test_a_log_of_a_library_has_no_secret(qrun, planted, monkeypatch, caplog):
 def test_what_looks_like_a_secret_is_hidden_and_words_are_not(monkeypatch):
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "sequential")
     monkeypatch.setenv("SOME_KEY", "short")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://me:p4ssw0rd-of-mine@host/db")
-    assert redacted("p4ssw0rd-of-mine") == "***"
+    password = "p4ssw0rd-of-mine"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"postgresql://me:{password}@host/db")
+    assert redacted(password) == "***"
     assert redacted("https://a:b@host/?x=1&token=abc&y=2") == "https://a:***@host/?x=1&token=***&y=2"
     assert redacted(f"{HUB}, hf_strided, sequential, short") == "***, hf_strided, sequential, short"
 

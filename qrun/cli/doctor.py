@@ -27,6 +27,8 @@ from qrun.report.screen import listing
 from qrun.tracking.provenance import git_state, packages
 from qrun.tracking.store import Store
 
+ANSWER_S = 20  # that nvidia-smi may take: it waits for a driver that hangs
+
 
 def doctor(results: str, tracking_uri: str | None = None, words: list[str] | None = None) -> None:
     """Print one line per thing that a command may need; with the words of a training what that takes."""
@@ -71,7 +73,11 @@ def graphics() -> list[str]:
     if which("nvidia-smi") is None:
         return []
     asked = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
-    done = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=20)
+    try:
+        done = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=ANSWER_S)
+    except (subprocess.TimeoutExpired, OSError) as error:
+        slow = isinstance(error, subprocess.TimeoutExpired)
+        return [f"unknown: nvidia-smi {f'does not answer in {ANSWER_S} s' if slow else f'does not run ({error})'}"]
     unused = " (this torch is a CPU build)" if packages().get("torch", "").endswith("+cpu") else ""
     return [line.strip() + unused for line in done.stdout.splitlines() if done.returncode == 0 and line.strip()]
 

@@ -24,7 +24,9 @@ import typer
 
 from qrun import studies
 from qrun.errors import InputError, Interrupted, RunFailed, one_line, redacted
+from qrun.files import at_home
 from qrun.studies import STUDIES, configure
+from qrun.training.interrupt import insisting
 
 if TYPE_CHECKING:
     from qrun.cells.study import StudyConfig
@@ -58,6 +60,11 @@ def _options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print and stop.")
     ] = False,
 ) -> None: ...
+
+
+def _at_home(given: str | None) -> str | None:
+    """An option's path; a shell leaves the ~ of `--out=~/x` as it is."""
+    return given and at_home(given)
 
 
 class Shown(StrEnum):
@@ -120,10 +127,11 @@ Words = Annotated[
 Cfg = Annotated[Shown | None, typer.Option("--cfg", help="Print the resolved config (job) or its hash, and stop.")]
 ConfigDir = Annotated[str | None, typer.Option("--config-dir", metavar="DIR", help=OWN)]
 DRY = "List the cells with their parameters, and stop; needs no weights."
-Draw = Annotated[str | None, typer.Option(help="Draw to this file: .png, .svg, .pdf.")]
+Draw = Annotated[str | None, typer.Option(callback=_at_home, help="Draw to this file: .png, .svg, .pdf.")]
 REPAIR = "Close the runs of killed processes, and make a lost or broken store anew from the records of its runs."
 RESUME = "Continue the unfinished run of this very config, if there is one."
-Results = Annotated[str, typer.Option(help="Folder of the store.")]
+Results = Annotated[str, typer.Option(callback=_at_home, help="Folder of the store.")]
+Out = Annotated[str, typer.Option(callback=_at_home, help="New folder to write.")]
 URI = "MLflow server or database that runs went to; by default MLFLOW_TRACKING_URI, else SQLite below --results."
 Tracking = Annotated[str | None, typer.Option("--tracking-uri", help=URI)]
 
@@ -266,7 +274,7 @@ for _name in STUDIES:
 
 @app.command(epilog="Example: qrun compress compression=mpo compression.ratio=0.6 --out small")
 def compress(
-    out: Annotated[str, typer.Option(help="New folder to write.")], words: Words = None, cfg: Cfg = None,
+    out: Out, words: Words = None, cfg: Cfg = None,
     config_dir: ConfigDir = None, multirun: NoGrid = False,
 ) -> None:  # fmt: skip
     """Write a model whose projections are truncated SVDs or matrix-product operators."""
@@ -303,9 +311,11 @@ def reproduce(
 @app.command()
 def report(
     results: Results = "results",
-    out: Annotated[str | None, typer.Option(help="Folder to write; in the project's own checkout results/.")] = None,
+    out: Annotated[
+        str | None, typer.Option(callback=_at_home, help="Folder to write; in the project's own checkout results/.")
+    ] = None,
     source: Annotated[
-        str | None, typer.Option("--from", help="Grade again what a report wrote, not the store.")
+        str | None, typer.Option("--from", callback=_at_home, help="Grade again what a report wrote, not the store.")
     ] = None,
     tracking_uri: Tracking = None,
 ) -> None:
@@ -340,7 +350,7 @@ def generate(
 def circuit(
     words: Words = None,
     cfg: Cfg = None,
-    qasm: Annotated[str | None, typer.Option(help="Write OpenQASM 3 to this file.")] = None,
+    qasm: Annotated[str | None, typer.Option(callback=_at_home, help="Write OpenQASM 3 to this file.")] = None,
     draw: Draw = None,
     config_dir: ConfigDir = None,
     multirun: NoGrid = False,
@@ -368,8 +378,9 @@ def noise(
     out: Annotated[
         str,
         typer.Option(
+            callback=_at_home,
             help="configs/noise/NAME.yaml makes noise=NAME, medians and date, in this folder; DIR/noise/NAME.yaml with "
-            "--config-dir DIR; a .json file has every qubit, for noise.calibration=FILE."
+            "--config-dir DIR; a .json file has every qubit, for noise.calibration=FILE.",
         ),
     ],
 ) -> None:
@@ -389,7 +400,7 @@ def export(
             "whose blocks are the nearest circuits of --czs CZ."
         ),
     ],
-    out: Annotated[str, typer.Option(help="New folder to write.")],
+    out: Out,
     czs: Annotated[int, typer.Option(help="CZ of a block, for --to circuit.")] = 6,
     words: Words = None,
     config_dir: ConfigDir = None,
@@ -403,7 +414,9 @@ def export(
 
 @app.command(epilog="Example: qrun push results/runs/<run>/adapter owner/name --license apache-2.0")
 def push(
-    adapter: Annotated[str, typer.Argument(help="Adapter folder written by `qrun train`, or a run's name.")],
+    adapter: Annotated[
+        str, typer.Argument(callback=_at_home, help="Adapter folder written by `qrun train`, or a run's name.")
+    ],
     repo: Annotated[str, typer.Argument(metavar="REPO_ID", help="owner/name on the hub; made if it is missing.")],
     results: Results = "results",
     private: Annotated[bool, typer.Option("--private", help="Make the repository private.")] = False,
@@ -474,7 +487,8 @@ def main() -> None:
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # nohup ignores it
         signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))  # a closed terminal
     try:
-        app()
+        with insisting():
+            app()
     except (InputError, RunFailed) as error:
         print(f"qrun: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, InputError) else 1)

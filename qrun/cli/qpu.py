@@ -4,6 +4,7 @@ from pathlib import Path
 
 from qrun.config.tree import TREE, folders
 from qrun.errors import InputError, RunFailed
+from qrun.files import below
 from qrun.quantum.calibration import read_calibration
 from qrun.quantum.dispatch import Dispatcher
 from qrun.quantum.jobs import Job, JobBook
@@ -14,7 +15,7 @@ from qrun.report.screen import listing, say
 def fetch(results: str, service: IbmService | None = None) -> None:
     """Print every job of the book and keep the counts of finished ones. Raises InputError without jobs or without an
     account, RunFailed if the service does not answer."""
-    book = JobBook(Path(results).expanduser().resolve() / "qpu")
+    book = JobBook(below(Path(results).resolve(), "qpu"))
     if (book.folder / "jobs.json").is_file():
         say(f"{book.folder / 'jobs.json'} is of an older version and is not read; its jobs are in your IBM account")
     jobs = book.jobs()
@@ -61,7 +62,7 @@ def _fetch(job: Job, dispatcher: Dispatcher, service: IbmService) -> str | None:
 def refresh(backend: str, out: str) -> None:
     """Write the preset of a recorded backend or of one in the account: medians (.yaml), or its calibration qubit by
     qubit (.json), for noise.calibration."""
-    target = Path(out).expanduser()
+    target = Path(out)
     if target.suffix not in (".yaml", ".json"):
         raise InputError(f"--out {out}: give a .yaml file (medians) or .json file (every qubit)")
     try:

@@ -200,7 +200,7 @@ def reproduce(config: Config, dry_run: bool) -> None:
             for published in step.published:
                 compare(results, published)
     with suppress(InputError) if failed else nullcontext():  # where all failed no study is there
-        report(config.results, str(Path(config.results).expanduser() / "report"), None, studies, config.tracking.uri)
+        report(config.results, str(Path(config.results) / "report"), None, studies, config.tracking.uri)
     if failed:
         again = "the same command goes on with what is missing"
         raise RunFailed(f"{len(failed)} of {len(steps)} commands failed: {'; '.join(failed)}; {again}")

@@ -81,7 +81,7 @@ class FactoredLinear(nn.Module):
 def read_factors(folder: str | Path | None) -> dict[str, list[Tensor]]:
     """Cores by site of a compressed model's folder; empty where there are none. Raises InputError for a file that is
     broken, and for cores that do not make a product."""
-    path = Path(folder).expanduser() / FACTORS if folder else None
+    path = Path(folder) / FACTORS if folder else None
     if path is None or not path.exists():
         return {}
     numbered: dict[str, dict[int, Tensor]] = {}

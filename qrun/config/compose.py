@@ -43,6 +43,8 @@ def compose(verb: str, typed: list[str], schema: type | None = None) -> Any:
     try:
         composed = _composed(verb, found)
         filled = _check_texts(composed)
+        for key, path in tree.homes(OmegaConf.to_container(composed)).items():  # type: ignore[arg-type]  # a mapping
+            OmegaConf.update(composed, key, path)
         return OmegaConf.to_object(composed)
     except InputError:
         raise

@@ -1,5 +1,6 @@
 """How a value outside its range is told: InputError with the key, what was given and what is possible."""
 
+import math
 import re
 from enum import Enum
 
@@ -22,10 +23,10 @@ def need(config: object, key: str, holds: bool, possible: str) -> None:
 
 
 def at_least(config: object, least: int, *keys: str, null: str = "") -> None:
-    """`need` for numbers of `least` or more; `null` says what null means where it is allowed."""
+    """`need` for finite numbers of `least` or more; `null` says what null means where it is allowed."""
     for key in keys:
         value = getattr(config, key.rpartition(".")[2])
-        need(config, key, bool(null) if value is None else value >= least, f"give {least} or more{null}")
+        need(config, key, bool(null) if value is None else least <= value < math.inf, f"give {least} or more{null}")
 
 
 def check_seeds(key: str, *seeds: int) -> None:

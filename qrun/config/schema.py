@@ -5,11 +5,11 @@ verbs.py puts them together. `__post_init__` raises InputError with the key, wha
 YAML files in configs/ hold the defaults of each option and explain the trade-offs.
 """
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from os.path import expanduser
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -146,7 +146,6 @@ class DataConfig:
         named = self.source != "hub" or bool(self.hub_id or self.path)
         need(self, "data.hub_id", named, "data=hub needs data.hub_id=<owner/name> or data.path=<folder>")
         need(self, "data.column", self.source != "hub" or bool(self.column), "name the column that holds the text")
-        self.path = self.path and expanduser(self.path)
         need(self, "data.path", self.source != "text" or bool(self.path), "data=text needs data.path=<file or folder>")
         need(self, "data.validation", 0 < self.validation < 1, "give a share between 0 and 1")
         need(self, "data.test", 0 < self.test < 1 - self.validation, "give a share between 0 and 1 - data.validation")
@@ -253,8 +252,9 @@ class TrainingConfig:
         need(self, "training.context", self.context >= 2, "a window needs 2 tokens or more")
         window = f"give a window of training.context={self.context} tokens or more"
         need(self, "training.eval_tokens", self.eval_tokens >= self.context, window)
-        for key in ("lr", "temperature", "divergence"):
-            need(self, f"training.{key}", getattr(self, key) > 0, "give a number above 0")
+        for key in ("lr", "temperature"):
+            need(self, f"training.{key}", 0 < getattr(self, key) < math.inf, "give a number above 0")
+        need(self, "training.divergence", self.divergence > 0, "give a number above 0, or inf to go on anyhow")
         at_least(self, 0, *(f"training.{key}" for key in ("warmup", "weight_decay", "clip", "threads", "min_gain")))
         need(self, "training.threads", self.threads <= THREADS, f"give {THREADS} or fewer")
         need(self, "training.kept", 0 < self.kept <= 1, "give a share above 0 and up to 1")

@@ -16,12 +16,14 @@ from yaml import YAMLError
 from qrun.config.schema import LauncherConfig
 from qrun.config.verbs import VERBS, PerplexityConfig, TrainConfig, leaf_keys
 from qrun.errors import InputError
+from qrun.files import at_home
 from qrun.foreign import said
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _CHECKOUT = (_PACKAGE.parent / "pyproject.toml").is_file()
 TREE = _PACKAGE.parent / "configs" if _CHECKOUT else _PACKAGE / "configs"  # always of the tree this very code is in
 ENVIRONMENT = "QRUN_CONFIG_DIR"
+PATHS = ("path", "results", "calibration", "include_path")  # last parts of keys that hold a path
 
 T = TypeVar("T")
 _chosen: list[str] = []  # --config-dir of this command
@@ -45,7 +47,7 @@ def folders() -> list[Path]:
     found = []
     for source, given in asked.items():
         if given:
-            folder = Path(given).expanduser().absolute()
+            folder = Path(at_home(given)).absolute()
             if not folder.is_dir():
                 raise InputError(f"{source} {given}: no such folder; give one with groups, such as noise/lab.yaml")
             found.append(folder)
@@ -87,7 +89,8 @@ def take(group: str, name: str) -> Path:
 
 def option(group: str, name: str, schema: type[T]) -> T:
     """One option of a group, checked. Raises InputError naming the possible ones."""
-    return schema(**from_yaml(take(group, name).read_text(encoding="utf-8")))
+    values = from_yaml(take(group, name).read_text(encoding="utf-8"))
+    return schema(**{**values, **homes(values)})
 
 
 def from_yaml(text: str) -> dict[str, Any]:
@@ -105,6 +108,12 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return flat
+
+
+def homes(values: dict[str, Any]) -> dict[str, str]:
+    """The paths among values, by their dotted keys, that begin with ~, with it written out."""
+    flat = {key: value for key, value in flatten(values).items() if key.rpartition(".")[2] in PATHS}
+    return {key: at_home(value) for key, value in flat.items() if isinstance(value, str) and value.startswith("~")}
 
 
 def words_of(command: str) -> list[str]:

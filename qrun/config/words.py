@@ -19,7 +19,7 @@ from hydra.core.override_parser.types import (
 )
 from hydra.errors import HydraException
 
-from qrun.config.tree import files
+from qrun.config.tree import PATHS, files
 from qrun.errors import InputError, redacted
 
 OPEN = ("adapter.options.", "device.options.", "study.control_lr.")  # keys below these need no default in a file
@@ -99,7 +99,7 @@ def _quoted(key: str, value: str, grid: bool) -> str:
     """The word, its value quoted for Hydra where it is a path that is not quoted, empty or null."""
     last = key.rpartition(".")[2]
     plain = value in ("", "null") or (value[0] in "'\"" and value[-1] == value[0])
-    if last not in ("path", "results", "calibration") or plain or (grid and _is_grid(f"{key}={value}")):
+    if last not in PATHS or plain or (grid and _is_grid(f"{key}={value}")):
         return f"{key}={value}"
     return f"{key}={quoted(value)}"
 
@@ -124,9 +124,9 @@ def _is_grid(word: str) -> bool:
 
 
 def _several(word: Override, value: str) -> str:
-    key = word.key_or_group
-    if key in files():
-        return f"{key}={value}: one run takes one {key}; `qrun train -m` and `qrun eval perplexity -m` run each"
+    key, group = word.get_key_element(), word.key_or_group
+    if group in files():
+        return f"{key}={value}: one run takes one {group}; `qrun train -m` and `qrun eval perplexity -m` run each"
     study = "; several are a study: qrun sweep dim study.dims=[...]" if key == "adapter.dim" else ""
     simple = isinstance(word.value(), ChoiceSweep) and word.value().simple_form  # type: ignore[union-attr]
     listed = f"for a list write {key}=[{value}]" if simple else ""

@@ -70,7 +70,7 @@ def local_folder(config: ModelConfig) -> Path | None:
         raise InputError("model.path=: give a folder, or model.path=null for the model that `model` names")
     if config.embedded and config.path is None:
         return Path(str(files("qrun.language"))) / config.name
-    return Path(os.path.expanduser(config.path)) if config.path else None
+    return Path(config.path) if config.path else None
 
 
 def model_shape(config: ModelConfig) -> ShapeConfig | None:
@@ -178,6 +178,7 @@ def load(config: ModelConfig) -> LanguageModel:
     placed = _placed(config)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer.decode(tokenizer("a", verbose=False)["input_ids"])  # settings of a wrong type tell only now
         settings = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         settings.transformers_weights = weights_entry(folder)  # whatever config.json says: what `identity` describes
         loaded: Any = AutoModelForCausalLM.from_pretrained(

@@ -117,7 +117,7 @@ def _continuation(config: QuestionsConfig, seed: int) -> list[Question]:
 def _mmlu(config: QuestionsConfig) -> tuple[list[Question], str]:
     subjects = config.subjects
     if config.path is not None:
-        root = Path(os.path.expanduser(config.path))
+        root = Path(config.path)
         read, source = partial(_local, root), str(root.resolve())
         if not os.path.isdir(root):
             regular(root, "questions.path")

@@ -10,21 +10,28 @@ p = d (error - 1 + F) / (d F - 1), none where relaxation explains more than is r
 
 import hashlib
 import json
+import math
 import os
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired
+
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from qrun.errors import InputError
-from qrun.foreign import read_json
+from qrun.foreign import read_json, typed
 from qrun.quantum.noise import Noise, Relaxation
 from qrun.quantum.services import FAKES, fake_backend
 from qrun.quantum.synthesis import Edge
 
 BROKEN = 0.5  # a gate or readout with an error this large is out of order
+Error = Annotated[float, Field(ge=0, lt=BROKEN)]
+Duration = Annotated[float, Field(ge=0, lt=math.inf)]
+Time = Annotated[float, Field(gt=0, lt=math.inf)] | None
 
 
 @dataclass(frozen=True)
@@ -32,12 +39,12 @@ class Qubit:
     """Reported values of a working qubit: average infidelity of sx, times in microseconds (None: not reported),
     duration in nanoseconds, readout errors."""
 
-    sx: float
-    sx_ns: float
-    t1_us: float | None
-    t2_us: float | None
-    read_1_given_0: float
-    read_0_given_1: float
+    sx: Error
+    sx_ns: Duration
+    t1_us: Time
+    t2_us: Time
+    read_1_given_0: Error
+    read_0_given_1: Error
 
     @property
     def readout(self) -> float:
@@ -49,8 +56,20 @@ class Qubit:
 class Coupler:
     """Average infidelity of cz, the worse of both directions, and its duration in nanoseconds."""
 
-    cz: float
-    cz_ns: float
+    cz: Error
+    cz_ns: Duration
+
+
+class Stored(TypedDict):
+    """A calibration as JSON has it: qubits by number, couplers by `0-1`."""
+
+    name: str
+    date: str
+    size: Annotated[int, Field(ge=1, le=1_000_000)]
+    qubits: Annotated[dict[int, Qubit], Field(min_length=1)]
+    couplers: Annotated[dict[Annotated[str, Field(pattern=r"^\d+-\d+$")], Coupler], Field(min_length=1)]
+    left_out: dict[str, str]
+    id: NotRequired[str | None]
 
 
 @dataclass(frozen=True)
@@ -149,11 +168,21 @@ class Calibration:
         return {**asdict(self), "couplers": {f"{a}-{b}": asdict(c) for (a, b), c in self.couplers.items()}}
 
     @classmethod
-    def from_dict(cls, facts: Mapping[str, Any]) -> "Calibration":
-        """The calibration of `as_dict`. Raises ValueError, TypeError, KeyError or AttributeError for anything else."""
-        pairs = [(*map(int, key.split("-")), Coupler(**value)) for key, value in facts["couplers"].items()]
-        chip = {int(key): Qubit(**value) for key, value in facts["qubits"].items()}
-        return cls(**{**facts, "qubits": chip, "couplers": {(a, b): coupler for a, b, coupler in pairs}})
+    def from_dict(cls, facts: Mapping[str, Any], where: str | Path) -> "Calibration":
+        """The calibration of `as_dict`. Raises InputError, which begins with `where`, for a value that is missing, of
+        another type or out of its range."""
+        stored = typed(Stored, json.dumps(facts), where)
+        # as they are there: a whole number stays one, and the digest the same
+        chip = {int(key): Qubit(*(value[f.name] for f in fields(Qubit))) for key, value in facts["qubits"].items()}
+        couplers: dict[Edge, Coupler] = {}
+        for key, value in facts["couplers"].items():
+            a, b = map(int, key.split("-"))
+            if not a < b or not {a, b} <= chip.keys():
+                raise InputError(f"{where}: couplers.{key} joins no two of its qubits, the smaller first")
+            couplers[a, b] = Coupler(value["cz"], value["cz_ns"])
+        if not 0 <= min(chip) <= max(chip) < stored["size"]:
+            raise InputError(f"{where}: qubits from {min(chip)} to {max(chip)}, but size={stored['size']}")
+        return cls(**{**stored, "qubits": chip, "couplers": couplers})  # type: ignore[arg-type]
 
     def to_json(self) -> str:
         """One file that `calibration` reads back."""
@@ -186,13 +215,10 @@ def calibration(name: str) -> Calibration:
     """Of a recorded backend or a JSON file. Raises InputError for anything else."""
     if name in FAKES:
         return read_calibration(fake_backend(name))
-    path = Path(os.path.expanduser(name))
+    path = Path(name)
     if not os.path.isfile(path):
         raise InputError(f"noise.calibration={name}: no such file; recorded backends are {', '.join(FAKES)}")
-    try:
-        return Calibration.from_dict(read_json(path))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"noise.calibration={name}: not a calibration ({type(error).__name__}: {error})") from error
+    return Calibration.from_dict(read_json(path), f"noise.calibration={name}: not a calibration")
 
 
 def read_calibration(backend: Any) -> Calibration:

@@ -232,6 +232,6 @@ def choose(account: Any, config: DeviceConfig, book: JobBook) -> tuple[Calibrati
         book.keep_processor(asked, backend.name, read_calibration(backend).as_dict())
         first = book.processor(asked)  # of whoever was first
         assert first is not None
-        chip = Calibration.from_dict(first[0])
+        chip = Calibration.from_dict(first[0], book.path)
         return chip, backend if chip.name == backend.name else ibm_backend(account, chip.name), False
-    return Calibration.from_dict(kept[0]), backend, True
+    return Calibration.from_dict(kept[0], book.path), backend, True

@@ -174,7 +174,7 @@ def _needed_adapter(task: Measure, opened: Opened, store: Store, place: Place) -
     if "adapter" in place.needs:
         folder = store.recorded(place.needs["adapter"]).file("adapter")
     elif task.config.adapter.path is not None:
-        folder = Path(task.config.adapter.path).expanduser()
+        folder = Path(task.config.adapter.path)
     else:
         return None
     adapter = attach_saved(opened.language, read(folder), folder)
@@ -213,7 +213,7 @@ def ask_cell(task: Ask, workspace: Workspace, place: Place) -> str:
         asked = questions.in_chat(asked, language.tokenizer)
     adapter = executor = None
     if config.adapter.path is not None:
-        saved = read(Path(config.adapter.path).expanduser())
+        saved = read(Path(config.adapter.path))
         adapter = attach_saved(language, saved, config.adapter.path)
         change_values(adapter, task.values, config.seed)
         if circuits:

@@ -38,7 +38,7 @@ def check_run(run: RunConfig) -> None:
 def check_results(results: str) -> None:
     """That a folder could be written; it is not made yet."""
     try:
-        folder = Path(results).expanduser().resolve()
+        folder = Path(results).resolve()
         there = next(path for path in (folder, *folder.parents) if path.exists())
         why = "" if there.is_dir() and os.access(there, os.W_OK) else f"{there} is no folder that can be written"
     except (OSError, RuntimeError, ValueError) as error:
@@ -49,7 +49,7 @@ def check_results(results: str) -> None:
 
 def check_adapter(path: str | None) -> None:
     """A saved adapter is a folder."""
-    if path is not None and not os.path.isdir(os.path.expanduser(path)):
+    if path is not None and not os.path.isdir(path):
         raise InputError(f"adapter.path={path}: no such folder; give one written by `qrun train` or by PEFT")
 
 
@@ -82,15 +82,14 @@ def check_lengths(config: RunConfig | GenerateConfig) -> None:
 def check_out(out: str) -> None:
     """`--out` is a new folder that can be written."""
     try:
-        target = Path(os.path.abspath(Path(out).expanduser()))
+        target = Path(os.path.abspath(out))
         if os.path.lexists(target):
             raise InputError(f"--out {out}: exists already; name a new folder")
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=target.parent):
             pass
-    except (OSError, RuntimeError) as error:  # RuntimeError: ~ of a user that there is not
-        why = getattr(error, "strerror", None) or error
-        raise InputError(f"--out {out}: not writable ({why}); name another folder") from error
+    except OSError as error:
+        raise InputError(f"--out {out}: not writable ({error.strerror}); name another folder") from error
 
 
 def own_ansatz(adapter: AdapterConfig) -> "Ansatz | None":
@@ -105,7 +104,7 @@ def own_ansatz(adapter: AdapterConfig) -> "Ansatz | None":
 def check_unseen(run: QuestionsRunConfig) -> None:
     """Continuations are cut from documents that an adapter trained on data=pydoc has seen: half of them are in that
     text's training split."""
-    path = Path(run.adapter.path or "").expanduser() / "qrun.json"
+    path = Path(run.adapter.path or "") / "qrun.json"
     if run.questions.source != "continuation" or run.adapter.path is None or not path.is_file():
         return
     facts = read_json(path).get("facts")

@@ -34,7 +34,7 @@ GATES = [name.upper() for name in BASIS]
 def circuit(config: CircuitConfig, qasm: str | None, draw: str | None) -> None:
     """Print drawing, counts, depth and what the noise does to it; write OpenQASM 3 and a picture if asked."""
     check_picture(draw)
-    if qasm and not Path(qasm).expanduser().absolute().parent.is_dir():
+    if qasm and not Path(qasm).absolute().parent.is_dir():
         raise InputError(f"--qasm {qasm}: its folder does not exist")
     block, title, written = _block(config)
     n, noise = qubits(len(block)), config.noise
@@ -62,11 +62,11 @@ def circuit(config: CircuitConfig, qasm: str | None, draw: str | None) -> None:
     read_out = f"fidelity of the outcomes {fidelity:.4f}, error of |y| {error:.2%}"
     say(f"noise {noise.name}: gates survive with {survival:.2%}; simulated with readout: {read_out}")
     if qasm:
-        Path(qasm).expanduser().write_text(qasm3.dumps(whole))
+        Path(qasm).write_text(qasm3.dumps(whole))
         say(f"OpenQASM 3 written to {qasm}")
     if draw:
         shown = f"{title}: {n} qubits, {gates}"
-        circuit_picture(n, list(gates_of(circuits, angles)), shown).savefig(Path(draw).expanduser(), dpi=120)
+        circuit_picture(n, list(gates_of(circuits, angles)), shown).savefig(draw, dpi=120)
         say(f"picture written to {draw}")
 
 
@@ -99,7 +99,7 @@ def _block(config: CircuitConfig) -> tuple[Any, str, Written | None]:
     if config.adapter.path is None:
         random = scipy.stats.special_ortho_group.rvs(config.dim, random_state=config.seed)
         return random, f"random block, b = {config.dim}", None
-    saved = read(Path(config.adapter.path).expanduser())
+    saved = read(Path(config.adapter.path))
     method, site = spec(saved.config.method), config.site or next(iter(saved.tensors))
     if not isinstance(method, BlockMethod):
         raise InputError(f"adapter.path={config.adapter.path}: method {method.name} has no blocks that are circuits")

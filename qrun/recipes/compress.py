@@ -21,7 +21,7 @@ from qrun.report.screen import bar, say, table
 
 def compress(config: CompressConfig, out: str) -> None:
     """Compress into the new folder `out` and say what is left."""
-    target = Path(out).expanduser()
+    target = Path(out)
     facts = compress_into(config, target)
     rows = []
     for title, whole, kept in (

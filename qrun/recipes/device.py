@@ -37,7 +37,7 @@ def open_device(config: OnDevice, ansatz: Ansatz | None = None) -> Device:
     already, if any; InputError for a combination it cannot run."""
     shots, signs = config.device.shots, config.signs.kind
     own = replace(config.device, shots=shots and shots // (2 if signs is Sign.two_settings else 1))
-    folder = below(Path(config.results).expanduser().resolve(), "qpu")
+    folder = below(Path(config.results).resolve(), "qpu")
     module = import_module(f"qrun.quantum.devices.{config.device.kind}")
     place, reference = accelerator(config.model.device), signs is Sign.reference
     device: Device = module.open(Setting(own, config.noise, folder, place, reference, ansatz))

@@ -25,8 +25,8 @@ from qrun.report.screen import say
 
 def export(config: PerplexityConfig, kind: str, out: str, czs: int = 6) -> None:
     """Write `config.adapter.path` as `kind` (peft, merged, or circuit with so many CZ) into the new folder `out`."""
-    target = Path(out).expanduser()
-    saved = read(Path(str(config.adapter.path)).expanduser())
+    target = Path(out)
+    saved = read(Path(str(config.adapter.path)))
     language = models.load(config.model)
     adapter = attach_saved(language, saved, str(config.adapter.path))
     target.parent.mkdir(parents=True, exist_ok=True)

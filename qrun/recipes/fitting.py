@@ -113,7 +113,7 @@ def resume(job: Job, state: Path, store: Store) -> tuple[Progress, str | None]:
     if changed:
         raise InputError(f"{state}: was written with another {' and '.join(changed)}; delete it to start over")
     say(f"resuming {state.parent.name} at step {progress.step} of {job.config.training.steps}")
-    run_id = progress.facts["run_id"]
+    run_id = str(progress.facts.get("run_id"))
     return progress, run_id if store.exists(run_id) else None
 
 

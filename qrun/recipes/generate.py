@@ -24,7 +24,7 @@ def generate(config: GenerateConfig, prompt: str) -> str:
     circuits once."""
     if not prompt.strip():
         raise InputError("the prompt is empty")
-    saved = read(Path(config.adapter.path).expanduser()) if config.adapter.path else None
+    saved = read(Path(config.adapter.path)) if config.adapter.path else None
     circuits = config.device.kind != "exact"
     executor = open_executor(config, saved.config) if saved and circuits else None
     language = models.load(config.model)

@@ -55,7 +55,7 @@ def run_tasks(config: TasksConfig) -> dict[str, dict[str, Any]]:
     """Run the tasks on every arm and record them; returns the harness's results by arm. Raises InputError for unknown
     tasks, for data out of reach, and where the harness is not installed."""
     manager = _manager(config)
-    saved = read(Path(config.adapter.path).expanduser()) if config.adapter.path else None
+    saved = read(Path(config.adapter.path)) if config.adapter.path else None
     executor = open_executor(config, saved.config) if saved and config.device.kind != "exact" else None
     chat = uses_chat(config.prompt, config.model)
     language = models.load(config.model)
@@ -109,7 +109,7 @@ def _manager(config: TasksConfig) -> Any:
         from lm_eval.tasks import TaskManager
     except ImportError as error:
         raise InputError("qrun eval tasks: needs lm-evaluation-harness; pip install 'qrun-adapters[tasks]'") from error
-    own = Path(config.include_path).expanduser() if config.include_path else None
+    own = Path(config.include_path) if config.include_path else None
     if own is not None and not own.is_dir():
         raise InputError(f"include_path={own}: no such folder")
     logging.getLogger("lm_eval").setLevel(logging.ERROR)

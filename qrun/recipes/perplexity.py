@@ -63,7 +63,7 @@ class Measured:
 
 def measure(config: PerplexityConfig) -> dict[str, Measurement]:
     """Measure the model, and the model with its adapter, on one task; returns the measurements by name."""
-    found = read(Path(config.adapter.path).expanduser()) if config.adapter.path else None
+    found = read(Path(config.adapter.path)) if config.adapter.path else None
     opened = Workspace().open(config)
     adapter = attach_saved(opened.language, found, str(config.adapter.path)) if found else None
     return measure_in(opened, adapter, config).measurements

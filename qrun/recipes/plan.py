@@ -8,7 +8,6 @@ qrun plan device=fake --draw chip.png                 the chip with the places o
 """
 
 from dataclasses import replace
-from pathlib import Path
 
 from matplotlib.figure import Figure
 
@@ -100,7 +99,7 @@ def plan(config: PlanConfig, draw: str | None) -> None:
         gain = f"{best} of {len(all_places)} places have the least error, {error**0.5:.1%} rms with shots"
         say(f"at the QPU time of device.keep=1: {gain}; device.keep={config.device.keep:g} takes {block.places}")
     if draw:
-        draw_places(wiring, chip, n, not nominal).savefig(Path(draw).expanduser(), dpi=120)
+        draw_places(wiring, chip, n, not nominal).savefig(draw, dpi=120)
         say(f"picture written to {draw}")
     if config.device.budget_s is not None and found.estimate > config.device.budget_s:
         need = f"this run needs about {found.estimate:,.0f} s by estimate; what exceeds the budget would not be sent"

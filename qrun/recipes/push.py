@@ -29,7 +29,7 @@ def push(source: str, repo: str, results: str, private: bool, licence: str | Non
         raise InputError(
             f"{repo}: no name of a repository, owner/name ({' '.join(str(error).split())[:120]})"
         ) from error
-    given, run = Path(source).expanduser(), Store(results).folder / "runs" / source / "adapter"
+    given, run = Path(source), Store(results).folder / "runs" / source / "adapter"
     folder = given if (given / CONFIG).is_file() or (given / PEFT_CONFIG).is_file() else run
     if not folder.is_dir():
         raise InputError(f"{source}: no folder of an adapter, and no run of that name in {Store(results).folder}")

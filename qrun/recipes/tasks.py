@@ -20,6 +20,7 @@ from qrun.config.devices import DeviceConfig, EstimateConfig, SignsConfig
 from qrun.config.ranges import need
 from qrun.config.schema import ModelConfig, SavedAdapterConfig
 from qrun.config.verbs import CompressConfig, QuestionsRunConfig, RunConfig, TrainConfig
+from qrun.files import below
 from qrun.language import questions
 from qrun.language.models import model_shape
 from qrun.language.prompts import uses_chat
@@ -58,13 +59,13 @@ def saved(adapter: SavedAdapterConfig) -> list[str] | None:
     """Digests of a saved adapter's files."""
     if adapter.path is None:
         return None
-    files = [Path(adapter.path).expanduser() / name for name in FILES]
+    files = [Path(adapter.path) / name for name in FILES]
     return [hashlib.sha256(file.read_bytes()).hexdigest()[:16] if file.is_file() else "missing" for file in files]
 
 
 def compressed(results: str, name: str) -> Path:
-    """Where a Compress cell of that name leaves its model."""
-    return Path(results).expanduser().resolve() / "compressed" / name
+    """Where a Compress cell of that name leaves its model. Raises InputError where a link leads out of the results."""
+    return below(Path(results).resolve(), "compressed", name)
 
 
 def weights(config: ModelConfig) -> int:

@@ -29,7 +29,7 @@ def check_picture(path: str | None) -> None:
         return
     if Path(path).suffix not in KINDS:
         raise InputError(f"--draw {path}: name a file that ends in {', '.join(KINDS)}")
-    if not Path(path).expanduser().absolute().parent.is_dir():
+    if not Path(path).absolute().parent.is_dir():
         raise InputError(f"--draw {path}: its folder does not exist")
 
 

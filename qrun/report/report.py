@@ -97,7 +97,7 @@ def report(
 def _target(out: str | None) -> Path:
     """`--out`, or results/ of the checkout one stands in."""
     if out is not None:
-        return Path(out).expanduser()
+        return Path(out)
     if Path.cwd() != TREE.parent:
         raise InputError("--out: name a folder; only in the project's own checkout it is results/")
     return Path("results")
@@ -106,7 +106,7 @@ def _target(out: str | None) -> Path:
 def _entries(store: Store, source: str | None, studies: Catalogue) -> Iterator[Entry]:
     """The store's finished studies, oldest first, or those of a report."""
     if source is not None:
-        folders = [path.parent for path in sorted(Path(source).expanduser().glob(f"*/*/{ABOUT}"))]
+        folders = [path.parent for path in sorted(Path(source).glob(f"*/*/{ABOUT}"))]
     else:
         runs = store.tagged("study", "study_key", "FINISHED").values()
         folders = [run.file("results") for run in sorted(runs, key=lambda run: run.started)]

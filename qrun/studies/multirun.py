@@ -34,9 +34,9 @@ class Config:
     points: list[Any]  # list[list[str]]: the words of each point
     model: ModelConfig
     launcher: LauncherConfig
-    results: str
-    tracking: TrackingConfig
-    cache: CacheConfig
+    results: str = "results"  # this and the rest are not in the record
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
     name: str | None = None
 
 

@@ -61,12 +61,12 @@ class Way(NamedTuple):
     sign: Sign
 
 
-def way(words: str) -> Way:
-    """`line/calibrated/two_settings`. Raises InputError for other words."""
+def way(words: str, key: str = "study.ways") -> Way:
+    """`line/calibrated/two_settings`. Raises InputError for other words of that key."""
     parts = words.split("/")
-    require(len(parts) == 3, "study.ways", words, "give circuit/estimate/signs, such as line/calibrated/input")
+    require(len(parts) == 3, key, words, "give circuit/estimate/signs, such as line/calibrated/input")
     for part, known in ((parts[1], Estimator), (parts[2], Sign)):
-        require(part in known.__members__, "study.ways", words, f"{part} is none of {', '.join(known.__members__)}")
+        require(part in known.__members__, key, words, f"{part} is none of {', '.join(known.__members__)}")
     return Way(parts[0], Estimator[parts[1]], Sign[parts[2]])
 
 
@@ -83,7 +83,8 @@ class Axes(StudyAxes):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        different("study.ways", [*self.ways, *self.beside])
+        different("study.ways", self.ways)
+        different("study.ways and study.beside", [*self.ways, *self.beside])
         more = [*self.shots] == sorted(set(self.shots)) and min(self.shots, default=2) > 1
         require(more, "study.shots", self.shots, "give different numbers above 1 in rising order")
         different("study.noises", self.noises)
@@ -105,8 +106,10 @@ class Config(StudyRun):
         super().__post_init__()
         require(self.device.kind == "noisy", "device", self.device.kind, "the wall stands on device=noisy")
         require_cayley(self.adapter)
-        for words in (*self.study.ways, *self.study.beside):
-            found = way(words)
+        study = self.study
+        listed = {**dict.fromkeys(study.beside, "study.beside"), **dict.fromkeys(study.ways, "study.ways")}
+        for words, key in listed.items():
+            found = way(words, key)
             device = replace(self.device, circuit=found.circuit)
             check_readout(device, EstimateConfig(found.estimate), SignsConfig(found.sign))
 

@@ -69,7 +69,7 @@ class Store:
 
     def __init__(self, results: str | Path, uri: str | None = None) -> None:
         _hush()
-        self.folder = Path(results).expanduser().resolve()
+        self.folder = Path(results).resolve()
         self.database = self.folder / "mlflow.db"
         self.uri = (uri or os.environ.get("MLFLOW_TRACKING_URI") or database.uri(self.database)).rstrip("/")
         self.own = self.uri == database.uri(self.database)
@@ -277,7 +277,7 @@ class Store:
         left = []
         for run in self.running():
             if ended(run.tags.get(PROCESS, "")):
-                self.client.set_terminated(run.run_id, "KILLED")
+                self._end(Run(self.client, run.run_id, run.name), "KILLED")
             else:
                 left.append(run)
         return left
@@ -299,7 +299,7 @@ class Store:
             mine = f"attributes.run_name = '{name}' AND attributes.start_time = {now}"
             left = [resume_id] if resume_id else [r.info.run_id for r in self.client.search_runs([experiment], mine)]
             for run_id in left:
-                self.client.set_terminated(run_id, "KILLED")
+                self._end(Run(self.client, run_id, name), "KILLED")
             raise stop from None
 
     def find(self, word: str) -> Any:

@@ -8,6 +8,7 @@ the uninterrupted one bit for bit.
 
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,12 @@ from torch import Tensor
 from qrun.adapters.linear import Adapter
 from qrun.errors import InputError, RunFailed
 from qrun.files import replaced
+from qrun.foreign import brief, read_header, typed
+
+PARTS = ("value", "best", "exp_avg", "exp_avg_sq")  # tensors of each parameter
+TYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
+ROW = {"step", "loss", "cross_entropy", "gradient_norm", "lr"}
+OVER = "delete it to start over"
 
 
 @dataclass
@@ -43,8 +50,9 @@ def save(
     tensors: dict[str, Tensor] = {}
     for name, parameter in adapter.tensors().items():
         state = optimizer.state[parameter]
-        tensors |= {f"value/{name}": parameter.detach(), f"best/{name}": best[name]}
-        tensors |= {f"{moment}/{name}": state[moment] for moment in ("exp_avg", "exp_avg_sq") if moment in state}
+        moments = [state.get(moment, torch.zeros_like(parameter)) for moment in PARTS[2:]]  # none yet: no gradient
+        own = (parameter.detach(), best[name], *moments)
+        tensors |= {f"{part}/{name}": value for part, value in zip(PARTS, own, strict=True)}
     scalars = {"progress": json.dumps(asdict(progress))}
     try:
         with replaced(path) as fresh:
@@ -56,23 +64,42 @@ def save(
 
 
 def read_progress(path: Path) -> Progress:
-    """The scalars alone."""
+    """The scalars alone. Raises InputError for a file that cannot be read or is not a training's."""
     try:
         with safe_open(path, framework="pt") as file:
-            return Progress(**json.loads(file.metadata()["progress"]))
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: not a readable checkpoint ({error}); delete it to start over") from error
+            text = file.metadata()["progress"]
+    except (OSError, SafetensorError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: not a readable checkpoint ({error}); {OVER}") from error
+    progress = typed(Progress, text, path)
+    steps, ends = progress.history, progress.evaluations
+    whole = len(steps) == progress.step > 0 and all(row.keys() >= ROW for row in steps)
+    if not whole or not ends or not all(row.keys() >= {"step", "validation_nats"} for row in ends):
+        raise InputError(f"{path}: its history is not that of step {progress.step}; {OVER}")
+    return progress
 
 
 def restore(path: Path, adapter: Adapter, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], Progress]:
-    """Load parameters and moments in place; returns the best parameters so far and the scalars."""
+    """Load parameters and moments in place; returns the best parameters so far and the scalars. Raises InputError for a
+    file whose tensors are not those of the adapter's training; nothing is loaded then."""
     progress = read_progress(path)
+    parameters = adapter.tensors()
+    stored = {name: f"{tensor.dtype} {brief(tensor.shape)}" for name, tensor in read_header(path).items()}
+    for name, parameter in parameters.items():
+        needed = f"{TYPES[parameter.dtype]} {list(parameter.shape)}"
+        for part in PARTS:
+            if (found := stored.get(f"{part}/{name}", "nothing")) != needed:
+                raise InputError(f"{path}: {part}/{name}: {found} there, {needed} in the adapter; {OVER}")
     best: dict[str, Tensor] = {}
     with safe_open(path, framework="pt") as file:
-        for name, parameter in adapter.tensors().items():
+        for name, parameter in parameters.items():
+            value, best[name], *moments = _read(file, name, parameter)
             with torch.no_grad():
-                parameter.copy_(file.get_tensor(f"value/{name}"))
-            best[name] = file.get_tensor(f"best/{name}").to(parameter.device)
-            moments = {m: file.get_tensor(f"{m}/{name}").to(parameter.device) for m in ("exp_avg", "exp_avg_sq")}
-            optimizer.state[parameter] = {"step": torch.tensor(float(progress.step)), **moments}
+                parameter.copy_(value)
+            step = torch.tensor(float(progress.step))
+            optimizer.state[parameter] = {"step": step, **dict(zip(PARTS[2:], moments, strict=True))}
     return best, progress
+
+
+def _read(file: Any, name: str, parameter: Tensor) -> Iterator[Tensor]:
+    for part in PARTS:
+        yield file.get_tensor(f"{part}/{name}").to(parameter.device)

@@ -1,11 +1,41 @@
-"""SIGINT and SIGTERM: at once where nothing is lost, at the end of the step where a checkpoint must be whole."""
+"""SIGINT and SIGTERM: at once where nothing is lost, at the end of the step where a checkpoint must be whole.
 
+Python drops an exception that is raised where nobody can catch it, in the callback of a weak reference or a finalizer,
+and goes on. `insisting` sees that it was an interruption, and sends the signal again a moment later.
+"""
+
+import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Timer
 from types import FrameType
 
 from qrun.errors import Interrupted
+
+AGAIN_S = 0.05  # after an interruption was dropped
+
+
+@contextmanager
+def insisting() -> Iterator[None]:
+    """An interruption that Python drops comes once more, until it is heard."""
+    before = sys.unraisablehook
+
+    def again(dropped: "sys.UnraisableHookArgs") -> None:
+        error = dropped.exc_value
+        if not isinstance(error, Interrupted | KeyboardInterrupt):
+            return before(dropped)
+        signum = error.signum if isinstance(error, Interrupted) else signal.SIGINT
+        later = Timer(AGAIN_S, os.kill, (os.getpid(), signum))
+        later.daemon = True
+        return later.start()
+
+    sys.unraisablehook = again
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 class Interrupt:
@@ -26,7 +56,8 @@ class Interrupt:
         """Handle both signals until the block ends, then restore what was there."""
         before = {s: signal.signal(s, self.handle) for s in (signal.SIGINT, signal.SIGTERM)}
         try:
-            yield self
+            with insisting():
+                yield self
         finally:
             for signum, handler in before.items():
                 signal.signal(signum, handler)

@@ -171,6 +171,21 @@ def test_doctor_says_what_works_and_what_is_missing(qrun, monkeypatch, tmp_path)
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.parametrize(
+    ("says", "said"),
+    [("exec sleep 600", "does not answer in 0.2 s"), ("exit 3", "none;"), ("echo 'H100, 80 GiB'", "H100")],
+)
+def test_doctor_goes_on_where_the_driver_of_a_gpu_hangs_or_fails(qrun, monkeypatch, tmp_path, says, said):
+    from qrun.cli import doctor
+
+    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{says}\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(doctor, "ANSWER_S", 0.2 if "sleep" in says else 600)
+    code, out, err = qrun("doctor", "--results", tmp_path / "r")
+    assert code == 0 and said in next(line for line in out.splitlines() if "GPU" in line), out + err
+
+
 def test_doctor_needs_no_torch(tmp_path):
     code = f"import sys; from qrun.cli.doctor import doctor; doctor({str(tmp_path)!r}); print('torch' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
@@ -250,3 +265,9 @@ def test_a_name_that_is_too_long_is_one_line(qrun, tmp_path, monkeypatch, comman
     monkeypatch.chdir(tmp_path)
     code, _, err = qrun(*command)
     assert code in (1, 2) and err.count("\n") == 1 and "aaa" in err and "bug" not in err, err
+
+
+def test_a_home_that_the_shell_left_in_an_option_is_written_out(qrun, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    code, out, _ = qrun("doctor", "--results=~/r")
+    assert code == 0 and f"{tmp_path}/r will be created" in out

@@ -11,6 +11,7 @@ from qrun.config.schema import DataConfig, ModelConfig, QuestionsConfig
 from qrun.config.tree import flatten, options
 from qrun.config.words import points
 from qrun.errors import InputError
+from qrun.quantum.calibration import calibration
 from qrun.quantum.noise import Noise
 from qrun.studies import STUDIES, configure
 
@@ -96,6 +97,7 @@ def test_plain_values_flatten_to_dotted_keys_with_enums_as_text():
         ("model.shape.foo=1", "model.shape.foo"),
         ("adapter.dim=interval(2,8)", "one value per key"),
         ("model=glob(n*)", "one run takes one model"),
+        ("model@teacher=nano,llama", "model@teacher=nano,llama: one run takes one model"),
         ("seed=1 2)", "not a value of Hydra's grammar"),
         ("name=${oc.env:HOME}", "name: only values of this config are filled in"),
         ("adapter.options=${seed}", "adapter.options=${seed}: fills in a value of another type"),
@@ -114,6 +116,8 @@ def test_plain_values_flatten_to_dotted_keys_with_enums_as_text():
         ("adapter.layers=3-1", "a range such as 2-5"),
         ("model.dtype=float64", "expected one of [float32, bfloat16, float16]"),
         ("training.lr=0", "above 0"),
+        ("training.lr=inf", "training.lr=inf: give a number above 0"),
+        ("training.weight_decay=1e400", "training.weight_decay=inf: give 0 or more"),
         ("training.steps=0", "1 or more"),
         ("training.patience=10", "training.eval_every=20 and training.warmup=8 or more"),
         ("training.decay=0", "above 0 and up to 1"),
@@ -225,10 +229,27 @@ def test_a_path_is_taken_as_the_shell_hands_it_over(path):
     assert (config.data.path, config.results, config.model.path) == (path, path, path)
 
 
-def test_a_path_may_be_quoted_for_hydra_or_null_and_a_text_below_home_is_found():
-    config = compose("perplexity", ["results='a b'", "adapter.path=null", "data=text", "data.path=~/texts"])
+def test_a_path_may_be_quoted_for_hydra_or_null():
+    config = compose("perplexity", ["results='a b'", "adapter.path=null"])
     assert config.results == "a b" and config.adapter.path is None
-    assert config.data.path == str(Path.home() / "texts")
+
+
+def test_every_path_below_home_is_written_out_typed_or_in_a_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "chip.json").write_text(calibration("FakeTorino").to_json())
+    words = [f"{key}=~/{key}" for key in ("data.path", "model.path", "adapter.path", "results")]
+    found = compose("perplexity", [*words, "data=text", "device=noisy", "noise.calibration=~/chip.json"])
+    assert [found.data.path, found.model.path, found.adapter.path, found.results] == [
+        f"{tmp_path}/{key}" for key in ("data.path", "model.path", "adapter.path", "results")
+    ]
+    assert found.noise.calibration == f"{tmp_path}/chip.json"
+    assert compose("tasks", ["tasks=[a]", "include_path=~/a b"]).include_path == f"{tmp_path}/a b"
+    (tmp_path / "noise").mkdir()
+    (tmp_path / "noise" / "lab.yaml").write_text("# Mine\nname: lab\ncalibration: ~/chip.json\n")
+    tree.use("~")
+    assert compose("perplexity", ["device=noisy", "noise=lab"]).noise.calibration == f"{tmp_path}/chip.json"
+    assert tree.option("noise", "lab", Noise).calibration == f"{tmp_path}/chip.json"
+    tree.use(None)
 
 
 def test_an_axis_of_another_type_and_a_seed_beyond_all_generators_are_named():

@@ -274,6 +274,14 @@ def test_a_folder_that_names_another_base_model_is_refused(tiny_folder, tmp_path
         load(config)
 
 
+def test_a_setting_of_the_tokenizer_of_another_type_is_told_with_the_folder(tiny_folder, tmp_path):
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    values = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**values, "model_max_length": "x"}))
+    with pytest.raises(InputError, match=rf"^model.path={folder}: could not be loaded \(TypeError"):
+        load(ModelConfig(name="tiny", path=str(folder)))
+
+
 def test_hub_models_are_fetched_at_their_revision_and_read_from_that_folder(tiny_folder, monkeypatch):
     import huggingface_hub
 

@@ -290,7 +290,7 @@ def test_what_does_not_work_on_a_chip_is_left_out_and_named():
     assert found.left_out["0"] == found.left_out["4"] == found.left_out["5-6"] == "not operational"
     assert found.left_out["1-2"] == "no error reported" and found.left_out["2-3"] == "error 0.6"
     assert (found.id, found.date) == ("c1", "2026-11-01 10:00") and "1-2 (no error" in found.words
-    assert Calibration.from_dict(json.loads(json.dumps(found.as_dict()))) == found
+    assert Calibration.from_dict(json.loads(json.dumps(found.as_dict())), "x") == found
     named.operation_names = ["ecr"]
     with pytest.raises(InputError, match="made of CZ gates"):
         read_calibration(backend)

@@ -1,6 +1,7 @@
 """Noise of the real circuit at its real place: calibrations, waits, and the simulator beside a dense density matrix."""
 
 import dataclasses
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +11,7 @@ from quantum_support import FULL, density_matrix, rotations, unit_slices
 from qrun.config.compose import compose
 from qrun.errors import InputError
 from qrun.quantum.cache import BlockCache
-from qrun.quantum.calibration import FAKES, calibration, fake_backend, read_calibration
+from qrun.quantum.calibration import FAKES, Calibration, calibration, fake_backend, read_calibration
 from qrun.quantum.devices.aer import AerDevice
 from qrun.quantum.devices.noisy import NoisyDevice
 from qrun.quantum.devices.pennylane import PennyLaneDevice
@@ -165,6 +166,30 @@ def test_a_calibration_comes_back_from_its_file(tmp_path):
     for name, why in whys.items():
         with pytest.raises(InputError, match=why):
             calibration(str(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda f: f["qubits"]["3"].update(sx="0.1"), "qubits.3.sx='0.1'"),
+        (lambda f: f["qubits"]["3"].update(sx=True), "qubits.3.sx=True"),
+        (lambda f: f["qubits"]["3"].update(sx=0.5), "qubits.3.sx=0.5 should be less than 0.5"),
+        (lambda f: f["qubits"]["3"].update(t1_us=-1), "qubits.3.t1_us"),
+        (lambda f: f["qubits"]["3"].pop("read_1_given_0"), "no qubits.3.read_1_given_0 there"),
+        (lambda f: f["couplers"]["0-1"].update(cz_ns=float("inf")), "couplers.0-1.cz_ns=inf"),
+        (lambda f: f["couplers"].update({"0-131": f["couplers"]["0-1"], "x": {}}), "couplers.x"),
+        (lambda f: f["couplers"].update({"0-999": f["couplers"]["0-1"]}), "couplers.0-999 joins no two of its qubits"),
+        (lambda f: f["couplers"].update({"1-0": f["couplers"]["0-1"]}), "couplers.1-0 joins no two"),
+        (lambda f: f.update(couplers={}), "couplers={}"), (lambda f: f.update(size=2), "but size=2"),
+        (lambda f: f.update(size=2.5), "size=2.5"), (lambda f: f.pop("date"), "no date there"),
+    ],
+)  # fmt: skip
+def test_every_value_of_a_calibration_has_its_type_and_range(change, said):
+    facts = json.loads(calibration("FakeTorino").to_json())
+    change(facts)
+    with pytest.raises(InputError, match=r"^chip.json: ") as stop:
+        Calibration.from_dict(facts, "chip.json")
+    assert said in str(stop.value)
 
 
 @pytest.mark.parametrize("name", FAKES)

@@ -99,6 +99,9 @@ def test_the_frozen_models_numbers_are_the_harnesss_and_differences_are_paired(
     assert run.metrics["gain/made/acc_stderr"] == pytest.approx(error)
     assert run.tags["device"] == "shots" and run.tags["chat"] == "false" and len(run.tags["tasks_digest"]) == 16
     assert run.metrics["circuit/circuits"] > 0 and f"{change.mean():+.4f}" in out and "made" in out
+    code, out, err = qrun("rerun", "run", "--results", tmp_path / "r")
+    assert code == 0 and "numbers and files of 1 run have the same bits" in out, err
+    assert int(out.split(" numbers and files")[0].split()[-1]) >= 20
 
 
 @pytest.mark.data

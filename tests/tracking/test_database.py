@@ -116,6 +116,19 @@ def test_a_process_is_known_by_its_start_and_not_by_its_number():
     assert ended(f"{host}:{pid}:{int(start) - 9}") and ended(f"{host}:999999999:{start}")
 
 
+def test_a_killed_process_leaves_a_record_once_its_run_is_closed(store):
+    host = process().rsplit(":", 2)[0]
+    tags = {PROCESS: f"{host}:999999999:1", "cell_key": "k9"}
+    store.client.create_run(store.experiment("train"), run_name="killed", tags=tags)
+    store.check_writable()
+    before = plain(store.runs())
+    store.client._tracking_client.store.engine.dispose()
+    store.database.unlink()
+    assert "train: 4 runs are back" in list(repair(str(store.folder)))
+    assert plain(again(store.folder).runs()) == before
+    assert {run.name: run.status for run in again(store.folder).runs()["train"]}["killed"] == "KILLED"
+
+
 @pytest.mark.parametrize("damage", ["lost", "garbage", "torn"])
 def test_a_lost_or_broken_store_is_made_anew_from_its_runs(store, damage):
     before = plain(store.runs())

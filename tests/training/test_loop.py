@@ -1,15 +1,19 @@
 import itertools
+import json
 import signal
+from dataclasses import asdict
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 from qrun.adapters.linear import attach
 from qrun.adapters.sites import sites
-from qrun.config.schema import AdapterConfig, TrainingConfig
+from qrun.config.schema import AdapterConfig, ModelConfig, TrainingConfig
 from qrun.errors import InputError, Interrupted, RunFailed
+from qrun.language.models import load
 from qrun.training import checkpoint, loop, losses
 from qrun.training.checkpoint import Progress
 from qrun.training.interrupt import Interrupt
@@ -23,6 +27,10 @@ def config(**changes):
         **{"steps": 6, "batch": 2, "context": 33, "warmup": 2, "eval_every": 2, "checkpoint_every": 2, "lr": 0.05}
         | changes
     )
+
+
+def load_tiny(folder):
+    return load(ModelConfig(name="tiny", path=str(folder)))
 
 
 def fit(
@@ -123,12 +131,9 @@ def test_best_parameters_are_those_of_the_best_validation(tiny, tmp_path):
 
 
 def test_accumulation_equals_a_larger_batch(tiny_folder, tmp_path):
-    from qrun.config.schema import ModelConfig
-    from qrun.language.models import load
-
     results = []
     for changes in ({"batch": 4}, {"batch": 2, "accumulation": 2}):
-        language = load(ModelConfig(name="tiny", path=str(tiny_folder)))
+        language = load_tiny(tiny_folder)
         adapter, _, _ = fit(language, tmp_path / "c.safetensors", config(steps=3, **changes))
         results.append(adapter.snapshot())
     for name in results[0]:
@@ -137,11 +142,8 @@ def test_accumulation_equals_a_larger_batch(tiny_folder, tmp_path):
 
 @pytest.mark.parametrize("changes", [{}, {"steps": 60, "patience": 2, "min_gain": 1.0, "decay": 1.0}])
 def test_an_interrupted_and_resumed_training_equals_an_uninterrupted_one_bit_for_bit(tiny_folder, tmp_path, changes):
-    from qrun.config.schema import ModelConfig
-    from qrun.language.models import load
-
     def fresh():
-        return load(ModelConfig(name="tiny", path=str(tiny_folder)))
+        return load_tiny(tiny_folder)
 
     _, best, whole = fit(fresh(), tmp_path / "whole.safetensors", config(**changes))
     interrupt, path = Interrupt(), tmp_path / "part.safetensors"
@@ -159,6 +161,29 @@ def test_an_interrupted_and_resumed_training_equals_an_uninterrupted_one_bit_for
     assert whole.evaluations == resumed.evaluations
     assert [r["lr"] for r in whole.history] == [r["lr"] for r in resumed.history]
     assert whole.step == (4 if changes else 6)
+
+
+def test_a_checkpoint_that_is_not_whole_is_refused_by_name(tiny_folder, tmp_path):
+    path, other = tmp_path / "c.safetensors", tmp_path / "other.safetensors"
+    _, _, progress = fit(language := load_tiny(tiny_folder), path, config(steps=2))
+    tensors, scalars = load_file(path), asdict(progress)
+    name = next(name for name in tensors if name.startswith("exp_avg_sq/"))
+
+    def told(changes, **facts):
+        kept = {key: value for key, value in {**tensors, **changes}.items() if value is not None}
+        save_file(kept, other, metadata={"progress": json.dumps({**scalars, **facts})})
+        adapter = attach(load_tiny(tiny_folder).model, sites(language.shape), AdapterConfig(dim=4))
+        with pytest.raises(InputError, match=rf"^{other}: ") as stop:
+            checkpoint.restore(other, adapter, torch.optim.AdamW(list(adapter.tensors().values())))
+        assert not any(value.any() for value in adapter.tensors().values())  # nothing of it was loaded
+        return str(stop.value)
+
+    assert f"{name}: nothing there, F32 [" in told({name: None})
+    assert f"{name}: F32 [6] there" in told({name: torch.zeros(6)})
+    assert f"{name}: F16 [" in told({name: tensors[name].half()})
+    assert "step='2'" in told({}, step="2") and "history.0.loss='x'" in told({}, history=[{"loss": "x"}] * 2)
+    assert "its history is not that of step 3" in told({}, step=3)
+    assert "its history" in told({}, evaluations=[]) and "best_nats=None" in told({}, best_nats=None)
 
 
 def test_a_loss_that_runs_away_stops_with_a_word_about_the_learning_rate(tiny, tmp_path):
@@ -224,12 +249,9 @@ def test_no_table_of_tokens_and_vocabulary_is_kept_for_the_backward_pass(tiny, m
 
 
 def test_layers_that_compute_twice_give_the_same_training_from_less_memory(tiny_folder, tmp_path):
-    from qrun.config.schema import ModelConfig
-    from qrun.language.models import load
-
     histories, sizes = [], []
     for switch in (False, True):
-        language, kept = load(ModelConfig(name="tiny", path=str(tiny_folder))), []
+        language, kept = load_tiny(tiny_folder), []
         with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: (kept.append(t.numel()), t)[1], lambda t: t):
             _, _, progress = fit(
                 language, tmp_path / "c.safetensors", config(gradient_checkpointing=switch), validate=lambda: 1.0
