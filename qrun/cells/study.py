@@ -210,8 +210,8 @@ def _list(name: str, grid: Sequence[Cell], config: StudyConfig, least: float | N
     kinds = Counter(cell.task.kind for cell in grid)
     listed = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
     minutes = sum(work.values()) / 60
-    scans = f", {work['scan'] / sum(work.values()):.0%} of them scans of rates" if work["scan"] else ""
-    say(f"{name}: {len(grid)} cells ({listed}); about {minutes:.0f} process-minutes{scans} {where}; nothing was run")
+    scans = f", {work['scan'] / sum(work.values()):.0%} of them scans of learning rates" if work["scan"] else ""
+    say(f"{name}: {len(grid)} cells ({listed}); about {minutes:.0f} process-minutes {where}{scans}; nothing was run")
 
 
 def measured_deviation(config: StudyConfig) -> float | None:
