@@ -35,9 +35,9 @@ class Trunk:
         self.layer, self.record, self.left, self.say = layer, record, left, say
         self.file: int | None = file  # None: the disk was full
 
-    def __del__(self) -> None:
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # `os` may be gone when the interpreter ends
         if self.file is not None:
-            os.close(self.file)
+            close(self.file)
 
     def hidden(self, model: Any, ids: Tensor, rows: Sequence[int]) -> Tensor:
         """Last hidden states [batch, T, d] for ids [batch, T] of the windows `rows`."""
