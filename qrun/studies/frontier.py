@@ -4,7 +4,7 @@ The adapter at every b of `study.dims`; each control with the size nearest to th
 sizes that it has: rank 1 of LoRA at all sites is more than b = 2). Only counts within EQUAL of each other are compared
 number by number; curves over parameters, FLOP a token (not merged into W) and bytes show the rest.
 
-Margin: at every pair of such counts the adapter gains more than LoRA (intervals of the difference over seeds and over
+Margin: at every pair of such counts the adapter gains more than LoRA (interval of the difference over seeds and
 documents above 0).
 """
 
