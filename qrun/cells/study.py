@@ -128,7 +128,7 @@ def _compute(
     """The missing cells, below the study's parent run."""
     for killed in store.tagged(EXPERIMENT, "cell_key", "RUNNING").values():
         if store.mine(killed):  # and nobody else is here
-            store.client.set_terminated(killed.run_id, "KILLED")
+            store.close(killed)
     name = config.name or f"{about.model}-{about.study}-{about.study_key[:8]}"
     words = {"study": about.study, "study_key": about.study_key, "model_name": about.model, **git_state(), **used()}
     params = {"study": about.study, "model.name": about.model, "cells": len(todo.cells)}

@@ -5,7 +5,7 @@ PPL_o+a the perplexities of the original, the compressed model, and both with an
     shifted   (PPL_c - PPL_c+a) / (PPL_c - PPL_o) on text the model was not pretrained on: the paper's definition,
               adaptation included
     home      the same, trained and measured on (held-out) text of the model's own pretraining distribution, where that
-              is known: of nano, or of the model that data@home is said to belong to
+              is known: of models that scripts/pretrain_nano.py made, or of the one that data@home is said to belong to
     adapted   (PPL_c - PPL_c+a) / (PPL_c - PPL_o+a) on the shifted text: against an original that was adapted too
 
 A compression that looks at text is calibrated on the text that it is judged on: else repair of the wrong calibration
@@ -32,6 +32,7 @@ from qrun.language.models import model_shape
 from qrun.recipes.tasks import Compress
 from qrun.report.grade import Verdict, together, within
 from qrun.studies.grid import (
+    HOME,
     Say,
     StudyAxes,
     StudyRun,
@@ -39,14 +40,14 @@ from qrun.studies.grid import (
     base_cell,
     different,
     exact_cell,
-    home_is_known,
     matched,
+    own_home,
     train_cell,
     usable,
 )  # fmt: skip
 from qrun.studies.statistics import RESAMPLES, SEED, both_interval, interval_of, limits, nats, text, weight
 
-SHIFTED, HOME = "shifted", "home"
+SHIFTED = "shifted"
 MOST, DAMAGE = 0.73, 1.05  # least recovery; least rise of perplexity that leaves something to recover
 ROW = ["text", "ratio", "what", "b"]
 
@@ -92,12 +93,7 @@ def cells(config: Config, say: Say) -> Iterator[Cell]:
     """Text x ratio x arm x seed; ratio 1 is the original, whose adapter is the third recovery's reference."""
     shape = model_shape(config.model)
     dims = [dim for _, dim in usable(config, say)]
-    home = config.home
-    if home is not None and not home_is_known(home, config.model):
-        name = config.model.name
-        say(f"left out, text=home: libdocs is nano's pretraining text, not that of {name}; name its own, data@home=...")
-        home = None
-    for text_name, data in ((SHIFTED, config.data), (HOME, home)):
+    for text_name, data in ((SHIFTED, config.data), (HOME, own_home(config, say))):
         if data is None:
             continue
         shifted = text_name == SHIFTED
