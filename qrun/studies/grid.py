@@ -183,15 +183,6 @@ def measurement(config: RunConfig, data: DataConfig | None = None) -> MeasureCon
 HOME, SECOND = "home", "second"
 
 
-def own_home(config: StudyRun, say: Say) -> DataConfig | None:
-    """The home text; None where there is none, or where it is not known to be the model's own, which is said."""
-    home = config.home
-    if home is None or home_is_known(home, config.model):
-        return home
-    say(f"left out, home text {home.name}: not known to be model={config.model.name}'s own")
-    return None
-
-
 class Beside:
     """What a gain is worth elsewhere: the frozen model and every adapter on the model's home text, and on the same text
     by a second protocol, with the first's context. Axis `beside` tells these cells from those that a study is about."""
@@ -199,8 +190,10 @@ class Beside:
     def __init__(self, config: StudyRun, say: Say) -> None:
         self.config = config
         self.tasks: dict[str, MeasureConfig] = {}
-        if (home := own_home(config, say)) is not None:
-            self.tasks[HOME] = measurement(config, home)
+        if config.home is not None and home_is_known(config.home, config.model):
+            self.tasks[HOME] = measurement(config, config.home)
+        elif config.home is not None:
+            say(f"left out, home text {config.home.name}: not known to be model={config.model.name}'s own")
         if config.second is not None:
             second = dataclasses.replace(config.second, ctx=config.second.ctx or config.protocol.ctx)
             self.tasks[SECOND] = dataclasses.replace(measurement(config), protocol=second)

@@ -40,8 +40,8 @@ from qrun.studies.grid import (
     base_cell,
     different,
     exact_cell,
+    home_is_known,
     matched,
-    own_home,
     train_cell,
     usable,
 )  # fmt: skip
@@ -93,7 +93,12 @@ def cells(config: Config, say: Say) -> Iterator[Cell]:
     """Text x ratio x arm x seed; ratio 1 is the original, whose adapter is the third recovery's reference."""
     shape = model_shape(config.model)
     dims = [dim for _, dim in usable(config, say)]
-    for text_name, data in ((SHIFTED, config.data), (HOME, own_home(config, say))):
+    home = config.home
+    if home is not None and not home_is_known(home, config.model):
+        name = config.model.name
+        say(f"left out, text=home: libdocs is nano's pretraining text, not that of {name}; name its own, data@home=...")
+        home = None
+    for text_name, data in ((SHIFTED, config.data), (HOME, home)):
         if data is None:
             continue
         shifted = text_name == SHIFTED
