@@ -81,6 +81,7 @@ class Axes(StudyAxes):
         ok = all(s is None or s >= 1 for s in self.shots)
         require(ok, "study.shots", self.shots, "give 1 or more, or null for exact probabilities")
         require(all(b & (b - 1) == 0 for b in self.dims), "study.dims", self.dims, "circuits need powers of two")
+        require(not self.controls, "study.controls", self.controls, "the controls are in `qrun sweep controls`")
 
 
 @dataclass
