@@ -1,4 +1,4 @@
-"""Numbers that studies share: gains of groups of cells with intervals over seeds and over documents."""
+"""Numbers that studies share: gains of groups of cells with intervals over seeds, over documents, and over both."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
