@@ -38,7 +38,7 @@ class Task(Protocol):
 
     @property
     def kind(self) -> str:
-        """Train, measure, compress, ask."""
+        """Scan, train, measure, compress, ask."""
         ...
 
     @property

@@ -128,7 +128,7 @@ def _compute(
     """The missing cells, below the study's parent run."""
     for killed in store.tagged(EXPERIMENT, "cell_key", "RUNNING").values():
         if store.mine(killed):  # and nobody else is here
-            store.client.set_terminated(killed.run_id, "KILLED")
+            store.close(killed)
     name = config.name or f"{about.model}-{about.study}-{about.study_key[:8]}"
     words = {"study": about.study, "study_key": about.study_key, "model_name": about.model, **git_state(), **used()}
     params = {"study": about.study, "model.name": about.model, "cells": len(todo.cells)}
@@ -194,16 +194,15 @@ def _list(name: str, grid: Sequence[Cell], config: StudyConfig, least: float | N
     for cell in grid:
         count = cell.task.parameters()
         say(cell.label + (f": {count:,} parameters" if count else ""))
+    finished = finished_cells(config)
     if least is not None:
-        deviation, whose = measured_deviation(config) or DEVIATION, "of finished cells in this store"
-        if deviation == DEVIATION:
-            whose = "of nano"
+        own = measured_deviation(finished)
+        deviation, whose = (DEVIATION, "of nano") if own is None else (own, "of finished cells in this store")
         documents, seen = units_needed(least, deviation), f"{deviation:.2g} nats per token from document to document"
         told = f"the smallest claimed difference, {least:.2g} nats per token, takes {documents:,} effective documents"
         say(f"{name}: {told} for 80 % power, at {seen} {whose}")
-    speed, where = measured_rates(config), "at rates of finished cells in this store"
-    if not speed:
-        where = "at the rates of nano on two cores"
+    speed = measured_rates(finished)
+    where = "at rates of finished cells in this store" if speed else "at the rates of nano on two cores"
     work = dict.fromkeys(RATES, 0.0)
     for cell in grid:
         work[cell.task.kind] += cell.task.work() / (RATES | speed)[cell.task.kind]
@@ -214,23 +213,26 @@ def _list(name: str, grid: Sequence[Cell], config: StudyConfig, least: float | N
     say(f"{name}: {len(grid)} cells ({listed}); about {minutes:.0f} process-minutes {where}{scans}; nothing was run")
 
 
-def measured_deviation(config: StudyConfig) -> float | None:
-    """Standard deviation over documents of a gain in nats per token, the median of the store's finished cells, each
-    from its interval; None for a store that has none."""
+def finished_cells(config: StudyConfig) -> list[Recorded]:
+    """Those of the store; none of a new one."""
+    return list(Store(config.results, config.tracking.uri).tagged(EXPERIMENT, "cell_key", "FINISHED").values())
+
+
+def measured_deviation(finished: Sequence[Recorded]) -> float | None:
+    """Standard deviation over documents of a gain in nats per token, the median of finished cells, each from its
+    interval; None where none has one."""
     found = []
-    for run in Store(config.results, config.tracking.uri).tagged(EXPERIMENT, "cell_key", "FINISHED").values():
-        m = run.metrics
+    for m in (run.metrics for run in finished):
         if {"gain_low", "gain_high", "effective_documents"} <= m.keys() and m["gain_high"] > m["gain_low"]:
             half = (m["gain_high"] - m["gain_low"]) / 2 / m["perplexity"]
             found.append(half / 1.96 * m["effective_documents"] ** 0.5)
     return sorted(found)[len(found) // 2] if found else None
 
 
-def measured_rates(config: StudyConfig) -> dict[str, float]:
-    """FLOP a second by kind of task, from the finished cells of the store; empty for a new store."""
-    store = Store(config.results, config.tracking.uri)
+def measured_rates(finished: Sequence[Recorded]) -> dict[str, float]:
+    """FLOP a second by kind of task, of finished cells; empty where there are none."""
     rates: dict[str, list[float]] = {}
-    for run in store.tagged(EXPERIMENT, "cell_key", "FINISHED").values():
+    for run in finished:
         if (work := float(run.tags.get("work", 0))) and run.seconds > 0:
             rates.setdefault(run.tags["kind"], []).append(work / run.seconds)
     return {kind: sorted(found)[len(found) // 2] for kind, found in rates.items()}

@@ -21,7 +21,7 @@ from omegaconf import MISSING
 from qrun import studies
 from qrun.cells.cell import Cell, whole
 from qrun.cells.keys import Keys, Sources, plain
-from qrun.cells.study import EXPERIMENT, RATES, measured_rates, run_study
+from qrun.cells.study import EXPERIMENT, RATES, finished_cells, measured_rates, run_study
 from qrun.config.compose import compose
 from qrun.config.ranges import require
 from qrun.config.schema import DataConfig, ModelConfig, TrackingConfig
@@ -288,7 +288,7 @@ def stored(cell: Cell) -> Iterator[int]:
 
 def speeds(step: Step) -> tuple[dict[str, float], str]:
     """FLOP a second by kind of cell: of this store's finished cells, else of the machine."""
-    found = measured_rates(step.config)
+    found = measured_rates(finished_cells(step.config))
     if found:
         return found, "time at rates of finished cells in this store"
     shape = model_shape(step.config.model)

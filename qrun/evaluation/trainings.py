@@ -6,6 +6,7 @@ trainings(results) -> {"budget": a row per kind of training, "rates": a row per 
 from collections.abc import Mapping
 
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
 
 from qrun.evaluation.results import IDENTITY, Results
 
@@ -38,6 +39,8 @@ def described(rows: pd.DataFrame) -> pd.DataFrame:
     """With a column `point`, the cell's axes but for its seed: `sites=all b=4 method=lora`."""
     rows = rows.dropna(axis=1, how="all")
     axes = [name for name in rows if name not in COLUMNS and "/" not in name]
+    if "sites" in axes and is_numeric_dtype(rows["sites"]):  # how many, of a study without site sets
+        axes.remove("sites")
     return rows.assign(point=[_words(row) for row in rows[axes].to_dict("records")])
 
 

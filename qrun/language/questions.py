@@ -1,8 +1,7 @@
 """Multiple-choice questions with two to ten answers.
 
-continuation   which of four passages continues this text? Built by seed from the held-out part of the
-               studies' `pydoc_clean`: needs no
-               network
+continuation   which of four passages continues this text? Built by seed from the held-out part of the studies'
+               `pydoc_clean`: needs no network
 mmlu           Massive Multitask Language Understanding (arXiv:2009.03300): hub, or a folder or file of CSV, JSON lines
                or parquet, of these or any other questions
 """

@@ -95,8 +95,8 @@ def prepared(config: TrainConfig, workspace: Workspace) -> Iterator[Job]:
 
 
 def validation_task(config: TrainConfig, opened: Opened) -> Task:
-    """What chooses the checkpoint, and a rate: validation text, drawn as the reported text is, so that no long document
-    decides, in windows no longer than the protocol's."""
+    """What chooses the checkpoint, and a rate: validation text, of `training.sample` (passages: no long document
+    decides), in windows no longer than the protocol's."""
     context, positions = config.training.context, opened.language.shape.max_position_embeddings
     ctx = min(context, config.protocol.ctx or context)
     drawn = EvaluationConfig(Split.validation, config.training.sample, max_tokens=config.training.eval_tokens)

@@ -3,8 +3,8 @@ states, one more beyond the edge if the best is the edge, compared on validation
 
     scan(config, trials, workspace, folder, store, run, interrupt) -> [Trial, ...], the best by `best`
 
-A trial ends when it diverges, and at the first look after the warm-up that is worse than no training. What is finished
-is kept in a file, and the trial that a signal ends goes on at its checkpoint.
+A trial ends when it diverges, and at the first validation after the warm-up if that is worse than no training. What is
+finished is kept in a file, and the trial that a signal ends goes on at its checkpoint.
 """
 
 import json
@@ -45,7 +45,7 @@ class Trial:
 
 
 class Worse(Exception):
-    """The first look after the warm-up is worse than no training."""
+    """The first validation after the warm-up is worse than no training."""
 
 
 def grid(stated: float, trials: int) -> list[float]:

@@ -81,7 +81,7 @@ CLAIMS = {
     ),
     "both_fail": Claim(
         "The adapter answers questions that both classical baselines fail.", "SmolLM2-135M: some, number unknown",
-        "more than one in three of its changed answers to failed questions are right",
+        "more of its changed answers to failed questions are right than if they fell evenly on the other choices",
         "qrun eval questions experiment=smollm2_questions adapter.path=<from recover>", HUB,
     ),
     "two_questions": Claim(

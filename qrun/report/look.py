@@ -63,9 +63,10 @@ def error(value: pd.Series, low: pd.Series, high: pd.Series) -> list[list[float]
 
 
 def widest(rows: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
-    """Limits over seeds and documents together, of what there is of both."""
-    low, high = rows[["seed_low", "document_low"]].min(axis=1), rows[["seed_high", "document_high"]].max(axis=1)
-    return low, high
+    """Limits over seeds and documents drawn together; where there are none, those that hold what there is of each."""
+    found = rows.reindex(columns=[f"{over}_{end}" for over in ("both", "seed", "document") for end in ("low", "high")])
+    low, high = found[["seed_low", "document_low"]].min(axis=1), found[["seed_high", "document_high"]].max(axis=1)
+    return found["both_low"].fillna(low), found["both_high"].fillna(high)
 
 
 def share_axis(axes: Axes, lowest: float) -> None:

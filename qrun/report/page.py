@@ -134,7 +134,8 @@ def fill(form: str, row: Mapping[str, object]) -> str:
 
 def interval(row: Mapping[str, object], name: str, form: str = "+.3f") -> str:
     """`[low, high]` of columns <name>_low and <name>_high, or that there is none."""
-    shown = fill(f"[{{{name}_low:{form}}}, {{{name}_high:{form}}}]", row)
+    ends = {end: row.get(f"{name}_{end}") for end in ("low", "high")}  # a dot in a format's name is an attribute
+    shown = fill(f"[{{low:{form}}}, {{high:{form}}}]", ends)
     return "no interval" if shown == "-" else shown
 
 

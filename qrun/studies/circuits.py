@@ -6,8 +6,8 @@ those of Quantum-PEFT (arXiv:2503.05431). A palindrome has each layer twice, so 
 Kept = (nats frozen - nats of the circuits) / (nats frozen - nats of Cayley blocks of the same b and seed), exact, and
 on a noisy device, where fewer CZ also mean less noise: `device`, `estimate` and `signs`, at each of `study.noises`.
 
-Margin: circuits of CZS CZ keep SHARE or more of the Cayley blocks' gain at b = 8, all sites, with the whole intervals
-over seeds and over documents.
+Margin: circuits of CZS CZ keep SHARE or more of the Cayley blocks' gain at b = 8, all sites, with the whole interval
+over seeds and documents.
 """
 
 from collections.abc import Iterator, Mapping

@@ -4,7 +4,7 @@ The adapter at every b of `study.dims`; each control with the size nearest to th
 sizes that it has: rank 1 of LoRA at all sites is more than b = 2). Only counts within EQUAL of each other are compared
 number by number; curves over parameters, FLOP a token (not merged into W) and bytes show the rest.
 
-Margin: at every pair of such counts the adapter gains more than LoRA (intervals of the difference over seeds and over
+Margin: at every pair of such counts the adapter gains more than LoRA (interval of the difference over seeds and
 documents above 0).
 """
 
@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pandas as pd
 
+from qrun.adapters.methods.base import EQUAL
 from qrun.cells.cell import Cell
 from qrun.evaluation.intervals import perplexity_difference
 from qrun.evaluation.results import Results
@@ -35,7 +36,6 @@ from qrun.studies.grid import (
 )  # fmt: skip
 from qrun.studies.statistics import both_interval, documents_interval, gains, interval_of, limits, split, text
 
-EQUAL = 1.1  # counts of parameters whose ratio is at most this are compared
 BYTES = 4  # of a saved parameter
 
 
@@ -101,15 +101,13 @@ def pairs(results: Results, adapted: pd.DataFrame) -> Iterator[dict[str, object]
                 if apart <= np.log(EQUAL) and apart < nearest.get(method, (np.inf,))[0]:
                     nearest[method] = (apart, other)
             for method, (_, other) in nearest.items():
-                apart_by_seed = own.set_index("seed")["gain"] - other.set_index("seed")["gain"]
-                ahead = apart_by_seed.dropna()
-                documents = documents_interval(results, other, own)
-                twofold = both_interval(perplexity_difference, results, other, own)
+                ahead = (own.set_index("seed")["gain"] - other.set_index("seed")["gain"]).dropna()
+                over_both = both_interval(perplexity_difference, results, other, own)
                 yield {
                     "sites": chosen, "b": b, "method": method, "parameters": int(count),
                     "others": int(other["parameters"].iloc[0]), "seeds": len(ahead), "ahead": ahead.mean(),
-                    **limits("seed", mean_interval(ahead.tolist())), **limits("document", documents),
-                    **limits("both", twofold),
+                    **limits("seed", mean_interval(ahead.tolist())),
+                    **limits("document", documents_interval(results, other, own)), **limits("both", over_both),
                 }  # fmt: skip
 
 

@@ -90,11 +90,10 @@ def require_cayley(adapter: AdapterConfig) -> None:
 
 @dataclass
 class StudyRun(TrainConfig):
-    """What every study's config has; `study` holds its axes. Where `home` or `second` are named, every trained adapter
-    is measured on that text, and by that protocol, too."""
+    """What every study's config has; `study` holds its axes."""
 
-    home: DataConfig | None = None  # text of the model's own pretraining distribution
-    second: ProtocolConfig | None = None
+    home: DataConfig | None = None  # text of the model's own pretraining distribution: `Beside`, and of `qrun recover`
+    second: ProtocolConfig | None = None  # of `Beside`; noise and wall, whose adapters are dim's, have neither
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
     study: StudyAxes = field(default_factory=StudyAxes)
 

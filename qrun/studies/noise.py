@@ -40,7 +40,16 @@ from qrun.studies.grid import (
     train_cell,
     usable,
 )  # fmt: skip
-from qrun.studies.statistics import both_interval, documents_interval, gain_kept, gains, interval_of, limits, text
+from qrun.studies.statistics import (
+    NOTHING_KEPT,
+    both_interval,
+    documents_interval,
+    gain_kept,
+    gains,
+    interval_of,
+    limits,
+    text,
+)
 
 PARTS = ("readout", "one_qubit", "two_qubit")
 PAIRS = ("gates", "two_qubit", "proportional")  # axes that mean a two-qubit error rate
@@ -72,6 +81,7 @@ class Axes(StudyAxes):
         ok = all(s is None or s >= 1 for s in self.shots)
         require(ok, "study.shots", self.shots, "give 1 or more, or null for exact probabilities")
         require(all(b & (b - 1) == 0 for b in self.dims), "study.dims", self.dims, "circuits need powers of two")
+        require(not self.controls, "study.controls", self.controls, "the controls are in `qrun sweep controls`")
 
 
 @dataclass
@@ -182,9 +192,7 @@ def share_left(results: Results, base: pd.DataFrame, rows: pd.DataFrame, exact: 
     """Share of the exact gain that one point of noise leaves, with its intervals; nan where there was no gain."""
     sites, b = rows[["sites", "b"]].iloc[0]
     own = exact[(exact["sites"] == sites) & (exact["b"] == b)]
-    if own["gain"].mean() > 0:
-        return gain_kept(results, base, rows, own)
-    return {"kept": math.nan, **limits("seed", None), **limits("document", None)}
+    return gain_kept(results, base, rows, own) if own["gain"].mean() > 0 else NOTHING_KEPT
 
 
 def curve_ends(group: pd.DataFrame, exact: pd.DataFrame) -> Iterator[dict[str, object]]:

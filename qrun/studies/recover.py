@@ -5,7 +5,7 @@ PPL_o+a the perplexities of the original, the compressed model, and both with an
     shifted   (PPL_c - PPL_c+a) / (PPL_c - PPL_o) on text the model was not pretrained on: the paper's definition,
               adaptation included
     home      the same, trained and measured on (held-out) text of the model's own pretraining distribution, where that
-              is known: of nano, or of the model that data@home is said to belong to
+              is known: of models that scripts/pretrain_nano.py made, or of the one that data@home is said to belong to
     adapted   (PPL_c - PPL_c+a) / (PPL_c - PPL_o+a) on the shifted text: against an original that was adapted too
 
 A compression that looks at text is calibrated on the text that it is judged on: else repair of the wrong calibration
@@ -32,6 +32,7 @@ from qrun.language.models import model_shape
 from qrun.recipes.tasks import Compress
 from qrun.report.grade import Verdict, together, within
 from qrun.studies.grid import (
+    HOME,
     Say,
     StudyAxes,
     StudyRun,
@@ -46,7 +47,7 @@ from qrun.studies.grid import (
 )  # fmt: skip
 from qrun.studies.statistics import RESAMPLES, SEED, both_interval, interval_of, limits, nats, text, weight
 
-SHIFTED, HOME = "shifted", "home"
+SHIFTED = "shifted"
 MOST, DAMAGE = 0.73, 1.05  # least recovery; least rise of perplexity that leaves something to recover
 ROW = ["text", "ratio", "what", "b"]
 

@@ -1,4 +1,4 @@
-"""Numbers that studies share: gains of groups of cells with intervals over seeds and over documents."""
+"""Numbers that studies share: gains of groups of cells with intervals over seeds, over documents, and over both."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -109,13 +109,17 @@ def ratio(rows: pd.DataFrame) -> pd.Series:
     return pd.Series(rows["parameters"].to_numpy() / own.reindex(at).to_numpy(float), rows.index)
 
 
+# of a gain that is none: nothing has a share of it
+NOTHING_KEPT = {"kept": math.nan, **limits("seed", None), **limits("document", None), **limits("both", None)}
+
+
 def gain_kept(results: Results, base: pd.DataFrame, rows: pd.DataFrame, reference: pd.DataFrame) -> dict[str, float]:
     """(nats frozen - nats of the rows) / (nats frozen - nats of the reference), means over seeds, with the intervals
-    over seeds, each against the reference of its own, over documents, and over both. All nan where the reference gains
-    nothing at all: nothing has a share of it."""
+    over seeds, each against the reference of its own, over documents, and over both. NOTHING_KEPT where the reference
+    gains nothing at all."""
     frozen, own, best = (nats(results, each) for each in (base, rows, reference))
     if frozen.sum() == best.sum():
-        return {"kept": math.nan, **limits("seed", None), **limits("document", None), **limits("both", None)}
+        return NOTHING_KEPT
     size, level = weight(results, base), frozen.sum()
     by_seed = {row["seed"]: results.unit(row["key"], "nats").sum() for row in reference.to_dict("records")}
     each = [

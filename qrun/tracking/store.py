@@ -277,10 +277,14 @@ class Store:
         left = []
         for run in self.running():
             if ended(run.tags.get(PROCESS, "")):
-                self._end(Run(self.client, run.run_id, run.name), "KILLED")
+                self.close(run)
             else:
                 left.append(run)
         return left
+
+    def close(self, run: Recorded) -> None:
+        """End a run whose process is gone."""
+        self._end(Run(self.client, run.run_id, run.name), "KILLED")
 
     def _begin(self, verb: str, name: str, resume_id: str | None) -> Run:
         """A RUNNING run. A signal while MLflow writes it must not leave one behind whose id nobody knows."""

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from qrun.config.schema import DataConfig, EvaluationConfig, ProtocolConfig, Sample, Split
+from qrun.config.tree import option
 from qrun.evaluation.intervals import effective_number
 from qrun.evaluation.protocols import build
 from qrun.language.corpus import Corpus, cleaned, load
@@ -26,6 +27,7 @@ from qrun.language.overlap import (
     without,
     write_sample,
 )
+from qrun.language.questions import CONTINUED
 from qrun.studies import configure
 
 NOTHING = np.zeros(0, np.uint32)
@@ -124,3 +126,7 @@ def test_clean_is_part_of_the_fingerprint_and_of_the_digest(tmp_path, nano):
         for data in (DataConfig("text", "text", path=str(path), clean=clean) for clean in (False, True))
     ]
     assert tasks[0].scored == tasks[1].scored and tasks[0].fingerprint != tasks[1].fingerprint
+
+
+def test_questions_are_cut_from_the_text_of_the_studies():
+    assert option("data", "pydoc_clean", DataConfig) == CONTINUED

@@ -12,6 +12,7 @@ from qrun.evaluation.intervals import Interval
 from qrun.evaluation.questions import binomial_interval
 from qrun.report.claims import CLAIMS
 from qrun.report.grade import Outcome, together, within
+from qrun.report.page import interval as told
 from qrun.studies import circuits, controls, dim, frontier, noise, questions, recover, sites, wall
 
 YES, NO, OPEN, PART, NONE = (
@@ -456,3 +457,9 @@ def test_every_verdict_is_about_a_stated_claim():
         *frontier.grades(frontier_numbers()),
     ]  # fmt: skip
     assert {verdict.claim for verdict in found} == set(CLAIMS) - {"two_questions", "hardware"}
+
+
+def test_an_interval_is_told_whatever_its_name():
+    row = {"of sampled 0.5_low": 0.1, "of sampled 0.5_high": 0.25, "gain_low": math.nan, "gain_high": math.nan}
+    assert told(row, "of sampled 0.5", ".0%") == "[10%, 25%]"
+    assert told(row, "gain") == told(row, "absent") == "no interval"
