@@ -235,7 +235,7 @@ def perplexity(words: Words = None, cfg: Cfg = None, config_dir: ConfigDir = Non
         _recipe("perplexity.measure", config)
 
 
-@measure.command(name="tasks", epilog="Example: qrun eval tasks tasks=[arc_easy,hellaswag] adapter.path=<folder>")
+@measure.command(name="tasks", epilog=r"Example: qrun eval tasks tasks=\[arc_easy,hellaswag] adapter.path=<folder>")
 def tasks_command(words: Words = None, cfg: Cfg = None, config_dir: ConfigDir = None) -> None:
     """Benchmarks of lm-evaluation-harness: the model, with its adapter, on a device; paired differences."""
     if (config := _composed("tasks", words, cfg, config_dir)) is not None:

@@ -2,7 +2,7 @@
 
 from importlib import import_module
 
-STUDIES = {  # name of module and template -> verbs before it, what it says of itself, example; light, for the CLI
+STUDIES = {  # name of module and template -> verbs before it, what it says of itself, example (\[ is help's [); light
     "dim": (
         "sweep", "Perplexity over block dimension, seeds and sites, noiseless; LoRA beside it, monotonicity graded.",
         "qrun sweep dim study.dims=[2,4,8] study.seeds=[0,1,2]",
@@ -13,7 +13,7 @@ STUDIES = {  # name of module and template -> verbs before it, what it says of i
     ),
     "noise": (
         "sweep", "Perplexity over block dimension and error rates; where does the gain end, how sharply, and why?",
-        "qrun sweep noise noise=heron_r2 study.sites=[one]",
+        r"qrun sweep noise noise=heron_r2 study.sites=\[one]",
     ),
     "wall": (
         "sweep", "Circuit, estimate and signs on noisy devices: how much of the gain is left, and whose the wall is.",
@@ -25,7 +25,7 @@ STUDIES = {  # name of module and template -> verbs before it, what it says of i
     ),
     "frontier": (
         "sweep", "Gain against trained parameters, of all methods at one site, a layer and all; equal counts compared.",
-        "qrun sweep frontier study.dims=[4,16] study.controls=[lora]",
+        r"qrun sweep frontier study.dims=[4,16] study.controls=\[lora]",
     ),
     "circuits": (
         "sweep", "Blocks trained as circuits of k CZ: gain against CZ, with Cayley blocks, whole and cut, beside them.",
