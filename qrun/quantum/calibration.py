@@ -67,7 +67,7 @@ class Stored(TypedDict):
     date: str
     size: Annotated[int, Field(ge=1, le=1_000_000)]
     qubits: Annotated[dict[int, Qubit], Field(min_length=1)]
-    couplers: Annotated[dict[Annotated[str, Field(pattern=r"^\d+-\d+$")], Coupler], Field(min_length=1)]
+    couplers: dict[Annotated[str, Field(pattern=r"^\d+-\d+$")], Coupler]
     left_out: dict[str, str]
     id: NotRequired[str | None]
 

@@ -41,6 +41,7 @@ def check_results(results: str) -> None:
         folder = Path(results).resolve()
         there = next(path for path in (folder, *folder.parents) if path.exists())
         why = "" if there.is_dir() and os.access(there, os.W_OK) else f"{there} is no folder that can be written"
+        why = "this machine has no such user" if results.startswith("~") else why  # ~ of those it has is written out
     except (OSError, RuntimeError, ValueError) as error:
         why = getattr(error, "strerror", None) or str(error)
     if why:

@@ -90,11 +90,13 @@ class Train:
         """Model, teacher, text, adapter, training, seed."""
         c = self.config
         check_lengths(c)
+        window = min(c.training.context, c.protocol.ctx or c.training.context)  # of validation_task
         taught = c.teacher is not None and c.training.distill_weight > 0
         return {
             **sources.model(c.model, needs.get("model")), "text": sources.digest(c.data, "train", "validation"),
             "teacher": sources.model(c.teacher, None) if taught and c.teacher else None,
             "adapter": c.adapter, "training": c.training, "seed": c.seed, "batch": c.evaluation.batch,
+            "validation": window,
         }  # fmt: skip
 
     def name(self, axes: Mapping[str, Scalar], key: str) -> str:

@@ -163,7 +163,7 @@ def test_a_matched_boft_has_half_blocks_and_others_change_their_name_only(nano):
     found = {dim: spec("boft").matched(AdapterConfig(dim=dim), chosen, 1) for dim in (2, 4, 8, 16)}
     assert {d: (c.dim, c.factors) for d, c in found.items()} == {2: (2, 2), 4: (2, 3), 8: (4, 2), 16: (8, 2)}
     own = AdapterConfig(dim=8, projections="mlp", layers="last")
-    assert spec("dense").matched(own, chosen, 1) == dataclasses.replace(own, method="dense")
+    assert spec("dense").matched(own, chosen, 1) == dataclasses.replace(own, method="dense", dim=4)  # it has no b
 
 
 def test_sizes_that_do_not_fit_are_refused_before_anything_is_loaded(tiny):

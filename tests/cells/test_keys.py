@@ -80,7 +80,7 @@ def at(config, path, value):
         ("study.dims", [8], {"train", "exact", "noisy", "quiet"}),
         ("model.dtype", Dtype.bfloat16, EVERYTHING),
         ("evaluation.max_tokens", 4096, {"base", "exact", "noisy", "quiet"}),
-        ("protocol.ctx", 64, {"base", "exact", "noisy", "quiet"}),
+        ("protocol.ctx", 64, EVERYTHING),  # validation is measured in windows no longer than it
         ("noise.cz", 2e-3, {"noisy"}),
         ("noise.sx", 3e-4, {"noisy"}),
         ("noise.read_1_given_0", 0.02, {"noisy"}),
@@ -233,10 +233,9 @@ def fingerprints(config):
     """Of the code behind training with two methods and measuring, exact and noisy."""
     here = noise.measurement(config)
     adapter = dataclasses.replace(config.adapter, method="lora")
-    train = {f.name: getattr(config, f.name) for f in dataclasses.fields(noise.StudyRun)
-             if f.name not in ("launcher", "study")}  # fmt: skip
     from qrun.config.verbs import TrainConfig
 
+    train = {f.name: getattr(config, f.name) for f in dataclasses.fields(TrainConfig)}
     tasks = {
         "train": Train(TrainConfig(**train)), "lora": Train(TrainConfig(**{**train, "adapter": adapter})),
         "exact": Measure(here), "noisy": Measure(replace(here, device=config.device, noise=config.noise)),

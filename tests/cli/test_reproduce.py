@@ -36,7 +36,7 @@ def test_words_go_to_the_commands_that_have_their_key_and_nowhere_else():
     runs = [step.run for step in config.reproduce.steps]
     assert config.results == "/r"
     assert [("study.dims" in run, "training.steps=2" in run) for run in runs] == [
-        (False, False), (False, False), *[(True, True)] * 6, (False, False),
+        (False, False), (False, False), *[(True, True)] * 8, (False, False),
     ]  # fmt: skip
     assert all("model.path=/m" in run for run in runs[:-1])
     assert "model.path={model}" in runs[-1] and "original.path=/m" in runs[-1] and "model.path=/m" not in runs[-1]
@@ -44,7 +44,7 @@ def test_words_go_to_the_commands_that_have_their_key_and_nowhere_else():
 
 def test_a_key_of_an_optional_model_goes_to_the_command_that_has_one():
     runs = [step.run for step in configure(["reproduce=smollm2", "original.shape=null"]).reproduce.steps]
-    assert ["original.shape=null" in run for run in runs] == [False] * 8 + [True]
+    assert ["original.shape=null" in run for run in runs] == [False] * 10 + [True]
     assert stated(Command(runs[-1].replace("{path}", "/m"))).config.original.shape is None
 
 
@@ -77,7 +77,7 @@ def test_all_failed_commands_are_named_also_without_a_report(monkeypatch, tmp_pa
 
     monkeypatch.setattr(reproduce, "run_study", run)
     monkeypatch.setattr(reproduce, "estimate", lambda steps: None)
-    with pytest.raises(RunFailed, match="11 of 12 commands failed"):
+    with pytest.raises(RunFailed, match="13 of 14 commands failed"):
         reproduce.reproduce(configure(["reproduce=nano", f"results={tmp_path}"]), False)
 
 
@@ -97,7 +97,7 @@ def test_the_estimate_counts_shared_cells_once_and_reads_no_weights(qrun, monkey
     assert code == 0, err
     rows = {line.split("qrun ")[1].strip(): line.split()[:3] for line in out.splitlines() if "qrun sweep" in line}
     dim, wall = (rows[f"sweep {name} experiment=smollm2_{name}"] for name in ("dim", "wall"))
-    assert dim[0] == "265" and int(wall[1]) < int(wall[0])  # its adapters are those of sweep dim and sweep noise
+    assert dim[0] == "385" and int(wall[1]) < int(wall[0])  # its adapters are those of sweep dim and sweep noise
     assert int(dim[2].replace(",", "")) > 0 and "GiB a process" in out and "nothing was run" in out
     assert not (tmp_path / "none").exists()
 
@@ -122,7 +122,7 @@ def test_a_failed_command_is_named_at_the_end_and_stops_only_what_needs_it(monke
     monkeypatch.setattr(reproduce, "estimate", lambda steps: None)
     monkeypatch.setattr(reproduce, "leaves", lambda *_: {})
     monkeypatch.setattr(reproduce, "report", lambda *_: ran.append("report"))
-    with pytest.raises(RunFailed, match=r"2 of 12 commands failed: recover.*\(no model was left.*goes on"):
+    with pytest.raises(RunFailed, match=r"2 of 14 commands failed: recover.*\(no model was left.*goes on"):
         reproduce.reproduce(configure(["reproduce=nano", f"results={tmp_path}"]), False)
     assert ran[-2:] == [f"recover results={tmp_path}", "report"] and ran.count("sweep noise") == 3
     assert "failed: compression.ratio=0.001: a rank of 0" in capsys.readouterr().out

@@ -37,20 +37,20 @@ def test_the_header_says_command_machine_and_expectation_and_the_command_compose
 
 GRIDS = {  # cells by kind, and trained parameters of some points
     "smollm2_dim": (
-        {"train": 72, "measure": 73},
+        {"train": 120, "measure": 242},
         {("all", 4, "cayley"): 224_640, ("all", 64, "cayley"): 4_717_440, ("one", 4, "cayley"): 864},
     ),
     "smollm2_controls": (
-        {"train": 42, "measure": 61},
+        {"train": 70, "measure": 172},
         {("all", 4, "oft"): 224_640, ("one", 4, "dense"): 331_776, ("one", 4, "diagonal"): 576},
     ),
-    "smollm2_noise": ({"train": 24}, {("all", 8, "cayley"): 524_160}),
+    "smollm2_noise": ({"train": 40, "measure": 1151}, {("all", 8, "cayley"): 524_160}),
     "smollm2_circuits": (
-        {"train": 21, "measure": 58},
+        {"train": 35, "measure": 132},
         {("all", 8, "cayley"): 524_160, ("all", 64, "cayley"): 4_717_440},
     ),
     "smollm2_recover": ({"compress": 2}, {(None, 4, "cayley"): 224_640}),
-    "llama_noise": ({"train": 6, "measure": 103}, {("one", 4, "cayley"): 6_144, ("one", 8, "cayley"): 14_336}),
+    "llama_noise": ({"train": 10, "measure": 331}, {("one", 4, "cayley"): 6_144, ("one", 8, "cayley"): 14_336}),
 }  # fmt: skip
 
 
@@ -72,7 +72,7 @@ def test_a_dry_run_lists_the_whole_grid_and_writes_nothing(qrun, tmp_path):
     code, out, err = qrun(*command("smollm2_dim"), "--dry-run", f"results={tmp_path / 'r'}")
     assert code == 0, err
     lines = out.splitlines()
-    assert "train sites=all b=4 method=cayley seed=0: 224,640 parameters" in lines and len(lines) == 146
+    assert "train sites=all b=4 method=cayley seed=0: 224,640 parameters" in lines and len(lines) == 388
     assert not (tmp_path / "r").exists()
 
 
