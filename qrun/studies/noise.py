@@ -181,7 +181,9 @@ def collapse(noisy: pd.DataFrame) -> Iterator[dict[str, object]]:
     for (sign, shots), own in points[points["damage"].between(*UNSATURATED)].groupby(["sign", "shots"], sort=False):
         over = {"the rate": own["rate"], "total error of a circuit": own["total"],
                 "total error x adapted channels": own["total"] * own["channels"]}  # fmt: skip
-        for name, x in over.items() if len(own) > 2 else ():
+        for name, x in over.items():
+            if x.nunique() < 3:  # such as a study of one rate
+                continue
             line = scipy.stats.linregress(np.log10(x), np.log10(own["damage"]))
             left = np.log10(own["damage"]) - line.intercept - line.slope * np.log10(x)
             yield {"sign": sign, "shots": shots, "over": name, "points": len(own), "exponent": line.slope,

@@ -412,6 +412,9 @@ def test_damage_collapses_on_what_it_depends_on():
     assert found.loc["total error of a circuit", "scatter"] > 0.5 and found.loc["the rate", "scatter"] > 0.5
     other = pd.DataFrame(noise.collapse(collapse_table(lambda total, channels: total))).set_index("over")
     assert other["scatter"].idxmin() == "total error of a circuit" and other["exponent"].iloc[1] == pytest.approx(1)
+    one = collapse_table(lambda total, channels: total)
+    found = list(noise.collapse(one[one["rate"].isna() | (one["rate"] == 1e-4)]))
+    assert [row["over"] for row in found] == ["total error x adapted channels"]  # 1 rate, 2 b, 2 site sets
     none = collapse_table(lambda total, channels: 5.0)  # saturated everywhere
     assert list(noise.collapse(none)) == []
 

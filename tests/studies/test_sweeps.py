@@ -17,7 +17,8 @@ STEPS = [
     "protocol.ctx=64", "training.context=64", "training.batch=2", "training.steps=4", "training.eval_every=4",
     "training.warmup=1", "training.lr=0.05", "study.trials=1",
 ]  # fmt: skip
-AXES = ["study.dims=[2,4]", "study.seeds=[0,1]", "study.sites=[adapter]", "study.controls=[]", "launcher.workers=1"]
+AXES = ["study.dims=[2,4]", "study.seeds=[0,1]", "study.sites=[adapter]", "study.controls=[]", "launcher.workers=1",
+        "data@home=null", "protocol@second=null"]  # fmt: skip
 NOISE = [
     "study.rates=[1e-3,1e-1]", "study.readout_rates=[1e-2]", "study.signs=[exact]", "noise=gates", "noise.cz=1e-3",
     "noise.sx=1e-4", "noise.read_1_given_0=1e-2", "noise.read_0_given_1=2e-2", "evaluation.max_tokens=320",
@@ -127,8 +128,8 @@ def test_a_finished_study_shown_again_computes_nothing_and_stays_finished(dims, 
 
 def test_a_cell_is_the_run_that_train_makes_with_the_same_words(qrun, dims, words, tmp_path):
     results, _ = dims
-    typed = [w for w in words if not w.startswith(("study", "launcher"))]
-    typed += ["evaluation.max_tokens=16384", "training.threads=1"]
+    typed = [w for w in words if not w.startswith(("study", "launcher", "data@", "protocol@"))]
+    typed = ["training=study", "protocol=study", *typed, "evaluation.max_tokens=28672", "training.threads=1"]
     code, _, err = qrun("train", *typed, "adapter.dim=4", "seed=1", f"results={tmp_path}", "name=alone")
     assert code == 0, err
     alone = Store(tmp_path).find("alone").data.metrics
