@@ -114,6 +114,8 @@ def test_a_study_and_one_of_its_cells_are_repeated_to_the_same_bits(qrun, words,
         "study.controls=[]",
         "launcher.workers=1",
         "study.trials=1",
+        "data@home=null",
+        "protocol@second=null",
     ]
     code, _, err = qrun("sweep", "dim", *words[0], *axes, "name=small")
     assert code == 0, err

@@ -20,7 +20,15 @@ from qrun.tracking.store import Store
 
 STEPS = ["training.context=64", "training.batch=2", "training.steps=3", "training.eval_every=3", "training.warmup=1",
          "training.lr=0.05"]  # fmt: skip
-AXES = ["study.dims=[2,4]", "study.seeds=[0]", "study.sites=[adapter]", "study.controls=[]", "study.trials=1"]
+AXES = [
+    "study.dims=[2,4]",
+    "study.seeds=[0]",
+    "study.sites=[adapter]",
+    "study.controls=[]",
+    "study.trials=1",
+    "data@home=null",
+    "protocol@second=null",
+]
 
 
 @pytest.fixture(scope="module")

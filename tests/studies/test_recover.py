@@ -99,7 +99,8 @@ def test_a_compressed_folder_that_is_gone_is_made_again_only_for_a_cell_that_wan
 @pytest.fixture(scope="module")
 def controls(words, tmp_path_factory):
     store = Store(tmp_path_factory.mktemp("controls") / "results")
-    more = ["study.seeds=[0,1]", "study.sites=[adapter]", "noise=gates", "noise.cz=1e-3"]
+    more = ["study.seeds=[0,1]", "study.sites=[adapter]", "noise=gates", "noise.cz=1e-3", "data@home=null",
+            "protocol@second=null"]  # fmt: skip
     return study("controls", [*words, *more], results=store.folder, name="controls")
 
 

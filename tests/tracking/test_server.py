@@ -25,7 +25,7 @@ STEPS = [
     "training.warmup=1", "training.lr=0.05", "training.threads=1",
 ]  # fmt: skip
 AXES = ["study.dims=[2,4]", "study.seeds=[0]", "study.sites=[adapter]", "study.controls=[]", "launcher.workers=2",
-        "study.trials=1"]  # fmt: skip
+        "study.trials=1", "data@home=null", "protocol@second=null"]  # fmt: skip
 NOISE = ["study.rates=[1e-2]", "study.readout_rates=[1e-2]", "study.dims=[4]", "evaluation.max_tokens=320"]
 
 
