@@ -143,7 +143,7 @@ def test_the_answers_to_questions_are_repeated_to_the_same_bits(qrun, words, tra
     code, _, err = qrun("eval", "questions", *own, *asked)
     assert code == 0, err
     code, out, err = rerun(qrun, "asked", words)
-    assert code == 0 and "2 cells to repeat, 2 with" in out and "2 cells have the same bits" in out, err
+    assert code == 0 and "3 cells to repeat, 3 with" in out and "3 cells have the same bits" in out, err
     store = Store(words[1])
     (arm,) = [r for r in store.tagged("study", "cell_key").values() if r.params.get("arm") == "adapter"]
     store.client.log_metric(arm.run_id, "right", 0.123)
