@@ -9,7 +9,9 @@ import pytest
 from qrun.evaluation.intervals import mean_error, over_seeds_and_documents, perplexity_difference, units_needed
 from qrun.evaluation.trends import mean_interval
 
-spec = importlib.util.spec_from_file_location("coverage_script", Path(__file__).parents[2] / "scripts" / "coverage.py")
+spec = importlib.util.spec_from_file_location(
+    "intervals_script", Path(__file__).parents[2] / "scripts" / "intervals.py"
+)
 simulated = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(simulated)
 

@@ -1,6 +1,6 @@
 """How often a 95 % interval holds the truth, by simulation, for as many documents and seeds as studies have.
 
-python scripts/coverage.py [simulations]     300 of each column by default: a minute or two on one core
+python scripts/intervals.py [simulations]     300 of each column by default: a minute or two on one core
 
 Documents have lengths (lognormal) and perplexities of their own; an adapter's gain in nats per token has a part that is
 the document's, one that is the seed's, and one of both. Columns tell the standard deviations of the documents' and the
