@@ -21,6 +21,9 @@ for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
 os.environ["COLUMNS"] = "160"  # of tables, whatever terminal, if any, the tests are started in
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="qrun-tests-")  # nor writes to the user's cache
 
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell's background job; Ctrl-C is tested, here and in processes
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("QRUN_TEST_DATA", ROOT.parent / "shared" / "data"))
 
@@ -164,6 +167,14 @@ def making_stores():
     REAL.append(True)
     yield
     REAL.clear()
+
+
+@pytest.fixture(autouse=True)
+def own_folders():
+    """No test composes with the config folder that an earlier one asked for."""
+    from qrun.config import tree
+
+    tree.use(None)
 
 
 @pytest.fixture(autouse=True)
