@@ -17,7 +17,10 @@ run: .venv/core ## install, then train an adapter in the embedded model and meas
 	$(BIN)/qrun train --resume
 
 test: .venv/dev ## the test suite, on all cores
-	$(BIN)/python -m pytest -n logical --dist loadfile
+	$(BIN)/python -m pytest -n logical --dist loadfile -m "not long"
+
+test-long: .venv/dev ## what it leaves out: clusters, a server, whole reproductions, tests of a minute
+	$(BIN)/python -m pytest -n logical --dist loadfile -m long
 
 check: .venv/dev ## lint and the tests that take a minute, on all cores
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/python -m pytest -n logical -m "not slow and not data"
@@ -56,4 +59,4 @@ ui: .venv/core ## the MLflow UI on results/
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
 
-.PHONY: run test test-min test-max check lint audit fuzz faults bench docs ui help
+.PHONY: run test test-long test-min test-max check lint audit fuzz faults bench docs ui help

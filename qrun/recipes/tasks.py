@@ -18,7 +18,7 @@ from qrun.cells.cell import Place, Scalar
 from qrun.cells.keys import Sources
 from qrun.config.devices import DeviceConfig, EstimateConfig, SignsConfig
 from qrun.config.ranges import need
-from qrun.config.schema import ModelConfig, SavedAdapterConfig
+from qrun.config.schema import AdapterConfig, ModelConfig, SavedAdapterConfig
 from qrun.config.verbs import CompressConfig, QuestionsRunConfig, RunConfig, TrainConfig
 from qrun.files import below
 from qrun.language import questions
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from qrun.cells.workspace import Workspace
 
 FILES = ("qrun.json", "adapter_config.json", "adapter_model.safetensors")
-TYPICAL = 0.5  # of the cap that a training with patience takes, about: nano took 0.4 to 0.6
+TYPICAL = 0.7  # of the cap that a training with patience takes, about: nano took 0.5 to 0.8
 CUT = "cut"  # `cut6`: values of a Measure
 
 
@@ -68,10 +68,15 @@ def compressed(results: str, name: str) -> Path:
     return below(Path(results).resolve(), "compressed", name)
 
 
-def weights(config: ModelConfig) -> int:
-    """Parameters of the model's projections, about; 0 where no shape is stated."""
+def weights(config: ModelConfig, adapter: AdapterConfig | None = None) -> int:
+    """Parameters of the model's projections and head that a token meets, about: all, or those from an adapter's first
+    layer on, where what is before it is kept; 0 where no shape is stated."""
     shape = model_shape(config)
-    return sum(site.in_features * site.out_features for site in sites(shape)) if shape else 0
+    if shape is None:
+        return 0
+    first = adapted(shape, adapter)[0].layer if adapter else 0
+    met = sum(site.in_features * site.out_features for site in sites(shape) if site.layer >= first)
+    return met + shape.hidden_size * shape.vocab_size
 
 
 @dataclass(frozen=True)
@@ -113,7 +118,8 @@ class Train:
         steps = t.steps if t.patience is None else TYPICAL * t.steps
         tokens = steps * t.batch * t.accumulation * t.context
         factor = 8 if t.distill_weight else 6
-        return weights(self.config.model) * (factor * tokens + 2 * t.eval_tokens * (1 + steps // t.eval_every))
+        met = weights(self.config.model, self.config.adapter)
+        return met * (factor * tokens + 2 * t.eval_tokens * (1 + steps // t.eval_every))
 
     def parameters(self) -> int | None:
         """Trained parameters, where shape and method tell them."""
@@ -157,8 +163,9 @@ class Scan:
         """The rate is in the store."""
 
     def work(self) -> float:
-        """A training for each rate; those that are pruned make up for the one more at an edge."""
-        return self.trials * Train(self.config).work()
+        """A training for each rate, at most to its cap; those that are pruned make up for the one more at an edge."""
+        fixed = dataclasses.replace(self.config.training, patience=None)
+        return self.trials * Train(dataclasses.replace(self.config, training=fixed)).work()
 
     def parameters(self) -> int | None:
         """Those of each trial."""

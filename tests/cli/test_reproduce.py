@@ -128,7 +128,7 @@ def test_a_failed_command_is_named_at_the_end_and_stops_only_what_needs_it(monke
     assert "failed: compression.ratio=0.001: a rank of 0" in capsys.readouterr().out
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.data
 def test_llama_runs_to_its_report_and_a_second_time_computes_nothing(qrun, tiny_folder, story_file, tmp_path):
     own = [f"data.path={story_file}", f"model.path={tiny_folder}", "model.shape=null", f"results={tmp_path}/r"]

@@ -18,7 +18,7 @@ def shown(notebook):
     return [float(number) for number in re.findall(r"-?\d+\.\d+|\b\d+\b", words)]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_notebook_runs_and_shows_its_own_numbers():
     script = runpy.run_path(str(ROOT / "scripts" / "execute_notebook.py"))
     kept = nbformat.read(script["NOTEBOOK"], as_version=4)

@@ -133,7 +133,7 @@ def test_readout_errors_are_counted_on_the_places_in_use_once_for_all_sites(tmp_
     assert d.jobs.sent == sent == 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_calibrated_estimates_of_a_processor_are_those_of_the_simulator(tmp_path):
     """Both settings and the known slices in one job; then the readout circuits."""
     blocks = torch.from_numpy(rotations(2, 4))

@@ -34,7 +34,7 @@ def test_probabilities_that_are_not_finite_are_no_shots():
 
 
 @pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("b", [2, 4, 8, 16])
+@pytest.mark.parametrize("b", [2, 4, 8, pytest.param(16, marks=pytest.mark.long)])
 def test_estimates_are_those_of_the_processor(b, place):
     rng, n = np.random.default_rng(b), b.bit_length() - 1
     slices = rng.normal(size=(200, 6, b))

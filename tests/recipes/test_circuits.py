@@ -113,6 +113,7 @@ def test_noise_costs_more_when_it_is_scaled_and_the_same_seed_repeats(qrun, adap
     )
 
 
+@pytest.mark.long
 def test_a_recorded_processor_measures_and_resumes_from_its_counts(qrun, adapter):
     words = ["device=fake", "device.shots=256", "protocol.ctx=4", "evaluation.max_tokens=4"]
     first, _ = measure(qrun, adapter, "fake", *words)
@@ -278,6 +279,7 @@ def test_a_block_circuit_is_drawn_counted_and_exported(qrun, adapter, tmp_path):
     assert code == 0 and "4 qubits" in out
 
 
+@pytest.mark.long
 def test_the_first_circuit_says_that_it_compiles_and_the_next_does_not(start, monkeypatch, tmp_path):
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
     said = []

@@ -75,6 +75,7 @@ def harness(language, include, task, limit=None):
     return simple_evaluate(model=scored, tasks=[task], task_manager=manager, limit=limit)["results"][task]
 
 
+@pytest.mark.long
 def test_the_frozen_models_numbers_are_the_harnesss_and_differences_are_paired(
     qrun, words, nano, tasks_folder, tmp_path
 ):
@@ -105,6 +106,7 @@ def test_the_frozen_models_numbers_are_the_harnesss_and_differences_are_paired(
 
 
 @pytest.mark.data
+@pytest.mark.long
 def test_questions_of_a_shared_file_are_a_task_like_any_other(qrun, nano, shared, tmp_path):
     choices = "{{[choice0, choice1, choice2, choice3]}}"
     file = shared / "mmlu" / "test" / "astronomy_test.csv"

@@ -188,7 +188,11 @@ def whole(words, tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("signum", "code", "status"),
-    [(signal.SIGTERM, 143, "KILLED"), (signal.SIGINT, 130, "KILLED"), (signal.SIGKILL, -9, "RUNNING")],
+    [
+        pytest.param(signal.SIGTERM, 143, "KILLED", marks=pytest.mark.long),
+        pytest.param(signal.SIGINT, 130, "KILLED", marks=pytest.mark.long),
+        (signal.SIGKILL, -9, "RUNNING"),
+    ],
     ids=["SIGTERM", "SIGINT", "SIGKILL"],
 )
 def test_a_run_that_is_stopped_resumes_to_the_very_same_adapter(
@@ -310,6 +314,7 @@ def test_ui_needs_a_store_and_a_free_port(qrun, tmp_path, trained):
 
 
 @pytest.mark.data
+@pytest.mark.long
 def test_one_training_step_at_smollm2s_true_shape_with_its_real_tokenizer(shared, qrun, tmp_path):
     import shutil
 
@@ -356,7 +361,7 @@ def test_a_name_is_its_first_configs(words, qrun, tmp_path):
     assert [run.name for run in Store(tmp_path / "r").runs()["train"]] == ["mine"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no terminal hangs up here")
 def test_a_closed_terminal_ends_training_resumably_and_the_ui_with_its_server(words, qrun, tmp_path, start):
     import psutil

@@ -56,7 +56,7 @@ def test_two_processes_give_the_table_of_one(qrun, words, alone, tmp_path):
     same(saved(tmp_path, "dims").table, alone)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ray_gives_the_same_table(qrun, words, alone, tmp_path):
     pytest.importorskip("ray", reason="the optional extra ray is not installed")
     code, _, err = qrun("sweep", "dim", *words, "launcher=ray", "launcher.workers=2", f"results={tmp_path}")
@@ -75,7 +75,7 @@ def test_ray_missing_or_out_of_reach_is_one_line(qrun, words, tmp_path, monkeypa
     assert code == 2 and "pip install 'qrun-adapters[ray]'" in err and err.count("\n") == 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_jobs_give_the_same_table(qrun, words, alone, tmp_path):
     pytest.importorskip("submitit", reason="the optional extra slurm is not installed")
     code, _, err = qrun(
@@ -193,7 +193,7 @@ def left(process):
     return [row for row in shown.splitlines() if row.strip() and "Z" not in row]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("moment", ["training", "opening"])
 def test_a_study_of_two_processes_stops_within_the_running_steps_and_starts_no_other_cell(
     start, words, tmp_path, moment

@@ -46,7 +46,7 @@ def test_a_wrong_point_is_told_before_anything_runs():
         multirun.configure("train", ["launcher.workers=1,2"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_grid_has_the_numbers_of_single_runs_and_computes_none_twice(qrun, text, tmp_path):
     words = [*text, *STEPS, "launcher.workers=1"]
     code, out, err = qrun("train", "-m", *words, "adapter.dim=2,4", "name=grid")

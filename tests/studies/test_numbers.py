@@ -360,7 +360,8 @@ def interpolated(rates, power, where, level):
 
 @pytest.mark.parametrize("power", [1.0, 2.0, 0.5])
 def test_the_critical_rate_and_width_of_a_power_law(power):
-    rates = np.geomspace(3e-6, 1e-2, 706).tolist()  # 200 a decade: the lines between are the curve
+    near = [where * (1 + off) for where in (1e-3, 2e-3, 4e-3) for off in (-0.004, 0.004)]  # there lines are the curve
+    rates = sorted([*np.geomspace(3e-6, 1e-2, 40).tolist(), *near])
     results = noise_table(power, rates=rates)
     (end,) = noise.numbers(results)["ends"].to_dict("records")
     logs = np.log([1e-3, 2e-3, 4e-3])

@@ -162,7 +162,7 @@ def test_questions_compare_original_compressed_and_adapter(asked):
     assert again.table["run_id"].tolist() == results.table["run_id"].tolist()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_report_is_written_from_the_store_alone_and_again_from_itself(qrun, recovered, asked, words, tmp_path):
     _, store = recovered
     more = ["study.dims=[2,4]", "study.seeds=[0]", "study.sites=[adapter]", "study.controls=[]"]

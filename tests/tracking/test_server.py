@@ -79,6 +79,7 @@ def dims(server, words, tmp_path_factory):
     return study("dim", [*words, *AXES], **more), folder
 
 
+@pytest.mark.long
 def test_a_study_on_a_server_gives_the_table_of_a_local_one(server, dims, words, tmp_path):
     local = study("dim", [*words, *AXES], results=tmp_path, name="dims")
     pd.testing.assert_frame_equal(columns(dims[0].table), columns(local.table), check_dtype=False, check_exact=True)
@@ -87,6 +88,7 @@ def test_a_study_on_a_server_gives_the_table_of_a_local_one(server, dims, words,
     assert not set(finished(Store(tmp_path)).values()) & set(finished(Store(dims[1], server)).values())
 
 
+@pytest.mark.long
 def test_another_results_folder_uses_the_adapters_and_reports(server, dims, words, qrun, tmp_path, monkeypatch):
     """From the address alone: the first folder is away, and the environment says where the store is."""
     before = finished(Store(dims[1], server))
