@@ -29,7 +29,8 @@ CONTINUED = DataConfig("pydoc_clean", "pydoc", validation=0.2, test=0.5, clean=T
 
 @dataclass(frozen=True)
 class Question:
-    """`prompt` is fed, `choices` are scored after it; `answer` is the index of the right one."""
+    """`prompt` is fed, `choices` are scored after it; `answer` is the index of the right one. `turns` are the roles and
+    texts of the prompt as a chat: topic, examples and answers, question; without any it is one message."""
 
     name: str  # subject and index
     text: str
@@ -39,6 +40,7 @@ class Question:
     answer: int
     reported: str = ""  # what the paper says about it
     document: int = -1  # which it was cut from; -1: it stands alone
+    turns: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,12 @@ class QuestionSet:
 
 
 def in_chat(asked: QuestionSet, tokenizer: Any) -> QuestionSet:
-    """Prompts in the tokenizer's chat template; the answer then opens a line of its own and has no space before it."""
+    """Prompts in the tokenizer's chat template, as lm-evaluation-harness has them: the topic is the system's, examples
+    are turns, and the answer opens a line of its own and has no space before it."""
     put = [
-        replace(q, prompt=as_chat(tokenizer, q.prompt), choices=tuple(c.lstrip() for c in q.choices))
+        replace(
+            q, prompt=as_chat(tokenizer, q.turns or [("user", q.prompt)]), choices=tuple(c.lstrip() for c in q.choices)
+        )
         for q in asked.questions
     ]
     return replace(asked, questions=put, chat=True)
@@ -96,9 +101,11 @@ def _continuation(config: QuestionsConfig, seed: int) -> list[Question]:
     rng = random.Random(seed)
 
     def cut(document: str, before: int) -> tuple[str, str]:
-        start = document.index(" ", rng.randrange(len(document) - need)) + 1
-        middle = document.rfind(" ", start, start + before) if before else start - 1
-        end = document.rfind(" ", middle + 1, middle + 1 + config.characters)
+        middle = end = -1
+        while min(middle, end) < 0:  # once more where a word is longer than the context or the passage
+            start = document.index(" ", rng.randrange(len(document) - need)) + 1
+            middle = document.rfind(" ", start, start + before) if before else start - 1
+            end = document.rfind(" ", middle + 1, middle + 1 + config.characters)
         return document[start:middle], document[middle:end]
 
     found = []
@@ -138,7 +145,9 @@ def _mmlu(config: QuestionsConfig) -> tuple[list[Question], str]:
         examples, aside = (examples or rows)[: config.examples], aside + min(held, len(rows))
         topic = subject.replace("_", " ")
         head = f"The following are multiple choice questions (with answers) about {topic}.\n\n"
-        head += "".join(f"{_block(row)} {LETTERS[row['answer']]}\n\n" for row in examples)
+        shots = [(_block(row), LETTERS[row["answer"]]) for row in examples]
+        turns = [("system", head), *(turn for q, a in shots for turn in (("user", q), ("assistant", a)))]
+        head += "".join(f"{question} {letter}\n\n" for question, letter in shots)
         chosen = [config.pick[place]] if config.pick else range(held, len(rows))
         for index in chosen:
             if not held <= index < len(rows):
@@ -146,9 +155,10 @@ def _mmlu(config: QuestionsConfig) -> tuple[list[Question], str]:
                 raise InputError(f"questions.pick={config.pick}: {has}")
             row, name = rows[index], f"{subject} {index}"
             reported = config.reported[place] if config.reported else ""
-            prompt, shown = head + _block(row), tuple(row["choices"])
-            letters = tuple(f" {letter}" for letter in LETTERS[: len(shown)])
-            found.append(Question(name, row["question"], prompt, letters, shown, row["answer"], reported))
+            block, shown = _block(row), tuple(row["choices"])
+            letters, chat = tuple(f" {letter}" for letter in LETTERS[: len(shown)]), (*turns, ("user", block))
+            text, right = row["question"], row["answer"]
+            found.append(Question(name, text, head + block, letters, shown, right, reported, turns=chat))
     return found, source + (f"; the first {aside} rows are examples and not scored" if aside else "")
 
 

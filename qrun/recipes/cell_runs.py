@@ -228,24 +228,31 @@ def ask_cell(task: Ask, workspace: Workspace, place: Place) -> str:
     try:
         with Interrupt().installed(), cell_run(place, words) as run:
             try:
-                found = answer(language.model, language.tokenizer, asked.questions, config.batch, asked.chat)
+                found = answer(language.model, language.tokenizer, asked.questions, config.batch)
             finally:
                 if executor is not None:
                     record_device(run, executor.device)
-            if found.truncated:
-                whole = len(found.right)
-                say(
-                    f"{found.truncated} of {whole} prompts are longer than the model's context and lost their beginning"
-                )
+            shortened = int((found.lost > 0).sum())
+            if shortened:
+                lost = f"lost up to {found.lost.max():,} tokens of their beginning"
+                say(f"{shortened:,} of {len(found.lost):,} prompts are longer than the model's context and {lost}")
             units = {
                 "chosen": found.chosen.tolist(), "right": found.right.tolist(), "choices": found.choices.tolist(),
                 "cluster": asked.clusters,
             }  # fmt: skip
             for t in config.temperatures:
                 units[f"sampled {t:g}"] = found.sampled(t, config.trials, config.seed).tolist()
-            counts = {"questions": len(found.right), "truncated": found.truncated, "trials": config.trials}
-            run.metrics({"right": float(found.correct.mean()), **counts})
-            run.texts({"config.yaml": to_yaml(config), "env.json": _environment(), UNITS: json.dumps(units)})
+            counts = {"questions": len(found.right), "truncated": shortened, "trials": config.trials}
+            run.metrics({"right": float(found.correct.mean()), "acc": float(found.likeliest.mean()), **counts})
+            scores = "".join(
+                json.dumps({"question": q.name, "loglikelihoods": row[: len(q.choices)].tolist(), "chosen": chosen,
+                            "answer": q.answer, "lost_tokens": lost}) + "\n"
+                for q, row, chosen, lost in zip(
+                    asked.questions, found.likelihood, units["chosen"], found.lost.tolist(), strict=True
+                )
+            )  # fmt: skip
+            files = {"config.yaml": to_yaml(config), "env.json": _environment(), "answers.jsonl": scores}
+            run.texts({**files, UNITS: json.dumps(units)})
     finally:
         if adapter is not None:
             adapter.set_executor(None)

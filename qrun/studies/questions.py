@@ -59,6 +59,7 @@ def cells(config: Config, say: Say) -> Iterator[Cell]:
 def numbers(results: Results) -> Mapping[str, pd.DataFrame]:
     """Shares of right answers, pairs of arms, and the questions that both baselines fail."""
     keys = dict(zip(results.table["arm"], results.table["key"], strict=True))
+    cells = results.table.set_index("arm").reindex(columns=["acc", "truncated"])  # older tables have no acc
     trials = int(results.table["trials"].iloc[0])
     chosen = {arm: results.unit(key, "chosen") for arm, key in keys.items()}
     right = {arm: results.unit(key, "right") for arm, key in keys.items()}
@@ -82,6 +83,7 @@ def numbers(results: Results) -> Mapping[str, pd.DataFrame]:
         row = {
             "arm": arm, "right": int(correct[arm].sum()), "questions": count, "documents": documents,
             "chance": float((1 / choices).mean()), "low": own.low, "high": own.high,
+            "acc": cells.loc[arm, "acc"], "lost": cells.loc[arm, "truncated"],
         }  # fmt: skip
         for name in results.units[key]:
             if name.startswith("sampled"):
