@@ -3,7 +3,7 @@
 continuation   which of four passages continues this text? Built by seed from the held-out part of the studies'
                `pydoc_clean`: needs no network
 mmlu           Massive Multitask Language Understanding (arXiv:2009.03300): hub, or a folder or file of CSV, JSON lines
-               or parquet, of these or any other questions
+               or parquet, of these or any other questions, asked by letters
 """
 
 import os
@@ -129,8 +129,12 @@ def _mmlu(config: QuestionsConfig) -> tuple[list[Question], str]:
             regular(root, "questions.path")
         if not subjects:
             tests = [*(f"*_test.{suffix}" for suffix in SUFFIXES[:2]), "*test*.parquet"]
-            files = [root] if root.is_file() else sorted(path for pattern in tests for path in root.rglob(pattern))
+            files = sorted(path for pattern in tests for path in root.rglob(pattern))
             subjects = [p.parent.name if p.suffix == ".parquet" else p.stem.removesuffix("_test") for p in files]
+            if root.is_file():
+                subjects = [root.stem.removesuffix("_test")]
+    elif config.hub_id is None:
+        raise InputError(f"questions={config.name}: give questions.path=<.csv, .jsonl or .parquet file, or a folder>")
     else:
         read, source = partial(_hub, config), f"{config.hub_id} at {config.revision}"
         subjects = subjects or ["all"]
@@ -175,21 +179,31 @@ def _local(root: Path, subject: str, split: str) -> list[dict[str, Any]]:
         return []
     if not named:
         raise InputError(f"questions.path={root}: no {' and no '.join(patterns)} there")
-    path = named[0]
-    if path.suffix == ".parquet":
+    path, suffix = named[0], named[0].suffix.lower()
+    if suffix == ".parquet":
         rows = [(r["question"], r["choices"], r["answer"]) for r in parquet_rows(path, "questions.path", COLUMNS)]
-    elif path.suffix == ".jsonl":
+    elif suffix in (".jsonl", ".json"):
         rows = [tuple(row[column] for column in COLUMNS) for row in json_rows(path, "questions.path", COLUMNS)]
+    elif suffix == ".csv":
+        rows = _table(path)
     else:
-        lines = [line for line in csv_rows(read_text(path, "questions.path"), path, "questions.path") if line]
-        if lines and lines[0][:1] == ["question"]:
-            lines = lines[1:]  # with a header, else the original files without one
-        wrong = next((n for n, line in enumerate(lines) if not 4 <= len(line) <= len(LETTERS) + 2), None)
-        if wrong is not None:
-            expected = f"question, 2 to {len(LETTERS)} choices, answer (its number from 0, or its letter)"
-            raise InputError(f"{path}: row {wrong + 1} has {len(lines[wrong])} columns; expected {expected}")
-        rows = [(line[0], _filled(line[1:-1]), line[-1]) for line in lines]
+        raise InputError(f"questions.path={path}: give a .csv, .jsonl or .parquet file, or a folder of them")
     return [_row(number, *row, path) for number, row in enumerate(rows, start=1)]
+
+
+def _table(path: Path) -> list[tuple[str, list[str], str]]:
+    """Rows of a CSV file with a header, or as MMLU's original files without one."""
+    lines = [line for line in csv_rows(read_text(path, "questions.path"), path, "questions.path") if line]
+    expected = f"question, 2 to {len(LETTERS)} choices, answer (its number from 0, or its letter), between commas"
+    header = [name.strip().lower() for name in lines[0]] if lines else []
+    if {"question", "answer"} <= set(header):
+        if header[0] != "question" or header[-1] != "answer":
+            raise InputError(f"{path}: the columns are {', '.join(header)[:100]}; expected {expected}")
+        lines = lines[1:]
+    wrong = next((n for n, line in enumerate(lines) if not 4 <= len(line) <= len(LETTERS) + 2), None)
+    if wrong is not None:
+        raise InputError(f"{path}: row {wrong + 1} has {len(lines[wrong])} columns; expected {expected}")
+    return [(line[0], _filled(line[1:-1]), line[-1]) for line in lines]
 
 
 def _filled(choices: list[str]) -> list[str]:

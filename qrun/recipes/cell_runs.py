@@ -41,7 +41,6 @@ from qrun.recipes.record import (
 )
 from qrun.recipes.scanning import best, scan, units
 from qrun.recipes.tasks import Ask, Measure, Scan
-from qrun.report.screen import say
 from qrun.tracking.provenance import environment, git_state
 from qrun.tracking.runs import MODEL, Run
 from qrun.tracking.store import Store
@@ -208,7 +207,6 @@ def ask_cell(task: Ask, workspace: Workspace, place: Place) -> str:
     """Let one arm answer every question: by likelihood, and sampled at each temperature."""
     config, circuits = task.config, task.circuits
     language, asked = workspace.model(config.model), questions.load(config.questions, config.seed)
-    say(f"questions {asked.name}: {len(asked.questions):,} of {len(set(asked.clusters)):,} documents, {asked.source}")
     if uses_chat(config.prompt, config.model):
         asked = questions.in_chat(asked, language.tokenizer)
     adapter = executor = None
@@ -232,18 +230,15 @@ def ask_cell(task: Ask, workspace: Workspace, place: Place) -> str:
             finally:
                 if executor is not None:
                     record_device(run, executor.device)
-            shortened = int((found.lost > 0).sum())
-            if shortened:
-                lost = f"lost up to {found.lost.max():,} tokens of their beginning"
-                say(f"{shortened:,} of {len(found.lost):,} prompts are longer than the model's context and {lost}")
             units = {
                 "chosen": found.chosen.tolist(), "right": found.right.tolist(), "choices": found.choices.tolist(),
                 "cluster": asked.clusters,
             }  # fmt: skip
             for t in config.temperatures:
                 units[f"sampled {t:g}"] = found.sampled(t, config.trials, config.seed).tolist()
-            counts = {"questions": len(found.right), "truncated": shortened, "trials": config.trials}
-            run.metrics({"right": float(found.correct.mean()), "acc": float(found.likeliest.mean()), **counts})
+            shares = {"right": float(found.correct.mean()), "acc": float(found.likeliest.mean())}
+            counts = {"questions": len(found.right), "truncated": int((found.lost > 0).sum()), "trials": config.trials}
+            run.metrics({**shares, **counts})
             scores = "".join(
                 json.dumps({"question": q.name, "loglikelihoods": row[: len(q.choices)].tolist(), "chosen": chosen,
                             "answer": q.answer, "lost_tokens": lost}) + "\n"

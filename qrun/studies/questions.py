@@ -23,6 +23,7 @@ from qrun.config.verbs import QuestionsRunConfig
 from qrun.evaluation.intervals import Interval
 from qrun.evaluation.questions import binomial_interval, both_fail, clustered_p, clustered_share, mcnemar
 from qrun.evaluation.results import Results
+from qrun.language.questions import load
 from qrun.recipes.checks import check_device
 from qrun.recipes.tasks import Ask
 from qrun.report.grade import Verdict, within
@@ -42,6 +43,12 @@ class Config(QuestionsRunConfig):
 def cells(config: Config, say: Say) -> Iterator[Cell]:
     """Original, model, model with adapter, and that on a device; the nulls of both."""
     check_device(config.model, config.device, config.adapter.path)
+    if config.questions.path is not None or (config.questions.source == "mmlu" and config.questions.hub_id is None):
+        asked = load(config.questions, config.seed)
+        first = asked.questions[0]
+        choices = " | ".join(f"*{c}" if k == first.answer else c for k, c in enumerate(first.shown))
+        say(f"questions: {len(asked.questions):,} from {asked.source}, of which {first.name}:")
+        say(f"  {' '.join(first.text.split()):.100}  {' '.join(choices.split()):.100}")
     alone = replace(config, adapter=SavedAdapterConfig())
     if config.original is not None:
         yield Cell({"arm": "original"}, Ask(replace(alone, model=config.original), False))

@@ -81,6 +81,11 @@ def test_examples_go_before_each_question_and_letters_are_answers(tmp_path):
         ("q,1,2,,,C\n", "answer 'C'; expected 0-1 or A-B"),
         ("q,1,,3,4,A\n", "expected a question and 2 to 10 choices, all texts, none of them blank"),
         ("", "no questions there"),
+        (
+            "answer,question,a,b\nA,x,1,2\n",
+            "the columns are answer, question, a, b; expected question, 2 to 10 choices",
+        ),
+        ("id,Question,a,b,Answer\n7,x,1,2,A\n", "the columns are id, question, a, b, answer; expected question"),
     ],
 )
 def test_wrong_columns_are_named(tmp_path, text, said):
@@ -100,6 +105,27 @@ def test_parquet_is_read_and_its_columns_checked(tmp_path):
     pq.write_table(pa.table({"question": ["One?"], "options": [["1", "2", "3", "4"]], "answer": [0]}), path)
     with pytest.raises(InputError, match="no column choices"):
         load(config, 0)
+
+
+def test_a_file_of_ones_own_is_told_apart_by_its_ending_and_gives_the_subject_its_name(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    row = {"question": "One?", "choices": ["1", "2"], "answer": "B"}
+    pq.write_table(pa.table({key: [value] for key, value in row.items()}), tmp_path / "sums.parquet")
+    (tmp_path / "sums.CSV").write_text("Question,A,B,Answer\nOne?,1,2,B\n")
+    for suffix in (".json", ".jsonl"):
+        (tmp_path / f"sums{suffix}").write_text(json.dumps(row))
+    own = configure("questions", ["questions=own"]).questions
+    for suffix in (".parquet", ".CSV", ".json", ".jsonl"):
+        (question,) = load(replace(own, path=str(tmp_path / f"sums{suffix}")), 0).questions
+        assert (question.name, question.shown, question.answer) == ("sums 0", ("1", "2"), 1)
+        assert "(with answers) about sums.\n\nOne?\nA. 1\nB. 2\nAnswer:" in question.prompt
+    (tmp_path / "sums.tsv").write_text("One?\t1\t2\tB\n")
+    with pytest.raises(InputError, match=r"sums.tsv: give a .csv, .jsonl or .parquet file"):
+        load(replace(own, path=str(tmp_path / "sums.tsv")), 0)
+    with pytest.raises(InputError, match=r"questions=own: give questions.path="):
+        load(own, 0)
 
 
 @pytest.mark.data
