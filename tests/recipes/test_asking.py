@@ -147,7 +147,7 @@ def test_two_to_five_texts_of_any_alphabet_are_normalised_by_their_characters(ti
     found = answer(tiny.model, tiny.tokenizer, asked, 8)
     assert found.correct.tolist() == [sample["acc_norm"] for sample in samples]
     assert found.likeliest.tolist() == [sample["acc"] for sample in samples]
-    assert found.likeliest.mean() != found.correct.mean() == stated["acc_norm,none"]
+    assert found.correct.mean() == stated["acc_norm,none"] and (found.likeliest != found.correct).any()
     for sums, sample in zip(found.likelihood, samples, strict=True):
         expected = [value for ((value, _),) in sample["resps"]]
         assert sums[: len(expected)].tolist() == pytest.approx(expected, abs=1e-4)
