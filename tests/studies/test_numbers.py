@@ -662,6 +662,16 @@ def test_prompts_that_lost_their_beginning_and_the_other_accuracy_stand_on_the_p
     assert "| compressed | 0 | 0.0% [0.0%, 36.9%] | 12.5% | 3 |" in both and "beginning lost" in both
 
 
+def test_a_few_questions_stand_on_the_page_one_by_one_and_many_do_not():
+    few = questions_table([0, 0, 2, 3, 2, 1, 1, 1])
+    about = About("questions", "nano", "", "", "", "", "", "")
+    told = make_page(about, few, questions).markdown
+    assert "| 1 | compressed | A | B | 50 % |\n| 1 | adapter | A | A | 50 % |\n| 2 | original | A | B | 25 % |" in told
+    assert "Sampled: how many of 20 answers drawn at a temperature are right." in told
+    many = {arm: {name: list(values) * 2 for name, values in units.items()} for arm, units in few.units.items()}
+    assert "| question |" not in make_page(about, Results(few.table, many), questions).markdown
+
+
 def test_where_nothing_changed_there_is_no_share():
     row = questions.numbers(questions_table([1] * 8))["both_fail"].iloc[0]
     assert row["changed"] == 0 and math.isnan(row["share_low"]) and row["p"] == 1.0
