@@ -216,9 +216,9 @@ def _filled(choices: list[str]) -> list[str]:
 def _row(number: int, question: Any, choices: Any, answer: Any, path: object) -> dict[str, Any]:
     """A question, checked."""
     texts = [question, *(choices if isinstance(choices, list | tuple) else [])]
-    plain = all(isinstance(text, str) and text.strip() for text in texts)
+    plain = all(isinstance(t, str) and t.strip() and t.encode(errors="ignore").decode() == t for t in texts)
     if not 3 <= len(texts) <= len(LETTERS) + 1 or not plain:
-        expected = f"expected a question and 2 to {len(LETTERS)} choices, all texts, none of them blank"
+        expected = f"expected a question and 2 to {len(LETTERS)} choices, all texts in UTF-8, none of them blank"
         raise InputError(f"{path}: row {number}: {expected}, found {texts!r:.120}")
     return {"question": question, "choices": list(choices), "answer": _answer(answer, len(choices), path)}
 

@@ -50,7 +50,7 @@ def cells(config: Config, say: Say) -> Iterator[Cell]:
         say(f"questions: {len(asked.questions):,} from {asked.source}, of which")
         for q in picked:
             choices = " | ".join(f"*{choice}" if k == q.answer else choice for k, choice in enumerate(q.shown))
-            say(f"  {q.name}: {' '.join(q.text.split()):.100}  {' '.join(choices.split()):.300}")
+            say(f"  {q.name}: {_line(q.text, 100)}  {_line(choices, 300)}")
             if q.reported:
                 say(f"    the paper: {q.reported}")
     alone = replace(config, adapter=SavedAdapterConfig())
@@ -65,6 +65,11 @@ def cells(config: Config, say: Say) -> Iterator[Cell]:
         yield Cell({"arm": "shuffled K"}, Ask(config, False, "shuffled"))
         if device != "exact":
             yield Cell({"arm": f"K = 0 on {device}"}, Ask(config, True, "zero"))
+
+
+def _line(text: str, most: int) -> str:
+    """The beginning of a text in one line, without what steers a terminal."""
+    return "".join(c for c in " ".join(text.split())[:most] if c.isprintable())
 
 
 def numbers(results: Results) -> Mapping[str, pd.DataFrame]:

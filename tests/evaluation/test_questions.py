@@ -79,7 +79,7 @@ def test_examples_go_before_each_question_and_letters_are_answers(tmp_path):
         ("question,a,answer\nx,1,0\n", "has 3 columns; expected question, 2 to 10 choices, answer"),
         ("q,1,2,3,4,E\n", "answer 'E'; expected 0-3 or A-D"),
         ("q,1,2,,,C\n", "answer 'C'; expected 0-1 or A-B"),
-        ("q,1,,3,4,A\n", "expected a question and 2 to 10 choices, all texts, none of them blank"),
+        ("q,1,,3,4,A\n", "expected a question and 2 to 10 choices, all texts in UTF-8, none of them blank"),
         ("", "no questions there"),
         (
             "answer,question,a,b\nA,x,1,2\n",
@@ -220,6 +220,9 @@ def test_json_lines_hold_questions_of_two_to_ten_choices(tmp_path):
     assert (first.answer, len(first.choices), second.answer, second.choices) == (9, 10, 1, (" A", " B"))
     (tmp_path / "mix_test.jsonl").write_text('{"question": "Few?", "choices": ["a", "b"]}')
     with pytest.raises(InputError, match="row 1 has no answer"):
+        load(config, 0)
+    (tmp_path / "mix_test.jsonl").write_text('{"question": "Half \\ud800?", "choices": ["a", "b"], "answer": 0}')
+    with pytest.raises(InputError, match="row 1: expected a question and 2 to 10 choices, all texts in UTF-8"):
         load(config, 0)
 
 

@@ -565,7 +565,7 @@ def test_arms_are_original_model_adapter_and_device(tmp_path):
 
 
 def test_the_first_question_of_a_file_is_told_before_anything_runs(tmp_path):
-    (tmp_path / "quiz.csv").write_text("Is it wet?,yes,no,B\nIs it red?,a bit,no,A\n")
+    (tmp_path / "quiz.csv").write_text("Is it wet?,yes,no,B\nIs\x1b it red?,a bit,no,A\n")
     _, told = grid("questions", "questions=own", f"questions.path={tmp_path / 'quiz.csv'}", "questions.examples=1")
     assert told == [
         f"questions: 1 from {tmp_path / 'quiz.csv'}; the first 1 rows are examples and not scored, of which",
