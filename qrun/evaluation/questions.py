@@ -1,9 +1,9 @@
 """Answers by likelihood and by sampling, and paired tests between models on the same questions.
 
-score of a choice   sum of log p(token | prompt and the tokens before), per byte of the choice where choices differ in
-                    length; tokens, cut and acc_norm are lm-evaluation-harness's
-sampled answer      a choice drawn with probability proportional to exp(score * mean bytes of the choices / T), n trials
-                    per question and temperature
+score of a choice   sum of log p(token | prompt and the tokens before), per character of the choice without the space
+                    before it: tokens, cut, acc (by the sum) and acc_norm (by the score) are lm-evaluation-harness's
+sampled answer      a choice drawn with probability proportional to exp(score * mean characters of the choices / T), n
+                    trials per question and temperature
 cluster             questions cut from one document; they are resampled together
 """
 
@@ -17,7 +17,7 @@ import scipy
 import torch
 from numpy.typing import NDArray
 
-from qrun.errors import RunFailed
+from qrun.errors import InputError, RunFailed
 from qrun.evaluation.intervals import Floats, Interval, over_documents
 from qrun.evaluation.perplexity import token_losses
 from qrun.language.questions import Question
@@ -29,13 +29,13 @@ RESAMPLES = 9999  # of bootstraps and of random flips, always from seed 0
 
 @dataclass(frozen=True)
 class Answers:
-    """Log-likelihoods [questions, most choices] in nats, -inf where a question has fewer; bytes of the choices, the
-    right answers, and how many prompts lost their beginning to the model's context."""
+    """Log-likelihoods [questions, most choices] in nats, -inf where a question has fewer; characters of the choices,
+    the right answers, and how many tokens of each question's beginning were beyond the model's context."""
 
     likelihood: Floats
-    bytes: NDArray[np.int64]
+    characters: NDArray[np.int64]
     right: NDArray[np.int64]
-    truncated: int = 0
+    lost: NDArray[np.int64]
 
     @property
     def choices(self) -> NDArray[np.int64]:
@@ -44,18 +44,24 @@ class Answers:
 
     @property
     def chosen(self) -> NDArray[np.int64]:
-        """The likeliest choice, per byte."""
-        return (self.likelihood / self.bytes).argmax(1)
+        """The likeliest choice, per character."""
+        return (self.likelihood / self.characters).argmax(1)
 
     @property
     def correct(self) -> NDArray[np.bool_]:
+        """The harness's acc_norm, question by question."""
         return self.chosen == self.right
+
+    @property
+    def likeliest(self) -> NDArray[np.bool_]:
+        """Whether the right answer has the greatest sum, the harness's acc; where choices are letters, `correct`."""
+        return self.likelihood.argmax(1) == self.right
 
     def sampled(self, temperature: float, trials: int, seed: int) -> NDArray[np.int64]:
         """Right answers out of `trials` for every question."""
         there = np.isfinite(self.likelihood)
-        size = (self.bytes * there).sum(1, keepdims=True) / self.choices[:, None]
-        logits = self.likelihood / self.bytes * size / temperature
+        size = (self.characters * there).sum(1, keepdims=True) / self.choices[:, None]
+        logits = self.likelihood / self.characters * size / temperature
         p = np.exp(logits - logits.max(1, keepdims=True))
         drawn = np.random.default_rng([seed, round(1e6 * temperature)]).multinomial(trials, p / p.sum(1, keepdims=True))
         return drawn[np.arange(len(drawn)), self.right]
@@ -69,28 +75,40 @@ class Choice(NamedTuple):
     tokens: list[int]
 
 
-def encoded(tokenizer: Any, prompt: str, choice: str, chat: bool) -> tuple[list[int], list[int]]:
-    """Tokens of a prompt and of a choice behind it, as the harness has them: the prompt's last spaces belong to the
-    choice, and the choice has what the two together have more than the prompt. In a chat, whose template writes special
-    tokens and the last line's end, the prompt stays whole."""
-    bare = prompt if chat else prompt.rstrip()
-    whole, before = (tokenizer(text, add_special_tokens=not chat)["input_ids"] for text in (prompt + choice, bare))
-    return before, whole[len(before) :]
+def encoded(tokenizer: Any, prompt: str, choice: str) -> tuple[list[int], list[int]]:
+    """Tokens of a prompt and of a choice behind it, as the harness's `_encode_pair` has them: the prompt's last spaces
+    and line ends belong to the choice, the choice has what the two together have more than the prompt, and a text that
+    opens with the first special token (a chat's) gets no second one. That token stands for a prompt of no words."""
+    start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    first = "" if start is None else tokenizer.decode(start)
+
+    def ids(text: str) -> list[int]:
+        whole = bool(prompt.strip()) and not (first and text.startswith(first))
+        found: list[int] = tokenizer(text, add_special_tokens=whole, verbose=False)["input_ids"]
+        return found
+
+    both = ids(prompt + choice)
+    before = ids(prompt.rstrip()) if prompt.strip() else both[:1] if both[:1] == [start] else []
+    return before or [start], both[len(before) :]
 
 
 @torch.no_grad()
-def answer(model: Any, tokenizer: Any, questions: Sequence[Question], batch: int, chat: bool = False) -> Answers:
-    """Score every choice after its prompt, which in a chat has its special tokens already. Choices of one token each,
-    such as letters, share one pass over the prompt. Prompts beyond the model's positions lose their beginning. Raises
-    RunFailed for likelihoods that are not finite."""
-    positions, truncated = model.config.max_position_embeddings, 0
+def answer(model: Any, tokenizer: Any, questions: Sequence[Question], batch: int) -> Answers:
+    """Score every choice after its prompt. Choices that differ in their last token only, such as letters, share one
+    pass over the prompt. Prompts beyond the model's positions lose their beginning. Raises InputError for a choice
+    without a token of its own, RunFailed for likelihoods that are not finite."""
+    positions, lost = model.config.max_position_embeddings, np.zeros(len(questions), np.int64)
     rows: list[tuple[list[int], list[Choice]]] = []  # tokens that are fed, and the choices scored behind them
     for at, question in enumerate(questions):
-        pairs = [encoded(tokenizer, question.prompt, choice, chat) for choice in question.choices]
+        pairs = [encoded(tokenizer, question.prompt, choice) for choice in question.choices]
         prompt, asked = pairs[0][0], [Choice(at, k, own[-positions:]) for k, (_, own) in enumerate(pairs)]
-        together = [asked] if all(len(choice.tokens) == 1 for choice in asked) else [[choice] for choice in asked]
+        none = next((choice for choice in asked if not choice.tokens), None)
+        if none is not None:
+            what = f"choice {question.choices[none.place]!r:.80} has no token of its own behind its prompt"
+            raise InputError(f"question {question.name}: {what}; begin choices with a space or another word")
+        together = [asked] if len({tuple(c.tokens[:-1]) for c in asked}) == 1 else [[choice] for choice in asked]
         rows += [((prompt + of[0].tokens)[:-1][-positions:], of) for of in together]
-        truncated += len(prompt) + max(len(own) for _, own in pairs) - 1 > positions
+        lost[at] = max(0, len(prompt) + max(len(own) for _, own in pairs) - 1 - positions)
     most = max(len(q.choices) for q in questions)
     likelihood, size = np.full((len(questions), most), -np.inf), np.ones((len(questions), most), np.int64)
     for start in range(0, len(rows), batch):
@@ -110,9 +128,9 @@ def answer(model: Any, tokenizer: Any, questions: Sequence[Question], batch: int
         for (_, choice), own in zip(scored, sums, strict=True):
             likelihood[choice.question, choice.place] = -own.sum()
             text = questions[choice.question].choices[choice.place]
-            size[choice.question, choice.place] = max(1, len(text.encode()))
+            size[choice.question, choice.place] = max(1, len(text.lstrip()))
     right = np.array([q.answer for q in questions])
-    found = Answers(likelihood, size, right, truncated)
+    found = Answers(likelihood, size, right, lost)
     if (found.choices != [len(q.choices) for q in questions]).any():
         raise RunFailed("the model's log-likelihoods are not finite")
     return found

@@ -1,9 +1,10 @@
 """Prompts in the chat template of an instruct model, through the tokenizer's own apply_chat_template.
 
 uses_chat(PromptConfig, ModelConfig)   whether prompts go into the template, before any weight is loaded
-as_chat(tokenizer, text)               the text as a user's message, and what opens the answer
+as_chat(tokenizer, turns)              what system, user and assistant said, and what opens the answer
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from qrun.config.schema import Chat, ModelConfig, PromptConfig
@@ -24,8 +25,20 @@ def uses_chat(prompt: PromptConfig, model: ModelConfig) -> bool:
     return template
 
 
-def as_chat(tokenizer: Any, text: str) -> str:
-    """Text to be tokenised without special tokens: the template writes its own. `tokenizer` is transformers'."""
-    said = [{"role": "user", "content": text}]
+def as_chat(tokenizer: Any, turns: Sequence[tuple[str, str]]) -> str:
+    """Roles and texts as the tokenizer's template writes them, its special tokens too. A template that refuses a system
+    message gets none, as in lm-evaluation-harness. `tokenizer` is transformers'."""
+    from jinja2 import TemplateError
+
+    said = [{"role": role, "content": text} for role, text in turns]
+    try:
+        return _written(tokenizer, said)
+    except TemplateError:
+        if said[0]["role"] != "system":
+            raise
+        return _written(tokenizer, said[1:])
+
+
+def _written(tokenizer: Any, said: Sequence[dict[str, str]]) -> str:
     found: str = tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True, date_string=DATE)
     return found

@@ -3,7 +3,7 @@
 continuation   which of four passages continues this text? Built by seed from the held-out part of the studies'
                `pydoc_clean`: needs no network
 mmlu           Massive Multitask Language Understanding (arXiv:2009.03300): hub, or a folder or file of CSV, JSON lines
-               or parquet, of these or any other questions
+               or parquet, of these or any other questions, asked by letters
 """
 
 import os
@@ -29,7 +29,8 @@ CONTINUED = DataConfig("pydoc_clean", "pydoc", validation=0.2, test=0.5, clean=T
 
 @dataclass(frozen=True)
 class Question:
-    """`prompt` is fed, `choices` are scored after it; `answer` is the index of the right one."""
+    """`prompt` is fed, `choices` are scored after it; `answer` is the index of the right one. `turns` are the roles and
+    texts of the prompt as a chat: topic, examples and answers, question; without any it is one message."""
 
     name: str  # subject and index
     text: str
@@ -39,6 +40,7 @@ class Question:
     answer: int
     reported: str = ""  # what the paper says about it
     document: int = -1  # which it was cut from; -1: it stands alone
+    turns: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,12 @@ class QuestionSet:
 
 
 def in_chat(asked: QuestionSet, tokenizer: Any) -> QuestionSet:
-    """Prompts in the tokenizer's chat template; the answer then opens a line of its own and has no space before it."""
+    """Prompts in the tokenizer's chat template, as lm-evaluation-harness has them: the topic is the system's, examples
+    are turns, and the answer opens a line of its own and has no space before it."""
     put = [
-        replace(q, prompt=as_chat(tokenizer, q.prompt), choices=tuple(c.lstrip() for c in q.choices))
+        replace(
+            q, prompt=as_chat(tokenizer, q.turns or [("user", q.prompt)]), choices=tuple(c.lstrip() for c in q.choices)
+        )
         for q in asked.questions
     ]
     return replace(asked, questions=put, chat=True)
@@ -96,9 +101,11 @@ def _continuation(config: QuestionsConfig, seed: int) -> list[Question]:
     rng = random.Random(seed)
 
     def cut(document: str, before: int) -> tuple[str, str]:
-        start = document.index(" ", rng.randrange(len(document) - need)) + 1
-        middle = document.rfind(" ", start, start + before) if before else start - 1
-        end = document.rfind(" ", middle + 1, middle + 1 + config.characters)
+        middle = end = -1
+        while min(middle, end) < 0:  # once more where a word is longer than the context or the passage
+            start = document.index(" ", rng.randrange(len(document) - need)) + 1
+            middle = document.rfind(" ", start, start + before) if before else start - 1
+            end = document.rfind(" ", middle + 1, middle + 1 + config.characters)
         return document[start:middle], document[middle:end]
 
     found = []
@@ -122,8 +129,12 @@ def _mmlu(config: QuestionsConfig) -> tuple[list[Question], str]:
             regular(root, "questions.path")
         if not subjects:
             tests = [*(f"*_test.{suffix}" for suffix in SUFFIXES[:2]), "*test*.parquet"]
-            files = [root] if root.is_file() else sorted(path for pattern in tests for path in root.rglob(pattern))
+            files = sorted(path for pattern in tests for path in root.rglob(pattern))
             subjects = [p.parent.name if p.suffix == ".parquet" else p.stem.removesuffix("_test") for p in files]
+            if root.is_file():
+                subjects = [root.stem.removesuffix("_test")]
+    elif config.hub_id is None:
+        raise InputError(f"questions={config.name}: give questions.path=<.csv, .jsonl or .parquet file, or a folder>")
     else:
         read, source = partial(_hub, config), f"{config.hub_id} at {config.revision}"
         subjects = subjects or ["all"]
@@ -138,7 +149,9 @@ def _mmlu(config: QuestionsConfig) -> tuple[list[Question], str]:
         examples, aside = (examples or rows)[: config.examples], aside + min(held, len(rows))
         topic = subject.replace("_", " ")
         head = f"The following are multiple choice questions (with answers) about {topic}.\n\n"
-        head += "".join(f"{_block(row)} {LETTERS[row['answer']]}\n\n" for row in examples)
+        shots = [(_block(row), LETTERS[row["answer"]]) for row in examples]
+        turns = [("system", head), *(turn for q, a in shots for turn in (("user", q), ("assistant", a)))]
+        head += "".join(f"{question} {letter}\n\n" for question, letter in shots)
         chosen = [config.pick[place]] if config.pick else range(held, len(rows))
         for index in chosen:
             if not held <= index < len(rows):
@@ -146,9 +159,10 @@ def _mmlu(config: QuestionsConfig) -> tuple[list[Question], str]:
                 raise InputError(f"questions.pick={config.pick}: {has}")
             row, name = rows[index], f"{subject} {index}"
             reported = config.reported[place] if config.reported else ""
-            prompt, shown = head + _block(row), tuple(row["choices"])
-            letters = tuple(f" {letter}" for letter in LETTERS[: len(shown)])
-            found.append(Question(name, row["question"], prompt, letters, shown, row["answer"], reported))
+            block, shown = _block(row), tuple(row["choices"])
+            letters, chat = tuple(f" {letter}" for letter in LETTERS[: len(shown)]), (*turns, ("user", block))
+            text, right = row["question"], row["answer"]
+            found.append(Question(name, text, head + block, letters, shown, right, reported, turns=chat))
     return found, source + (f"; the first {aside} rows are examples and not scored" if aside else "")
 
 
@@ -165,21 +179,31 @@ def _local(root: Path, subject: str, split: str) -> list[dict[str, Any]]:
         return []
     if not named:
         raise InputError(f"questions.path={root}: no {' and no '.join(patterns)} there")
-    path = named[0]
-    if path.suffix == ".parquet":
+    path, suffix = named[0], named[0].suffix.lower()
+    if suffix == ".parquet":
         rows = [(r["question"], r["choices"], r["answer"]) for r in parquet_rows(path, "questions.path", COLUMNS)]
-    elif path.suffix == ".jsonl":
+    elif suffix in (".jsonl", ".json"):
         rows = [tuple(row[column] for column in COLUMNS) for row in json_rows(path, "questions.path", COLUMNS)]
+    elif suffix == ".csv":
+        rows = _table(path)
     else:
-        lines = [line for line in csv_rows(read_text(path, "questions.path"), path, "questions.path") if line]
-        if lines and lines[0][:1] == ["question"]:
-            lines = lines[1:]  # with a header, else the original files without one
-        wrong = next((n for n, line in enumerate(lines) if not 4 <= len(line) <= len(LETTERS) + 2), None)
-        if wrong is not None:
-            expected = f"question, 2 to {len(LETTERS)} choices, answer (its number from 0, or its letter)"
-            raise InputError(f"{path}: row {wrong + 1} has {len(lines[wrong])} columns; expected {expected}")
-        rows = [(line[0], _filled(line[1:-1]), line[-1]) for line in lines]
+        raise InputError(f"questions.path={path}: give a .csv, .jsonl or .parquet file, or a folder of them")
     return [_row(number, *row, path) for number, row in enumerate(rows, start=1)]
+
+
+def _table(path: Path) -> list[tuple[str, list[str], str]]:
+    """Rows of a CSV file with a header, or as MMLU's original files without one."""
+    lines = [line for line in csv_rows(read_text(path, "questions.path"), path, "questions.path") if line]
+    expected = f"question, 2 to {len(LETTERS)} choices, answer (its number from 0, or its letter), between commas"
+    header = [name.strip().lower() for name in lines[0]] if lines else []
+    if {"question", "answer"} <= set(header):
+        if header[0] != "question" or header[-1] != "answer":
+            raise InputError(f"{path}: the columns are {', '.join(header)[:100]}; expected {expected}")
+        lines = lines[1:]
+    wrong = next((n for n, line in enumerate(lines) if not 4 <= len(line) <= len(LETTERS) + 2), None)
+    if wrong is not None:
+        raise InputError(f"{path}: row {wrong + 1} has {len(lines[wrong])} columns; expected {expected}")
+    return [(line[0], _filled(line[1:-1]), line[-1]) for line in lines]
 
 
 def _filled(choices: list[str]) -> list[str]:
@@ -192,9 +216,9 @@ def _filled(choices: list[str]) -> list[str]:
 def _row(number: int, question: Any, choices: Any, answer: Any, path: object) -> dict[str, Any]:
     """A question, checked."""
     texts = [question, *(choices if isinstance(choices, list | tuple) else [])]
-    plain = all(isinstance(text, str) and text.strip() for text in texts)
+    plain = all(isinstance(t, str) and t.strip() and t.encode(errors="ignore").decode() == t for t in texts)
     if not 3 <= len(texts) <= len(LETTERS) + 1 or not plain:
-        expected = f"expected a question and 2 to {len(LETTERS)} choices, all texts, none of them blank"
+        expected = f"expected a question and 2 to {len(LETTERS)} choices, all texts in UTF-8, none of them blank"
         raise InputError(f"{path}: row {number}: {expected}, found {texts!r:.120}")
     return {"question": question, "choices": list(choices), "answer": _answer(answer, len(choices), path)}
 

@@ -41,7 +41,6 @@ from qrun.recipes.record import (
 )
 from qrun.recipes.scanning import best, scan, units
 from qrun.recipes.tasks import Ask, Measure, Scan
-from qrun.report.screen import say
 from qrun.tracking.provenance import environment, git_state
 from qrun.tracking.runs import MODEL, Run
 from qrun.tracking.store import Store
@@ -208,7 +207,6 @@ def ask_cell(task: Ask, workspace: Workspace, place: Place) -> str:
     """Let one arm answer every question: by likelihood, and sampled at each temperature."""
     config, circuits = task.config, task.circuits
     language, asked = workspace.model(config.model), questions.load(config.questions, config.seed)
-    say(f"questions {asked.name}: {len(asked.questions):,} of {len(set(asked.clusters)):,} documents, {asked.source}")
     if uses_chat(config.prompt, config.model):
         asked = questions.in_chat(asked, language.tokenizer)
     adapter = executor = None
@@ -228,24 +226,28 @@ def ask_cell(task: Ask, workspace: Workspace, place: Place) -> str:
     try:
         with Interrupt().installed(), cell_run(place, words) as run:
             try:
-                found = answer(language.model, language.tokenizer, asked.questions, config.batch, asked.chat)
+                found = answer(language.model, language.tokenizer, asked.questions, config.batch)
             finally:
                 if executor is not None:
                     record_device(run, executor.device)
-            if found.truncated:
-                whole = len(found.right)
-                say(
-                    f"{found.truncated} of {whole} prompts are longer than the model's context and lost their beginning"
-                )
             units = {
                 "chosen": found.chosen.tolist(), "right": found.right.tolist(), "choices": found.choices.tolist(),
                 "cluster": asked.clusters,
             }  # fmt: skip
             for t in config.temperatures:
                 units[f"sampled {t:g}"] = found.sampled(t, config.trials, config.seed).tolist()
-            counts = {"questions": len(found.right), "truncated": found.truncated, "trials": config.trials}
-            run.metrics({"right": float(found.correct.mean()), **counts})
-            run.texts({"config.yaml": to_yaml(config), "env.json": _environment(), UNITS: json.dumps(units)})
+            shares = {"right": float(found.correct.mean()), "acc": float(found.likeliest.mean())}
+            counts = {"questions": len(found.right), "truncated": int((found.lost > 0).sum()), "trials": config.trials}
+            run.metrics({**shares, **counts})
+            scores = "".join(
+                json.dumps({"question": q.name, "loglikelihoods": row[: len(q.choices)].tolist(), "chosen": chosen,
+                            "answer": q.answer, "lost_tokens": lost}) + "\n"
+                for q, row, chosen, lost in zip(
+                    asked.questions, found.likelihood, units["chosen"], found.lost.tolist(), strict=True
+                )
+            )  # fmt: skip
+            files = {"config.yaml": to_yaml(config), "env.json": _environment(), "answers.jsonl": scores}
+            run.texts({**files, UNITS: json.dumps(units)})
     finally:
         if adapter is not None:
             adapter.set_executor(None)

@@ -31,7 +31,7 @@ def generate(config: GenerateConfig, prompt: str) -> str:
     if saved:
         attach_saved(language, saved, str(config.adapter.path)).set_executor(executor)
     chat = uses_chat(config.prompt, config.model)
-    put = as_chat(language.tokenizer, prompt) if chat else prompt
+    put = as_chat(language.tokenizer, [("user", prompt)]) if chat else prompt
     ids = language.tokenizer(put, add_special_tokens=not chat, return_tensors="pt")["input_ids"].to(language.device)
     positions = language.shape.max_position_embeddings
     if ids.shape[1] + config.tokens > positions:

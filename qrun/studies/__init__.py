@@ -36,7 +36,9 @@ STUDIES = {  # name of module and template -> verbs before it, what it says of i
         "qrun recover compression=mpo study.ratios=[0.7]",
     ),
     "questions": (
-        "eval", "Multiple choice by likelihood and by sampled answers: original, model, model with adapter.",
+        "eval",
+        "Multiple choice by likelihood and by sampled answers: original, model, model with adapter; your own questions "
+        "by questions=own questions.path=FILE.",
         "qrun eval questions model=local model.path=small model@original=nano adapter.path=results/runs/<run>/adapter",
     ),
 }  # fmt: skip

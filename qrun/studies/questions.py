@@ -23,12 +23,14 @@ from qrun.config.verbs import QuestionsRunConfig
 from qrun.evaluation.intervals import Interval
 from qrun.evaluation.questions import binomial_interval, both_fail, clustered_p, clustered_share, mcnemar
 from qrun.evaluation.results import Results
+from qrun.language.questions import load
 from qrun.recipes.checks import check_device
 from qrun.recipes.tasks import Ask
 from qrun.report.grade import Verdict, within
 from qrun.studies.grid import Say
 from qrun.studies.statistics import limits
 
+FEW = 10  # questions that a page shows one by one
 FOUR = 4.0  # choices of questions that were recorded without their number
 
 
@@ -42,6 +44,15 @@ class Config(QuestionsRunConfig):
 def cells(config: Config, say: Say) -> Iterator[Cell]:
     """Original, model, model with adapter, and that on a device; the nulls of both."""
     check_device(config.model, config.device, config.adapter.path)
+    if config.questions.path is not None or (config.questions.source == "mmlu" and config.questions.hub_id is None):
+        asked = load(config.questions, config.seed)
+        picked = asked.questions if config.questions.pick else asked.questions[:1]
+        say(f"questions: {len(asked.questions):,} from {asked.source}, of which")
+        for q in picked:
+            choices = " | ".join(f"*{choice}" if k == q.answer else choice for k, choice in enumerate(q.shown))
+            say(f"  {q.name}: {_line(q.text, 100)}  {_line(choices, 300)}")
+            if q.reported:
+                say(f"    the paper: {q.reported}")
     alone = replace(config, adapter=SavedAdapterConfig())
     if config.original is not None:
         yield Cell({"arm": "original"}, Ask(replace(alone, model=config.original), False))
@@ -56,9 +67,15 @@ def cells(config: Config, say: Say) -> Iterator[Cell]:
             yield Cell({"arm": f"K = 0 on {device}"}, Ask(config, True, "zero"))
 
 
+def _line(text: str, most: int) -> str:
+    """The beginning of a text in one line, without what steers a terminal."""
+    return "".join(c for c in " ".join(text.split())[:most] if c.isprintable())
+
+
 def numbers(results: Results) -> Mapping[str, pd.DataFrame]:
-    """Shares of right answers, pairs of arms, and the questions that both baselines fail."""
+    """Shares of right answers, pairs of arms, the questions that both baselines fail, and a few questions each."""
     keys = dict(zip(results.table["arm"], results.table["key"], strict=True))
+    cells = results.table.set_index("arm").reindex(columns=["acc", "truncated"])  # older tables have no acc
     trials = int(results.table["trials"].iloc[0])
     chosen = {arm: results.unit(key, "chosen") for arm, key in keys.items()}
     right = {arm: results.unit(key, "right") for arm, key in keys.items()}
@@ -76,18 +93,21 @@ def numbers(results: Results) -> Mapping[str, pd.DataFrame]:
             return clustered_share((part & whole).astype(float), whole.astype(float), cluster)
         return Interval(*binomial_interval(int((part & whole).sum()), int(whole.sum()))) if whole.any() else None
 
-    shares, pairs, failed = [], [], []
+    shares, pairs, failed, each = [], [], [], []
     for arm, key in keys.items():
-        own = share(correct[arm], np.ones(count, bool)) or Interval(np.nan, np.nan)
+        whole = share(correct[arm], np.ones(count, bool)) or Interval(np.nan, np.nan)
         row = {
             "arm": arm, "right": int(correct[arm].sum()), "questions": count, "documents": documents,
-            "chance": float((1 / choices).mean()), "low": own.low, "high": own.high,
+            "chance": float((1 / choices).mean()), "low": whole.low, "high": whole.high,
+            "acc": cells.loc[arm, "acc"], "lost": cells.loc[arm, "truncated"], "trials": trials,
         }  # fmt: skip
-        for name in results.units[key]:
-            if name.startswith("sampled"):
-                found = results.unit(key, name) / trials
-                row |= {name: found.mean(), **limits(f"of {name}", clustered_share(found, ones, cluster))}
+        sampled = {n: results.unit(key, n) / trials for n in results.units[key] if n.startswith("sampled")}
+        for name, found in sampled.items():
+            row |= {name: found.mean(), **limits(f"of {name}", clustered_share(found, ones, cluster))}
         shares.append(row)
+        for at in range(count if count <= FEW else 0):
+            own = {name: found[at] for name, found in sampled.items()}
+            each.append({"question": at + 1, "arm": arm, "chosen": chosen[arm][at], "right": right[arm][at], **own})
     for first, second in combinations(keys, 2):
         found_pair = mcnemar(correct[first], correct[second])
         turned = {name: len(found_pair[name]) for name in ("wrong_to_right", "right_to_wrong")}
@@ -104,7 +124,9 @@ def numbers(results: Results) -> Mapping[str, pd.DataFrame]:
             chance = float((1 / (choices[changed] - 1)).mean()) if changed.any() else np.nan
             counts = {**fails, "answered": len(fails["answered"]), "chance": chance, "documents": documents}
             failed.append({"arm": arm, **counts, **limits("share", share(correct[arm], changed)), "questions": count})
-    return {"shares": pd.DataFrame(shares), "pairs": pd.DataFrame(pairs), "both_fail": pd.DataFrame(failed)}
+    each.sort(key=lambda row: int(row["question"]))
+    tables = {"shares": shares, "pairs": pairs, "both_fail": failed, "each": each}
+    return {name: pd.DataFrame(rows) for name, rows in tables.items()}
 
 
 def grades(found: Mapping[str, pd.DataFrame]) -> list[Verdict]:

@@ -1,7 +1,12 @@
 """Likelihoods against a direct sum, McNemar against a hand count, and what chance gives."""
 
+import argparse
 import copy
+import difflib
 import json
+import random
+import shlex
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,7 +26,7 @@ from qrun.evaluation.questions import (
     encoded,
     mcnemar,
 )
-from qrun.language.questions import Question, load
+from qrun.language.questions import Question, in_chat, load
 from qrun.studies import configure
 
 MMLU = "question,choice0,choice1,choice2,choice3,answer\nOne and one?,1,2,3,4,1\nTwo and two?,1,2,3,4,3\n"
@@ -51,6 +56,8 @@ def test_continuation_is_built_by_seed_from_held_out_text_and_nano_is_far_above_
     assert first.digest == again.digest != other.digest and len(first.questions) == 24
     assert {q.answer for q in first.questions} == {0, 1, 2, 3}
     assert all(len(set(q.choices)) == 4 and 100 < len(c) <= 161 for q in first.questions for c in q.choices)
+    short = load(QuestionsConfig(name="continuation", source="continuation", limit=100, characters=20), 0).questions
+    assert max(len(c) for q in short for c in q.choices) <= 21  # also where a word is longer than that
     assert answer(nano.model, nano.tokenizer, first.questions, 16).correct.mean() > 0.45
 
 
@@ -72,8 +79,13 @@ def test_examples_go_before_each_question_and_letters_are_answers(tmp_path):
         ("question,a,answer\nx,1,0\n", "has 3 columns; expected question, 2 to 10 choices, answer"),
         ("q,1,2,3,4,E\n", "answer 'E'; expected 0-3 or A-D"),
         ("q,1,2,,,C\n", "answer 'C'; expected 0-1 or A-B"),
-        ("q,1,,3,4,A\n", "expected a question and 2 to 10 choices, all texts, none of them blank"),
+        ("q,1,,3,4,A\n", "expected a question and 2 to 10 choices, all texts in UTF-8, none of them blank"),
         ("", "no questions there"),
+        (
+            "answer,question,a,b\nA,x,1,2\n",
+            "the columns are answer, question, a, b; expected question, 2 to 10 choices",
+        ),
+        ("id,Question,a,b,Answer\n7,x,1,2,A\n", "the columns are id, question, a, b, answer; expected question"),
     ],
 )
 def test_wrong_columns_are_named(tmp_path, text, said):
@@ -95,6 +107,27 @@ def test_parquet_is_read_and_its_columns_checked(tmp_path):
         load(config, 0)
 
 
+def test_a_file_of_ones_own_is_told_apart_by_its_ending_and_gives_the_subject_its_name(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    row = {"question": "One?", "choices": ["1", "2"], "answer": "B"}
+    pq.write_table(pa.table({key: [value] for key, value in row.items()}), tmp_path / "sums.parquet")
+    (tmp_path / "sums.CSV").write_text("Question,A,B,Answer\nOne?,1,2,B\n")
+    for suffix in (".json", ".jsonl"):
+        (tmp_path / f"sums{suffix}").write_text(json.dumps(row))
+    own = configure("questions", ["questions=own"]).questions
+    for suffix in (".parquet", ".CSV", ".json", ".jsonl"):
+        (question,) = load(replace(own, path=str(tmp_path / f"sums{suffix}")), 0).questions
+        assert (question.name, question.shown, question.answer) == ("sums 0", ("1", "2"), 1)
+        assert "(with answers) about sums.\n\nOne?\nA. 1\nB. 2\nAnswer:" in question.prompt
+    (tmp_path / "sums.tsv").write_text("One?\t1\t2\tB\n")
+    with pytest.raises(InputError, match=r"sums.tsv: give a .csv, .jsonl or .parquet file"):
+        load(replace(own, path=str(tmp_path / "sums.tsv")), 0)
+    with pytest.raises(InputError, match=r"questions=own: give questions.path="):
+        load(own, 0)
+
+
 @pytest.mark.data
 def test_the_papers_two_questions_stand_where_the_config_says(shared):
 
@@ -108,7 +141,7 @@ def test_the_papers_two_questions_stand_where_the_config_says(shared):
 
 
 def test_sampling_goes_to_the_likeliest_as_the_temperature_falls_and_to_chance_as_it_rises():
-    found = Answers(np.tile([0.0, -1.0, -2.0, -3.0], (500, 1)), np.ones((500, 4), int), np.zeros(500, int))
+    found = Answers(np.tile([0.0, -1.0, -2.0, -3.0], (500, 1)), np.ones((500, 4), int), *np.zeros((2, 500), int))
     cold, even = (found.sampled(t, 20, 0).mean() / 20 for t in (0.05, 1000.0))
     p = np.exp([0.0, -1, -2, -3]) / np.exp([0.0, -1, -2, -3]).sum()
     assert (
@@ -188,6 +221,9 @@ def test_json_lines_hold_questions_of_two_to_ten_choices(tmp_path):
     (tmp_path / "mix_test.jsonl").write_text('{"question": "Few?", "choices": ["a", "b"]}')
     with pytest.raises(InputError, match="row 1 has no answer"):
         load(config, 0)
+    (tmp_path / "mix_test.jsonl").write_text('{"question": "Half \\ud800?", "choices": ["a", "b"], "answer": 0}')
+    with pytest.raises(InputError, match="row 1: expected a question and 2 to 10 choices, all texts in UTF-8"):
+        load(config, 0)
 
 
 def test_letters_share_one_pass_and_give_what_passes_of_their_own_give(tiny, tmp_path, monkeypatch):
@@ -199,7 +235,7 @@ def test_letters_share_one_pass_and_give_what_passes_of_their_own_give(tiny, tmp
     forward = tiny.model.model.forward
     monkeypatch.setattr(tiny.model.model, "forward", lambda **kw: fed.append(kw["input_ids"]) or forward(**kw))
     found = answer(tiny.model, tiny.tokenizer, asked, 8)
-    assert sum(map(len, fed)) == 2 and found.choices.tolist() == [7, 2] and found.truncated == 0
+    assert sum(map(len, fed)) == 2 and found.choices.tolist() == [7, 2] and not found.lost.any()
     assert np.isneginf(found.likelihood[1, 2:]).all() and (found.sampled(1.0, 50, 0) <= 50).all()
     for q, question in enumerate(asked):
         prompt = tiny.tokenizer(question.prompt)["input_ids"]
@@ -209,39 +245,106 @@ def test_letters_share_one_pass_and_give_what_passes_of_their_own_give(tiny, tmp
         assert found.likelihood[q, : len(direct)].tolist() == pytest.approx(direct, abs=1e-4)
 
 
-def test_prompts_that_lost_their_beginning_are_counted(tiny, tmp_path):
-    long = MMLU.replace("One and one?", "one " * 300)
-    asked = load(mmlu(tmp_path, long), 0).questions
-    found = answer(tiny.model, tiny.tokenizer, asked, 3)
-    assert found.truncated == 1 and np.isfinite(found.likelihood).all()
+@pytest.mark.parametrize("kind", ["letters", "examples", "chat", "passages"])
+def test_what_a_long_prompt_loses_is_counted_and_the_rest_scored_as_the_harness_does(tiny, tmp_path, kind):
+    from lm_eval.models.huggingface import HFLM
+
+    long = MMLU.replace("One and one?", "one " * (60 if kind == "examples" else 300))
+    asked = load(mmlu(tmp_path, long, examples=int(kind == "examples")), 0)
+    if kind == "chat":
+        tiny.tokenizer.chat_template = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}[a]\n"
+        asked = in_chat(asked, tiny.tokenizer)
+    found, positions = asked.questions, 128
+    if kind == "passages":
+        passages = (" the model reads it", " a block of text and then some more of it " * 3)
+        found = [replace(q, choices=passages, answer=0) for q in found]
+    if kind == "examples":
+        found = [replace(q, prompt=q.prompt.replace("Zero and one?", "zero " * 60)) for q in found]
+    scored = answer(tiny.model, tiny.tokenizer, found, 3)
+    fed = [max(len(tiny.tokenizer(q.prompt + c)["input_ids"]) - 1 for c in q.choices) for q in found]
+    assert scored.lost.tolist() == [max(0, count - positions) for count in fed] and scored.lost[0] > 50
+    harness = HFLM(pretrained=tiny.model, tokenizer=copy.deepcopy(tiny.tokenizer), batch_size=1)
+    for sums, question in zip(scored.likelihood, found, strict=True):
+        pairs = [Instance("loglikelihood", {}, (question.prompt, choice), 0) for choice in question.choices]
+        theirs = [value for value, _ in harness.loglikelihood(pairs, disable_tqdm=True)]
+        assert sums.tolist() == pytest.approx(theirs, abs=1e-4)
 
 
-def test_tokens_are_the_harnesss_with_spaces_and_with_choices_that_merge(nano, tiny, tmp_path):
+def sentencepiece(kind):
+    """A tokenizer as SentencePiece makes them, trained on documentation: a space before every text or before the first
+    word (`always`, `first`), as Llama-2's file writes it (`prepend`), and none at all behind <s> (`plain`)."""
+    from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
+    from tokenizers.models import BPE, Unigram
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<unk>", "<s>", "</s>"]
+    if kind == "prepend":
+        made = Tokenizer(BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+        made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=special, show_progress=False)
+    else:
+        made = Tokenizer(Unigram())
+        scheme = {"plain": "never"}.get(kind, kind)
+        made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=kind != "plain")
+        trainer = trainers.UnigramTrainer(
+            vocab_size=400, special_tokens=special, unk_token="<unk>", show_progress=False
+        )
+    made.decoder = decoders.Metaspace()
+    made.train_from_iterator([module.__doc__ for module in (argparse, difflib, random, shlex, json)] * 3, trainer)
+    if kind != "first":  # this one writes no <s>
+        made.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+
+
+PROMPTS = ["", "The matrix", "The matrix ", "two  ", "Answer:", "Answer:\n", "x\n\n ", "inter", "über ", "日本", "e",
+           "<s>The", "<s>[user] Hi\n", "tab\t", "fixed\u00a0", "  leading", "🙂", "("]  # fmt: skip
+BEHIND = ["A", " A", "\nA", "  two words", "polation", "és", "本語", "\u0301 mark", "🙂", "s)", "<s>", "</s> A"]
+
+
+@pytest.mark.parametrize("kind", ["always", "first", "prepend", "plain", "bytes"])
+def test_tokens_of_a_prompt_and_a_choice_are_the_harnesss(tiny, kind, monkeypatch):
+    from lm_eval.models.huggingface import HFLM
+
+    tokenizer = tiny.tokenizer if kind == "bytes" else sentencepiece(kind)
+    scored = HFLM(pretrained=tiny.model, tokenizer=copy.deepcopy(tokenizer), batch_size=1)
+    monkeypatch.setattr(scored, "_loglikelihood_tokens", lambda found, **_: found)
+    pairs = [(prompt, behind) for prompt in PROMPTS for behind in BEHIND]
+    instances = [Instance("loglikelihood", {}, pair, 0) for pair in pairs]
+    alone = 0
+    for pair, before, own in scored.loglikelihood(instances, disable_tqdm=True):
+        assert encoded(tokenizer, *pair) == (before, own), pair
+        alone += own != tokenizer(pair[1], add_special_tokens=False)["input_ids"]
+    assert alone > len(pairs) / 10  # the seam matters
+
+
+def test_a_choice_without_a_token_of_its_own_is_named(tiny):
+    merged = next(
+        w for w in ("interpolation", "matrix", "function", "string") if len(tiny.tokenizer(w)["input_ids"]) == 1
+    )
+    asked = [Question("sums 0", "", merged[:1], (merged[1:], " B"), ("", ""), 0)]
+    with pytest.raises(InputError, match=rf"question sums 0: choice '{merged[1:]}' has no token of its own"):
+        answer(tiny.model, tiny.tokenizer, asked, 1)
+
+
+def test_likelihoods_are_the_harnesss_where_choices_merge_with_their_prompt(tiny):
     from lm_eval.models.huggingface import HFLM
 
     scored = HFLM(pretrained=tiny.model, tokenizer=copy.deepcopy(tiny.tokenizer), batch_size=1, max_length=128)
-    for prompt, choice in (
-        ("The matrix ", "is orthogonal"),
-        ("Answer:", " A"),
-        ("inter", "polation"),
-        ("x\n\n ", " y z"),
-    ):
-        assert encoded(tiny.tokenizer, prompt, choice, False) == tuple(scored._encode_pair(prompt, choice))
     asked = [
         Question(f"q {k}", "", prompt, choices, choices, 0)
         for k, (prompt, choices) in enumerate([
             ("The matrix ", ("is orthogonal", "has no rows")), ("inter", ("polation of data", "national", " A")),
-            ("word " * 200, (" a longer end of it", " B")),
+            ("word " * 200, (" a longer end of it", " B")), ("", ("The matrix is", " one")),
         ])
     ]  # fmt: skip
     found = answer(tiny.model, tiny.tokenizer, asked, 4)
-    assert found.truncated == 1
+    assert (found.lost > 0).sum() == 1
     for q, question in enumerate(asked):
         theirs = scored.loglikelihood([
             Instance(request_type="loglikelihood", doc={}, arguments=(question.prompt, choice), idx=0)
             for choice in question.choices
         ], disable_tqdm=True)  # fmt: skip
-        assert found.likelihood[q, : len(theirs)].tolist() == pytest.approx([value for value, _ in theirs], abs=1e-3)
+        assert found.likelihood[q, : len(theirs)].tolist() == pytest.approx([value for value, _ in theirs], abs=1e-4)
 
 
 def test_binomial_interval_is_clopper_pearson():

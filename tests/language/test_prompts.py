@@ -63,23 +63,29 @@ def test_a_question_is_fed_as_the_template_writes_it_and_answered_without_a_spac
     asked = questions.in_chat(plain, language.tokenizer)
     assert asked.digest != plain.digest and [q.answer for q in asked.questions] == [1, 3]
     first = asked.questions[0]
-    assert first.prompt == f"<|endoftext|>[user on 26 Jul 2024] {plain.questions[0].prompt}\n[assistant]\n"
+    topic = "The following are multiple choice questions (with answers) about sums.\n\n"
+    question = plain.questions[0].prompt.removeprefix(topic)
+    day = "on 26 Jul 2024"
+    assert first.prompt == f"<|endoftext|>[system {day}] {topic}\n[user {day}] {question}\n[assistant]\n"
     assert first.choices == ("A", "B", "C", "D")
-    found = answer(language.model, language.tokenizer, asked.questions, 3, asked.chat)
-    said = [{"role": "user", "content": plain.questions[0].prompt}]
+    found = answer(language.model, language.tokenizer, asked.questions, 3)
+    said = [{"role": "system", "content": topic}, {"role": "user", "content": question}]
     more = {"add_generation_prompt": True, "date_string": "26 Jul 2024", "return_dict": True}
     prompt = language.tokenizer.apply_chat_template(said, **more)["input_ids"]
     choice = language.tokenizer("C", add_special_tokens=False)["input_ids"]
     with torch.no_grad():
         logs = language.model(input_ids=torch.tensor([[*prompt, *choice]])).logits[0].double().log_softmax(-1)
-    direct = sum(float(logs[len(prompt) - 1 + k, token]) for k, token in enumerate(choice))
-    assert found.likelihood[0, 2] == pytest.approx(direct, abs=1e-4)
+    before = len(language.tokenizer(first.prompt[:-1], add_special_tokens=False)["input_ids"])  # a line's end
+    scored = [*prompt[before:], *choice]
+    direct = sum(float(logs[before - 1 + k, token]) for k, token in enumerate(scored))
+    assert len(scored) > len(choice) and found.likelihood[0, 2] == pytest.approx(direct, abs=1e-4)
 
 
 @pytest.mark.slow
 def test_generated_text_continues_the_template(qrun, chatty):
     language = models.load(model(chatty))
-    put = language.tokenizer(as_chat(language.tokenizer, "Hello"), add_special_tokens=False, return_tensors="pt")
+    said = as_chat(language.tokenizer, [("user", "Hello")])
+    put = language.tokenizer(said, add_special_tokens=False, return_tensors="pt")
     made = language.model.generate(**put, max_new_tokens=5, do_sample=False)[0, put["input_ids"].shape[1] :]
     words = ["model=local", f"model.path={chatty}", "model.device=cpu", "tokens=5", "temperature=0"]
     code, out, err = qrun("generate", "Hello", *words, "model.instruct=true")

@@ -564,6 +564,20 @@ def test_arms_are_original_model_adapter_and_device(tmp_path):
         grid("questions", "device=noisy")
 
 
+def test_the_first_question_of_a_file_is_told_before_anything_runs(tmp_path):
+    (tmp_path / "quiz.csv").write_text("Is it wet?,yes,no,B\nIs\x1b it red?,a bit,no,A\n")
+    _, told = grid("questions", "questions=own", f"questions.path={tmp_path / 'quiz.csv'}", "questions.examples=1")
+    assert told == [
+        f"questions: 1 from {tmp_path / 'quiz.csv'}; the first 1 rows are examples and not scored, of which",
+        "  quiz 1: Is it red?  *a bit | no",
+    ]
+    picked = ["questions.subjects=[quiz]", "questions.pick=[1]", "questions.reported=[always no]"]
+    _, told = grid("questions", "questions=own", f"questions.path={tmp_path / 'quiz.csv'}", *picked)
+    assert told[1:] == ["  quiz 1: Is it red?  *a bit | no", "    the paper: always no"]
+    with pytest.raises(InputError, match=r"questions=own: give questions\.path="):
+        grid("questions", "questions=own")
+
+
 @pytest.mark.parametrize(("text", "asked", "refused"), [
     ("pydoc", "continuation", True), ("pydoc_clean", "continuation", False), ("pydoc", "mmlu", False),
 ])  # fmt: skip

@@ -636,6 +636,43 @@ def test_shares_and_pairs():
     assert (pair["wrong_to_right"], pair["right_to_wrong"], pair["p"]) == (1, 0, 1.0) and len(found["pairs"]) == 3
 
 
+@pytest.mark.parametrize("per", [1, 5])
+def test_trials_of_one_question_are_no_questions_of_their_own(per):
+    rng, trials, count = np.random.default_rng(0), 20, 400
+    documents = np.repeat(rng.random(count // per) < 0.5, per)  # all trials of a document go one way
+    counts = {"planted": trials * documents, "free": rng.binomial(trials, 0.5, count)}
+    units = {f"sampled_{name}": right for name, right in counts.items()}
+    units |= {"chosen": [0] * count, "right": [0] * count, "choices": [4] * count}
+    units["cluster"] = np.repeat(np.arange(count // per), per)
+    table = pd.DataFrame([{"kind": "ask", "arm": "model", "key": "model", "trials": trials}])
+    row = questions.numbers(Results(table, {"model": units}))["shares"].iloc[0]
+    planted, free = (row[f"of sampled_{k}_high"] - row[f"of sampled_{k}_low"] for k in ("planted", "free"))
+    assert planted / free == pytest.approx((trials * per) ** 0.5, rel=0.15)
+    assert planted == pytest.approx(2 * 1.96 * (0.25 / (count / per)) ** 0.5, rel=0.1)
+
+
+def test_prompts_that_lost_their_beginning_and_the_other_accuracy_stand_on_the_page():
+    def told(**columns):
+        results = questions_table([0, 0, 2, 3, 2, 1, 1, 1])
+        about = About("questions", "nano", "", "", "", "", "", "")
+        return make_page(about, Results(results.table.assign(**columns), results.units), questions).markdown
+
+    assert not any(word in told(acc=[0.0, 0.0, 0.25], truncated=0) for word in ("by sum", "lost"))
+    assert not any(word in told() for word in ("by sum", "lost"))
+    both = told(acc=[0.0, 0.125, 0.25], truncated=[0, 3, 8])
+    assert "| compressed | 0 | 0.0% [0.0%, 36.9%] | 12.5% | 3 |" in both and "beginning lost" in both
+
+
+def test_a_few_questions_stand_on_the_page_one_by_one_and_many_do_not():
+    few = questions_table([0, 0, 2, 3, 2, 1, 1, 1])
+    about = About("questions", "nano", "", "", "", "", "", "")
+    told = make_page(about, few, questions).markdown
+    assert "| 1 | compressed | A | B | 50 % |\n| 1 | adapter | A | A | 50 % |\n| 2 | original | A | B | 25 % |" in told
+    assert "Sampled: how many of 20 answers drawn at a temperature are right." in told
+    many = {arm: {name: list(values) * 2 for name, values in units.items()} for arm, units in few.units.items()}
+    assert "| question |" not in make_page(about, Results(few.table, many), questions).markdown
+
+
 def test_where_nothing_changed_there_is_no_share():
     row = questions.numbers(questions_table([1] * 8))["both_fail"].iloc[0]
     assert row["changed"] == 0 and math.isnan(row["share_low"]) and row["p"] == 1.0
