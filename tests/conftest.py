@@ -21,7 +21,7 @@ for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
 os.environ["COLUMNS"] = "160"  # of tables, whatever terminal, if any, the tests are started in
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="qrun-tests-")  # nor writes to the user's cache
 
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell's background job; Ctrl-C is tested, here and in processes
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # of a shell's background job: Ctrl-C is tested
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -17,9 +17,8 @@ import pandas as pd
 import scipy
 
 from qrun.cells.cell import Cell
-from qrun.config.devices import DeviceConfig, EstimateConfig, Sign, SignsConfig
+from qrun.config.devices import Estimator, Sign
 from qrun.config.ranges import require
-from qrun.config.verbs import check_readout
 from qrun.errors import InputError
 from qrun.evaluation.intervals import Interval, perplexity_difference, perplexity_ratio
 from qrun.evaluation.results import Results
@@ -28,15 +27,16 @@ from qrun.quantum.noise import AXES, Noise
 from qrun.recipes.tasks import Measure
 from qrun.report.grade import Verdict, together, within
 from qrun.studies.grid import (
+    NoisyRun,
     Say,
     StudyAxes,
-    StudyRun,
+    Way,
     at_sites,
     base_cell,
     different,
     exact_cell,
     fits,
-    measurement,
+    require_alone,
     train_cell,
     usable,
 )  # fmt: skip
@@ -85,19 +85,18 @@ class Axes(StudyAxes):
 
 
 @dataclass
-class Config(StudyRun):
+class Config(NoisyRun):
     """`qrun sweep noise`."""
 
-    device: DeviceConfig = field(default_factory=DeviceConfig)
-    noise: Noise = field(default_factory=Noise)
     study: Axes = field(default_factory=Axes)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.device.kind == "noisy", "device", self.device.kind, "the noise sweep runs on device=noisy")
-        for sign in self.study.signs:
-            check_readout(self.device, EstimateConfig(), SignsConfig(sign))
+        require_alone(self.home, self.second)
         require(self.noise.cz > 0, "noise", self.noise.name, "rates stand in a preset's proportions; its cz is 0")
+
+    def ways(self) -> list[Way]:
+        return [Way(self.device.circuit, Estimator.sqrt, sign) for sign in self.study.signs]
 
 
 def cells(config: Config, say: Say) -> Iterator[Cell]:
@@ -112,16 +111,15 @@ def cells(config: Config, say: Say) -> Iterator[Cell]:
             yield trained
             exact = exact_cell(config, trained, base, {"axis": "exact"})
             yield exact
-            for sign in study.signs:
-                if not fits(config.device.circuit, sign, dim, say):
+            needs = {"adapter": trained, "base": base, "exact": exact}
+            for way in config.ways():
+                if not fits(way.circuit, way.sign, dim, say):
                     continue
                 for shots in study.shots:
-                    device = replace(config.device, shots=shots)
-                    here = replace(measurement(config), seed=seed, device=device, signs=SignsConfig(sign))
                     for axis, rate, noise in points:
-                        point = {"sign": sign.value, "shots": shots or 0, "axis": axis, "rate": rate}
-                        needs = {"adapter": trained, "base": base, "exact": exact}
-                        yield Cell({**trained.axes, **point}, Measure(replace(here, noise=noise)), needs)
+                        point = {"sign": way.sign.value, "shots": shots or 0, "axis": axis, "rate": rate}
+                        there = config.measured(way, noise, seed, shots=shots)
+                        yield Cell({**trained.axes, **point}, Measure(there), needs)
 
 
 def noise_points(config: Config, dim: int, say: Say) -> Iterator[tuple[str, float | None, Noise]]:

@@ -19,36 +19,33 @@ import pandas as pd
 
 from qrun.adapters.sites import adapted
 from qrun.cells.cell import Cell
-from qrun.config.devices import DeviceConfig, EstimateConfig, SignsConfig
 from qrun.config.ranges import require
 from qrun.config.schema import AdapterConfig
-from qrun.config.verbs import check_readout
 from qrun.evaluation.intervals import Interval
 from qrun.evaluation.results import Results
 from qrun.evaluation.trends import power_law, zero_crossing
 from qrun.language.models import model_shape
-from qrun.quantum.noise import Noise
 from qrun.recipes.tasks import Measure
 from qrun.report.grade import Verdict, together, within
 from qrun.studies.grid import (
     PAPER_SITE,
     Beside,
+    NoisyRun,
     Say,
     SiteSet,
     StudyAxes,
-    StudyRun,
+    Way,
     at_sites,
     base_cell,
     different,
     exact_cell,
     fits,
-    measurement,
     require_cayley,
     train_cell,
     usable,
+    way,
 )  # fmt: skip
 from qrun.studies.statistics import gains, split, text
-from qrun.studies.wall import way
 
 PAPER, LOW, HIGH = "line/sqrt/input", 0.75, 1.25  # of the claim
 
@@ -71,21 +68,17 @@ class Axes(StudyAxes):
 
 
 @dataclass
-class Config(StudyRun):
+class Config(NoisyRun):
     """`qrun sweep sites`."""
 
-    device: DeviceConfig = field(default_factory=DeviceConfig)
-    noise: Noise = field(default_factory=Noise)
     study: Axes = field(default_factory=Axes)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.device.kind == "noisy", "device", self.device.kind, "the study of sites stands on device=noisy")
         require_cayley(self.adapter)
-        for words in self.study.ways:
-            found = way(words)
-            device = replace(self.device, circuit=found.circuit)
-            check_readout(device, EstimateConfig(found.estimate), SignsConfig(found.sign))
+
+    def ways(self) -> list[Way]:
+        return [way(words) for words in self.study.ways]
 
 
 def cells(config: Config, say: Say) -> Iterator[Cell]:
@@ -102,12 +95,8 @@ def cells(config: Config, say: Say) -> Iterator[Cell]:
                 yield from (trained, exact, *beside.of(trained))
                 needs = {"adapter": trained, "base": base, "exact": exact}
                 for words in ways:
-                    found = way(words)
-                    there = replace(
-                        measurement(config), seed=seed, device=replace(config.device, circuit=found.circuit),
-                        noise=config.noise, estimate=EstimateConfig(found.estimate), signs=SignsConfig(found.sign),
-                    )  # fmt: skip
-                    yield Cell({**trained.axes, "way": words}, Measure(there), needs)
+                    there = Measure(config.measured(way(words), config.noise, seed))
+                    yield Cell({**trained.axes, "way": words}, there, needs)
 
 
 def of_counts(config: Config, whole: AdapterConfig, say: Say) -> Iterator[tuple[int | None, AdapterConfig]]:
