@@ -187,7 +187,7 @@ def by_count(model: str, numbers: Frames) -> dict[str, Figure]:
             right.plot(some["count"], some["nats"], linestyle="", markersize=5, **look)
             for end in _of(ends, b=b, way=way).to_dict("records"):
                 line = end["factor"] * rows["count"] ** end["exponent"]
-                label = f"N^{end['exponent']:.2f} [{end['exponent_low']:.2f}, {end['exponent_high']:.2f}]"
+                label = f"N^{end['exponent']:.2f} [{end['exponent_both_low']:.2f}, {end['exponent_both_high']:.2f}]"
                 right.plot(rows["count"], line, ":", color=look["color"], label=label)
         left.axhline(0, color=GREY, linestyle="--", linewidth=1)
         left.set_ylabel("gain in perplexity (bars: 95 %)", fontsize=9)

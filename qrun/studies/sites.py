@@ -4,14 +4,14 @@ gain.
 Adapters at 1, 2, 4 ... all sites (`adapter.count`, each set holding the smaller ones; the first is the paper's v_proj),
 each trained, then measured exactly and on the device by each of `study.ways`, circuit/estimate/signs. With
     penalty(N) = ln(PPL device / PPL exact) = c N^a
-the exponent a is the slope of a straight line through logarithms, per seed; the break-even N* is where the gain on the
-device crosses zero, log-linear between neighbours.
+the exponent a is the slope of a straight line through logarithms, per seed, and for its interval over both per draw of
+seeds and documents; the break-even N* is where the gain on the device crosses zero, log-linear between neighbours.
 
 Margin: independent errors at independent sites cost in proportion to their number, so the exponent's interval over
-seeds lies in [0.75, 1.25], at b = 4 by the paper's readout.
+seeds and documents lies in [0.75, 1.25], at b = 4 by the paper's readout.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -21,9 +21,9 @@ from qrun.adapters.sites import adapted
 from qrun.cells.cell import Cell
 from qrun.config.ranges import require
 from qrun.config.schema import AdapterConfig
-from qrun.evaluation.intervals import Interval
+from qrun.evaluation.intervals import Floats, Interval
 from qrun.evaluation.results import Results
-from qrun.evaluation.trends import power_law, zero_crossing
+from qrun.evaluation.trends import log_line, power_law, zero_crossing
 from qrun.language.models import model_shape
 from qrun.recipes.tasks import Measure
 from qrun.report.grade import Verdict, together, within
@@ -45,9 +45,10 @@ from qrun.studies.grid import (
     usable,
     way,
 )  # fmt: skip
-from qrun.studies.statistics import gains, split, text
+from qrun.studies.statistics import fitted_interval, gains, interval_of, limits, split, text
 
 PAPER, LOW, HIGH = "line/sqrt/input", 0.75, 1.25  # of the claim
+STEEPEST = 99.0  # where a draw's penalties have no exponent: it may be anything
 
 
 @dataclass
@@ -125,9 +126,11 @@ def numbers(results: Results) -> Mapping[str, pd.DataFrame]:
     for point, group in device.groupby(["sites", "b", "way"], sort=False):
         gain, cost = (group.pivot(index="seed", columns="count", values=name) for name in ("gain", "nats"))
         counts = [float(count) for count in gain.columns]
+        here = dict(zip(["sites", "b", "way"], point, strict=True))
+        own = exact[(exact["sites"] == here["sites"]) & (exact["b"] == here["b"])]
         ends.append({
-            **dict(zip(["sites", "b", "way"], point, strict=True)), "seeds": len(gain), "most": counts[-1],
-            **zero_crossing(counts, gain.to_numpy()), **power_law(counts, cost.to_numpy()),
+            **here, "seeds": len(gain), "most": counts[-1], **zero_crossing(counts, gain.to_numpy()),
+            **power_law(counts, cost.to_numpy()), **limits("exponent_both", over_both(results, counts, own, group)),
         })  # fmt: skip
     return {
         "text": text(results, base), "exact": gains(results, base, exact, ["sites", "b", "count"], beside),
@@ -135,9 +138,20 @@ def numbers(results: Results) -> Mapping[str, pd.DataFrame]:
     }  # fmt: skip
 
 
+def over_both(results: Results, counts: Sequence[float], exact: pd.DataFrame, device: pd.DataFrame) -> Interval | None:
+    """Interval over seeds and documents of the exponent."""
+
+    def exponent(*sums: Floats) -> Floats:
+        nats = np.concatenate(sums[:-1], axis=-1) / sums[-1]
+        return log_line(counts, nats[..., len(counts) :] - nats[..., : len(counts)])[0]
+
+    groups = [rows[rows["count"] == count] for rows in (exact, device) for count in counts]
+    return fitted_interval(exponent, results, *groups, least=-STEEPEST, most=STEEPEST)
+
+
 def grades(found: Mapping[str, pd.DataFrame]) -> list[Verdict]:
     """Whether the penalty grows in proportion to the number of sites."""
     rows = found["ends"]
     own = rows[(rows["b"] == 4) & (rows["way"] == PAPER)].to_dict("records")
-    outcomes = [within(Interval(row["exponent_low"], row["exponent_high"]), LOW, HIGH) for row in own]
+    outcomes = [within(interval_of(row, "exponent_"), LOW, HIGH) for row in own]
     return [Verdict("proportion", together(outcomes), {"seeds": int(rows["seeds"].max()), "rows": len(own)})]
