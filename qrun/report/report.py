@@ -15,7 +15,7 @@ beside its place and swapped in; only folders that carry this program's mark are
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -29,6 +29,7 @@ from qrun.errors import InputError
 from qrun.evaluation.results import Results, read
 from qrun.files import replaced
 from qrun.report.claims import CLAIMS
+from qrun.report.curves import with_trainings
 from qrun.report.figures import across, draw
 from qrun.report.page import About, Graded, Page, make_page, markdown
 from qrun.report.screen import say
@@ -80,6 +81,8 @@ def report(
         raise InputError(f"{where}: no finished study there; {how}")
     pages, written = [], []
     for folder, entry in sorted(entries.items()):
+        if source is None:
+            entry = replace(entry, results=with_trainings(entry.results, store))
         page = make_page(entry.about, entry.results, studies.module(entry.about.study))
         swap(target / folder, entry, page)
         written.append(target / folder)
