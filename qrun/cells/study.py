@@ -28,7 +28,7 @@ from qrun.errors import InputError
 from qrun.evaluation.intervals import units_needed
 from qrun.evaluation.results import IDENTITY, Results
 from qrun.files import below
-from qrun.report.curves import AXES, curves
+from qrun.report.curves import AXES, curves, with_trainings
 from qrun.report.grade import Verdict
 from qrun.report.page import About, Page, make_page, show
 from qrun.report.screen import say
@@ -109,8 +109,9 @@ def run_study(name: str, study: Study, config: StudyConfig, dry_run: bool, typed
             results, run_id = _compute(store, keys, grid, todo, finished, about, config, parent)
         else:  # a finished study stays finished, whatever happens to this look at it
             results, run_id = collect(grid, keys, finished), parent.run_id
-        show(page := make_page(about, results, study))
-        if store.recorded(run_id).tags.get(TOLD) != about.study_key:
+        told = store.recorded(run_id).tags.get(TOLD) == about.study_key
+        show(page := make_page(about, results if told else with_trainings(results, store), study))
+        if not told:
             _tell(store, Run(store.client, run_id, name), page, results)
     store.view(EXPERIMENT, "cells", CELLS)
     say(f"run     {store.link(EXPERIMENT, run_id)}")

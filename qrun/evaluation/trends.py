@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 import scipy  # its stats are read when first used: they take half a second
 from numpy.typing import NDArray
-from scipy.optimize import least_squares
 
-from qrun.evaluation.intervals import Interval
+from qrun.evaluation.intervals import Floats, Interval
+
+ENDS = math.log10(9)  # decades from 90 % to 10 % of a gain under a penalty proportional to the rate
+POWERS = np.geomspace(0.02, 50, 160)  # between which an exponent is looked for
 
 
 def mean_interval(values: Sequence[float]) -> Interval:
@@ -50,51 +52,61 @@ def zero_crossing(rates: Sequence[float], gains: NDArray[np.floating]) -> dict[s
 
 
 def power_law(x: Sequence[float], y: NDArray[np.floating]) -> dict[str, float]:
-    """Exponent and factor of y = factor x^exponent: a straight line through logarithms, per row of y [seeds, x] over
-    its values above 0; mean and t interval of the exponent over seeds, geometric mean of the factor. nan where a row
-    has fewer than three such values."""
-    lines = []
-    for row in np.asarray(y, float):
-        some = row > 0
-        fitted = scipy.stats.linregress(np.log(np.asarray(x)[some]), np.log(row[some])) if some.sum() > 2 else None
-        lines.append((fitted.slope, fitted.intercept) if fitted else (math.nan, math.nan))
-    slopes, factors = zip(*lines, strict=True)
-    low, high = mean_interval(slopes)
+    """Exponent and factor of y = factor x^exponent, per row of y [seeds, x]: mean and t interval of the exponent over
+    seeds, geometric mean of the factor; nan where a row has no `line`."""
+    slopes, factors = log_line(x, y)
+    low, high = mean_interval(slopes.tolist())
     return {
-        "exponent": float(np.mean(slopes)), "exponent_low": low, "exponent_high": high,
-        "factor": math.exp(float(np.mean(factors))),
+        "exponent": float(slopes.mean()), "exponent_low": low, "exponent_high": high,
+        "factor": math.exp(float(factors.mean())),
     }  # fmt: skip
 
 
+def log_line(x: Sequence[float], y: NDArray[np.floating]) -> tuple[Floats, Floats]:
+    """Slope and intercept [...] of the least-squares line through the logarithms of y [..., x] over those of x, by the
+    values above 0; nan where there are fewer than three."""
+    some = y > 0
+    count = np.where(some.sum(-1) > 2, some.sum(-1), np.nan)
+    across, up = np.where(some, np.log(x), 0), np.log(np.where(some, y, 1))
+    middle = across.sum(-1) / count
+    apart = np.where(some, across - middle[..., None], 0)
+    slope = (apart * up).sum(-1) / np.square(apart).sum(-1)
+    return slope, up.sum(-1) / count - slope * middle
+
+
 def sharpness(rates: Sequence[float], gains: NDArray[np.floating], quiet: Sequence[float]) -> dict[str, float]:
-    """How sharply gains [seeds, rates] end: per seed gain(r) = g (1 - (r / r_c)^p), with g the gain without gate noise
-    (`quiet`), by least squares over the points above -g, behind which damage saturates.
+    """How sharply gains [seeds, rates] end: mean and t interval of the `widths` over seeds, and the exponent p of the
+    mean: 1 for plain proportional damage, well above 2 for a sharp transition. nan where a seed has no width."""
+    found = widths(rates, np.asarray(gains, float), np.asarray(quiet, float))
+    low, high = mean_interval(found.tolist())
+    width = float(found.mean())
+    return {"width": width, "low": low, "high": high, "exponent": ENDS / width if width > 0 else math.nan}
 
-    `exponent` p is 1 for plain proportional damage, well above 2 for a sharp transition; `width` = log10(9) / p is the
-    decades of the rate from 90 % to 10 % of the gain, mean and t interval over seeds. nan where a seed's curve does not
-    pass through both levels inside the rates.
+
+def widths(rates: Sequence[float], gains: Floats, quiet: Floats) -> Floats:
+    """Decades of the rate from 90 % to 10 % of each gain [..., rates]: log10(9) / p of the least-squares
+    gain(r) = g (1 - (r / r_c)^p), with g [...] the gain without gate noise (`quiet`), over the points above -g, behind
+    which damage saturates. nan where a curve does not pass through both levels inside the rates, or has fewer than
+    three such points.
+
+    For a given p the rest is a line through 0, so that only p is looked for: on a grid, then by Newton's method.
     """
-    exponents = []
-    for row, level in zip(np.asarray(gains, float), quiet, strict=True):
-        if level > 0 and row[0] > 0.9 * level and row.min() < 0.1 * level:
-            exponents.append(_exponent(np.asarray(rates)[row > -level], row[row > -level] / level))
-        else:
-            exponents.append(math.nan)
-    widths = [math.log10(9) / p for p in exponents]
-    low, high = mean_interval(widths)
-    width = float(np.mean(widths))
-    return {"width": width, "low": low, "high": high, "exponent": math.log10(9) / width if width > 0 else math.nan}
-
-
-def _exponent(rates: NDArray[np.float64], share: NDArray[np.float64]) -> float:
-    """p of share = 1 - (rate / r_c)^p; nan where the points do not say."""
-    half = math.exp(_log_crossing(rates.tolist(), share, 0.5)) if (share < 0.5).any() else float(rates[-1])
-
-    def miss(x: NDArray[np.float64]) -> NDArray[np.float64]:
-        return 1 - np.exp(np.clip(np.exp(x[1]) * (np.log(rates) - x[0]), -700, 50)) - share
-
-    found = least_squares(miss, [math.log(2 * half), 0.0])
-    return float(np.exp(found.x[1])) if found.success and len(rates) > 2 else math.nan
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = gains / quiet[..., None]
+        used = (share > -1).astype(float)
+        ends = (quiet > 0) & (share[..., 0] > 0.9) & (share.min(-1) < 0.1) & (used.sum(-1) > 2)
+        lost, logs = np.where(used > 0, 1 - share, 0), np.log(np.asarray(rates) / rates[-1])
+        powers = np.exp(np.outer(logs, POWERS))
+        at = np.square(lost @ powers) / (used @ np.square(powers))  # what of the squared losses a power explains
+        start = p = POWERS[np.where(ends[..., None], at, 0).argmax(-1)]
+        step = POWERS[1] / POWERS[0]
+        for _ in range(6):
+            power = used * np.exp(p[..., None] * logs)
+            a0, a1, a2 = (lost * power @ logs**k for k in range(3))
+            b0, b1, b2 = (np.square(power) @ logs**k for k in range(3))
+            slope, bend = a1 / a0 - b1 / b0, a2 / a0 - (a1 / a0) ** 2 - 2 * (b2 / b0 - (b1 / b0) ** 2)
+            p = np.clip(np.where(bend < 0, p - slope / bend, p), start / step, start * step)
+        return np.where(ends, ENDS / p, np.nan)
 
 
 def _log_crossing(rates: Sequence[float], row: NDArray[np.floating], level: float) -> float:

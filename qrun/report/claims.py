@@ -27,12 +27,13 @@ CLAIMS = {
     "efficiency": Claim(
         "Its gain per parameter is unmatched by classical low-rank methods.",
         "stated second-hand, no LoRA number known",
-        "gain per parameter above LoRA's, paired over seeds, at all site sets",
+        "gain per parameter above LoRA's, paired over seeds and documents, at all site sets",
         "qrun sweep controls experiment=smollm2_controls", HUB,
     ),
     "monotone": Claim(
         "Perplexity improves monotonically with block dimension.", "SmolLM2-135M: monotone, no numbers known",
-        "every neighbouring pair of dimensions gains, paired over seeds", "qrun sweep dim experiment=smollm2_dim", HUB,
+        "every neighbouring pair of dimensions gains, paired over seeds and documents",
+        "qrun sweep dim experiment=smollm2_dim", HUB,
     ),
     "penalty2": Claim(
         "Device noise costs two-qubit blocks almost nothing.", "Llama: +0.007 perplexity, 0.08 %",

@@ -1,6 +1,7 @@
-"""A study's curves for MLflow's charts: a run per curve, its metrics over a numeric axis.
+"""A study's curves: for MLflow's charts a run per curve, its metrics over a numeric axis; and those of its trainings.
 
     curves("noise", numbers) -> [Curve("sites=all b=4 gates", {"sites": "all", ...}, [(3000, {"gain": 0.2}), ...])]
+    with_trainings(results, store) -> results whose units have the validation curve of every training
 
 MLflow's axis is the step, a whole number: b, CZ, parameters and thousandths of a ratio as they are; rates in
 milli-decades above 1e-6, so that 1e-3 is 3,000 and 2e-2 is 4,301.
@@ -8,10 +9,13 @@ milli-decades above 1e-6, so that 1e-3 is 3,000 and 2e-2 is 4,301.
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle
 
 import pandas as pd
+
+from qrun.evaluation.results import Results
+from qrun.tracking.store import Store
 
 COLOURS = (
     "#0072B2",
@@ -89,3 +93,18 @@ def curves(study: str, numbers: Mapping[str, pd.DataFrame]) -> Iterator[Curve]:
 def _present(metrics: Mapping[str, str], row: Mapping[str, object]) -> dict[str, float]:
     found = {name: row.get(column) for name, column in metrics.items()}
     return {name: float(value) for name, value in found.items() if isinstance(value, float | int) and value == value}
+
+
+def with_trainings(results: Results, store: Store) -> Results:
+    """With the curves of its trainings among the units: the validated `step`s, `nats` per token there, and `plateau`,
+    the step behind which the learning rate fell because validation was flat, empty where it was not. They are read from
+    the store, as far as it still has them; cells leave them there and not in their units."""
+    table, found = results.table, dict(results.units)
+    for row in table[table["kind"] == "train"].drop_duplicates("key").to_dict("records"):
+        nats, rates = (store.history(row["run_id"], name) for name in ("validation/nats", "train/lr"))
+        if not nats:
+            continue
+        full = [step for step, rate in rates.items() if rate == max(rates.values())]
+        flat = row.get("at_cap") == 0 and len(full) > 1 and full[-1] in nats  # a cosine is at its top once
+        found[row["key"]] = {"step": list(nats), "nats": list(nats.values()), "plateau": full[-1:] if flat else []}
+    return replace(results, units=found)

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from qrun.report.curves import COLOURS
 from qrun.report.look import (
     BLUE,
     GREEN,
@@ -51,6 +52,7 @@ KINDS = {
     "free numbers": ("diagonal", "block", "dense"),
 }  # fmt: skip
 KIND_COLOURS = dict(zip(KINDS, (BLUE, PURPLE, ORANGE, GREEN), strict=True))
+TRAINS = ("dim", "controls", "frontier", "sites", "recover")  # what the others train, these train, too
 QUESTION = "the paper's question: the adapter"
 OWN = ("adapter", "sign")  # how the arms of a recovery begin that are the paper's question
 
@@ -59,7 +61,8 @@ def draw(study: str, model: str, numbers: Frames) -> dict[str, Figure]:
     """Figures of a study by name; none for a study without."""
     makers = {"dim": dimension_curves, "controls": gains_by_method, "noise": phase_diagrams, "recover": recoveries,
               "wall": walls, "circuits": gain_by_czs, "sites": by_count, "frontier": frontier}  # fmt: skip
-    return makers[study](model, numbers) if study in makers else {}
+    found = makers[study](model, numbers) if study in makers else {}
+    return found | (convergence(model, numbers["curves"]) if study in TRAINS and "curves" in numbers else {})
 
 
 def across(model: str, studies: Mapping[str, Frames]) -> dict[str, Figure]:
@@ -168,6 +171,38 @@ def frontier(model: str, numbers: Frames) -> dict[str, Figure]:
     return {"frontier": gain_over_parameters(model, rows, float(numbers["text"]["base"].iloc[0]))}
 
 
+def convergence(model: str, curves: pd.DataFrame) -> dict[str, Figure]:
+    """Validation nats over training steps, a thin line per seed, a colour per method, arm or number of sites, each at
+    b = 4 or the nearest b that it has; a panel per site set, or text and ratio."""
+    by = [name for name in ("sites", "text", "ratio") if name in curves]
+    kind = next(name for name in ("what", "count", "method") if name in curves)
+    panels = list(curves.groupby(by, sort=False))
+    wide = min(len(panels), 3)
+    high = -(-len(panels) // wide)
+    figure = sheet(2.4 + 3.8 * wide, 0.8 + 2.8 * high, f"{model}: validation while training, at b = 4 or near it")
+    names, shown = list(dict.fromkeys(curves[kind])), {}
+    grid = figure.subplots(high, wide, squeeze=False).flat
+    for (point, rows), axes in zip(panels, grid, strict=False):
+        for name, own in rows.groupby(kind, sort=False):
+            b = min(own["b"].unique(), key=lambda b: (abs(np.log2(b / 4)), b))
+            at = names.index(name)
+            look = of_series(at) | {"markersize": 5, "linestyle": "-" if at < len(COLOURS) else ":", "linewidth": 0.7}
+            shown[f"{name:g} sites" if kind == "count" else name] = Line2D([], [], **look)
+            for _, line in own[own["b"] == b].groupby("seed"):
+                ends = [*np.flatnonzero(line["plateau"]), len(line) - 1]
+                axes.plot(line["step"], line["nats"], **look, markevery=ends[-1:])
+                axes.plot(line["step"], line["nats"], **look, markevery=ends[:-1], markerfacecolor="w")
+        where = (value if isinstance(value, str) else f"{value:.0%} of the parameters" for value in point)
+        plain(axes, ", ".join(SITES.get(value, value) for value in where))
+        axes.set_xlabel("step", fontsize=9)
+        axes.set_ylabel("validation, nats a token", fontsize=9)
+    for axes in grid:  # of the last row, where it is not full
+        axes.remove()
+    figure.legend(list(shown.values()), list(shown), loc="outside right upper", frameon=False, fontsize=8,
+                  title="a line per seed\nhollow: plateau, full: end", title_fontsize=8, alignment="left")  # fmt: skip
+    return {"convergence": figure}
+
+
 def by_count(model: str, numbers: Frames) -> dict[str, Figure]:
     """Over the number of adapted sites, a row of panels per b: gain, exact and left on the device, and the penalty in
     nats with the power law through it."""
@@ -187,7 +222,7 @@ def by_count(model: str, numbers: Frames) -> dict[str, Figure]:
             right.plot(some["count"], some["nats"], linestyle="", markersize=5, **look)
             for end in _of(ends, b=b, way=way).to_dict("records"):
                 line = end["factor"] * rows["count"] ** end["exponent"]
-                label = f"N^{end['exponent']:.2f} [{end['exponent_low']:.2f}, {end['exponent_high']:.2f}]"
+                label = f"N^{end['exponent']:.2f} [{end['exponent_both_low']:.2f}, {end['exponent_both_high']:.2f}]"
                 right.plot(rows["count"], line, ":", color=look["color"], label=label)
         left.axhline(0, color=GREY, linestyle="--", linewidth=1)
         left.set_ylabel("gain in perplexity (bars: 95 %)", fontsize=9)

@@ -3,7 +3,8 @@
 results/<study>/<model>/   page.md, figures, cells.csv, units.json, study.json: all that is needed to make it again;
                            rates.csv, every trial of a learning rate; an experiment's name stands for the model's
 results/README.md          the claims table, graded from studies that meet the standard
-results/LOG.md             negative results
+results/LOG.md             negative results, an entry a study key, the newest last: a report writes those of its own
+                           studies again and leaves all others
 results/gain-<model>.png   gain of all methods over their parameters, from the dim and the controls study
 
 A study meets the standard if its axes, training, evaluation and adapter are the default's or an experiment's, with
@@ -14,7 +15,7 @@ beside its place and swapped in; only folders that carry this program's mark are
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -28,6 +29,7 @@ from qrun.errors import InputError
 from qrun.evaluation.results import Results, read
 from qrun.files import replaced
 from qrun.report.claims import CLAIMS
+from qrun.report.curves import with_trainings
 from qrun.report.figures import across, draw
 from qrun.report.page import About, Graded, Page, make_page, markdown
 from qrun.report.screen import say
@@ -35,6 +37,7 @@ from qrun.tracking.store import Store
 
 ABOUT, MARK = "study.json", ".qrun-report"
 LEAST_SEEDS = 3
+SUPERSEDED = "Superseded by study"  # of an entry of the log
 DPI = 100
 DECIDING = ("study", "training", "evaluation", "protocol", "adapter", "compression", "device", "noise", "temperatures",
             "trials", "questions", "estimate", "signs")  # fmt: skip
@@ -78,6 +81,8 @@ def report(
         raise InputError(f"{where}: no finished study there; {how}")
     pages, written = [], []
     for folder, entry in sorted(entries.items()):
+        if source is None:
+            entry = replace(entry, results=with_trainings(entry.results, store))
         page = make_page(entry.about, entry.results, studies.module(entry.about.study))
         swap(target / folder, entry, page)
         written.append(target / folder)
@@ -86,7 +91,9 @@ def report(
         words = f"{len(page.verdicts)} verdicts" if entry.standard else "below the standard: not on the claims page"
         say(f"{target / folder}: {words}")
     if pages:
-        shown = {"README.md": claims_page(pages) + "".join(overviews(target, pages)), "LOG.md": log_page(pages)}
+        log = target / "LOG.md"
+        before = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+        shown = {"README.md": claims_page(pages) + "".join(overviews(target, pages)), log.name: log_page(pages, before)}
         for name, text in shown.items():
             with replaced(target / name) as file:
                 file.write_text(text)
@@ -260,12 +267,20 @@ def claims_page(pages: list[tuple[Path, Entry, Page]]) -> str:
     ])  # fmt: skip
 
 
-def log_page(pages: list[tuple[Path, Entry, Page]]) -> str:
-    """Everything that failed or was beaten."""
-    told = "Written by `qrun report`: claims that did not hold, and controls that beat the adapter."
-    lines = ["# Negative results", "", told, ""]
+def log_page(pages: list[tuple[Path, Entry, Page]], before: str) -> str:
+    """Everything that failed or was beaten, an entry a study: those of `before` in their order, the ones of these
+    studies written again in their place, or behind them where they are new. An entry whose page is now another study's
+    says so."""
+    entries: dict[str, str] = {}  # by the last word of its heading, the study's key
+    for part in f"\n{before}".split("\n## ")[1:]:
+        entries[part.partition("\n")[0].rpartition(" ")[2]] = part.strip()
     for path, _, page in pages:
-        if page.negatives:
-            lines += [f"## {page.about.study}, [{page.about.model}]({path}/page.md)", ""]
-            lines += [*(f"- {line}" for line in page.negatives), ""]
-    return "\n".join(lines)
+        key, link = page.about.study_key[:8], f"]({path}/page.md)"
+        for other, text in entries.items():
+            heading, *lines = text.split("\n")
+            if link in heading and other != key and not any(line.startswith(SUPERSEDED) for line in lines):
+                entries[other] = "\n".join([heading, "", f"{SUPERSEDED} {key}, whose page this is now.", *lines])
+        told = "\n".join(f"- {line}" for line in page.negatives) or "Nothing failed or was beaten."
+        entries[key] = f"{page.about.study}, [{path.name}{link}, {key}\n\n{told}"
+    told = "Written by `qrun report`: claims that did not hold, and controls that beat the adapter; newest study last."
+    return "\n\n".join(["# Negative results", told, *(f"## {text}" for text in entries.values())]) + "\n"

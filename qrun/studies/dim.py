@@ -1,17 +1,19 @@
 """`qrun sweep dim`: does perplexity improve monotonically with block dimension, noiseless? LoRA of like size beside it.
 
-Margins: each neighbouring pair of dimensions gains (paired t interval over seeds above 0); the paper's one site at
-b = 4 gains at all (intervals over seeds and documents above 0).
+Margins, of intervals over seeds and documents: each neighbouring pair of dimensions gains (above 0); the paper's one
+site at b = 4 gains at all (above 0).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
+import numpy as np
 import pandas as pd
 
 from qrun.cells.cell import Cell
 from qrun.config.ranges import require
-from qrun.evaluation.intervals import Interval
+from qrun.evaluation.intervals import Interval, perplexity_difference
 from qrun.evaluation.results import Results
 from qrun.evaluation.trends import mean_interval, monotone_trend
 from qrun.report.grade import ABOVE_ZERO, Outcome, Verdict, together, within
@@ -27,7 +29,7 @@ from qrun.studies.grid import (
     train_cell,
     usable,
 )
-from qrun.studies.statistics import gains, interval_of, limits, ratio, split, text
+from qrun.studies.statistics import both_interval, gains, interval_of, limits, ratio, split, text
 
 BLOCKS = ["rotation_degrees", "sign_flips", "relative_change", "entropy_bits", "entropy_ratio", "effective_bond",
           "haar_effective_bond"]  # fmt: skip
@@ -72,29 +74,38 @@ def numbers(results: Results) -> Mapping[str, pd.DataFrame]:
     found = gains(results, base, adapted, ["sites", "method", "b"], beside)
     return {
         "text": text(results, base), "gains": found.assign(ratio=ratio(found)),
-        "trends": trends(adapted[adapted["method"] == "cayley"]), "blocks": blocks,
+        "trends": trends(results, adapted[adapted["method"] == "cayley"]), "blocks": blocks,
     }  # fmt: skip
 
 
-def trends(adapted: pd.DataFrame) -> pd.DataFrame:
-    """Per site set: Page's p, and the smallest gain from one dimension to the next with its interval over seeds."""
+def trends(results: Results, adapted: pd.DataFrame) -> pd.DataFrame:
+    """Per site set: Page's p over seeds, and the smallest gain from one dimension to the next with its intervals over
+    seeds and over both."""
     rows = []
     for chosen, group in adapted.groupby("sites", sort=False):
         curve = group.pivot(index="seed", columns="b", values="perplexity")
-        neighbours = zip(curve.columns[:-1], curve.columns[1:], strict=True)
-        steps = [mean_interval((curve[a] - curve[b]).tolist()) for a, b in neighbours]
-        worst = Interval(min(s.low for s in steps), min(s.high for s in steps)) if steps else None
+        seeds = [mean_interval((curve[a] - curve[b]).tolist()) for a, b in pairwise(curve.columns)]
+        own = [group[group["b"] == b] for b in curve.columns]
+        both = [both_interval(perplexity_difference, results, *pair) for pair in pairwise(own)]
         page = monotone_trend(curve.to_numpy().tolist())
-        rows.append({"sites": chosen, "seeds": len(curve), "dims": len(curve.columns), **page, **limits("step", worst)})
+        rows.append({
+            "sites": chosen, "seeds": len(curve), "dims": len(curve.columns), **page,
+            **limits("step", least(seeds)), **limits("step_both", least(both)),
+        })  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def least(steps: Sequence[Interval | None]) -> Interval | None:
+    """The smaller of all lower and of all upper limits; None where a step has none."""
+    found = [step for step in steps if step is not None]
+    return Interval(*map(float, np.min(found, axis=0))) if found and len(found) == len(steps) else None
 
 
 def grades(found: Mapping[str, pd.DataFrame]) -> list[Verdict]:
     """Monotone in b; the gain of the paper's one site; entanglement."""
     rows, base = found["gains"], found["text"]["base"].iloc[0]
-    steps = [
-        within(Interval(r.step_low, r.step_high), low=ABOVE_ZERO) for r in found["trends"].itertuples() if r.dims > 2
-    ]
+    trend = found["trends"]
+    steps = [within(interval_of(row, "step_"), low=ABOVE_ZERO) for row in trend[trend["dims"] > 2].to_dict("records")]
     verdicts = [Verdict("monotone", together(steps), {"seeds": int(rows["seeds"].max())})]
     paper = rows[(rows["sites"] == "one") & (rows["b"] == 4) & (rows["method"] == "cayley")]
     for row in paper.itertuples():

@@ -1,15 +1,17 @@
-"""What the grids of studies share: site sets, block dimensions, and the cells that train and measure one adapter."""
+"""What the grids of studies share: site sets, block dimensions, ways to read a device, and the cells that train and
+measure one adapter."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
+from typing import NamedTuple
 
 from qrun.adapters.methods import names, spec
 from qrun.adapters.sites import adapted, check_divides
 from qrun.cells.cell import Cell, Scalar
-from qrun.config.devices import Sign
+from qrun.config.devices import DeviceConfig, EstimateConfig, Estimator, Sign, SignsConfig
 from qrun.config.ranges import at_least, check_seeds, require
 from qrun.config.schema import (
     AdapterConfig,
@@ -19,9 +21,10 @@ from qrun.config.schema import (
     ProtocolConfig,
     TrainingConfig,
 )
-from qrun.config.verbs import RunConfig, TrainConfig
+from qrun.config.verbs import RunConfig, TrainConfig, check_readout
 from qrun.errors import InputError
 from qrun.language.models import model_shape
+from qrun.quantum.noise import Noise
 from qrun.recipes.tasks import Measure, MeasureConfig, Scan, Train
 
 SCAN_SEED = 100  # no study's own
@@ -88,6 +91,12 @@ def require_cayley(adapter: AdapterConfig) -> None:
     )
 
 
+def require_alone(home: DataConfig | None, second: ProtocolConfig | None) -> None:
+    """Studies of adapters that stand beside another study's gains measure nothing beside them."""
+    for key, found in (("home", home and home.name), ("second", second and second.kind.value)):
+        require(found is None, key, found, "this study has one text and protocol; `qrun sweep dim` has more; set null")
+
+
 @dataclass
 class StudyRun(TrainConfig):
     """What every study's config has; `study` holds its axes."""
@@ -96,6 +105,49 @@ class StudyRun(TrainConfig):
     second: ProtocolConfig | None = None  # of `Beside`; noise and wall, whose adapters are dim's, have neither
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
     study: StudyAxes = field(default_factory=StudyAxes)
+
+
+class Way(NamedTuple):
+    """How Q is written, how counts become magnitudes, whose signs they get."""
+
+    circuit: str
+    estimate: Estimator
+    sign: Sign
+
+
+def way(words: str, key: str = "study.ways") -> Way:
+    """`line/calibrated/two_settings`. Raises InputError for other words of that key."""
+    parts = words.split("/")
+    require(len(parts) == 3, key, words, "give circuit/estimate/signs, such as line/calibrated/input")
+    for part, known in ((parts[1], Estimator), (parts[2], Sign)):
+        require(part in known.__members__, key, words, f"{part} is none of {', '.join(known.__members__)}")
+    return Way(parts[0], Estimator[parts[1]], Sign[parts[2]])
+
+
+@dataclass
+class NoisyRun(StudyRun):
+    """What studies of the noisy device have; `noise` is their preset."""
+
+    device: DeviceConfig = field(default_factory=DeviceConfig)
+    noise: Noise = field(default_factory=Noise)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.device.kind == "noisy", "device", self.device.kind, "this study stands on device=noisy")
+        for found in self.ways():
+            self.measured(found, self.noise)
+
+    def ways(self) -> Sequence[Way]:
+        """How the study reads its device."""
+        raise NotImplementedError
+
+    def measured(self, found: Way, noise: Noise, seed: int = 0, **device: int | None) -> MeasureConfig:
+        """A measurement on the device, with these of its words. Raises InputError for a way that cannot be."""
+        place = dataclasses.replace(self.device, circuit=found.circuit, **device)  # type: ignore[arg-type]
+        estimate, signs = EstimateConfig(found.estimate), SignsConfig(found.sign)
+        check_readout(place, estimate, signs)
+        words = {"device": place, "noise": noise, "estimate": estimate, "signs": signs}
+        return dataclasses.replace(measurement(self), seed=seed, **words)  # type: ignore[arg-type]
 
 
 TRAIN_KEYS = [f.name for f in dataclasses.fields(TrainConfig)]

@@ -5,38 +5,40 @@ Axes of noise (Noise.along): `gates` with readout at the preset's value, `readou
 
 Margins: b = 4 at one site costs at most 0.16 % (twice the paper's 0.08 %); b = 8 there costs 1.4 to 5.6 % (half to
 twice 2.8 %), or at all sites multiplies perplexity by 17.5 to 70 (half to twice 35); a transition is sharp if the gain
-ends within half the 0.95 decades over which proportional damage ends it.
+ends within half the 0.95 decades over which proportional damage ends it. All by intervals over seeds and documents; a
+width is fitted again for each draw of them, a critical rate, which is not graded, for each seed alone.
 """
 
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import scipy
 
 from qrun.cells.cell import Cell
-from qrun.config.devices import DeviceConfig, EstimateConfig, Sign, SignsConfig
+from qrun.config.devices import Estimator, Sign
 from qrun.config.ranges import require
-from qrun.config.verbs import check_readout
 from qrun.errors import InputError
-from qrun.evaluation.intervals import Interval, perplexity_difference, perplexity_ratio
+from qrun.evaluation.intervals import Floats, Interval, perplexity, perplexity_difference, perplexity_ratio
 from qrun.evaluation.results import Results
-from qrun.evaluation.trends import mean_interval, sharpness, zero_crossing
+from qrun.evaluation.trends import ENDS, POWERS, mean_interval, sharpness, widths, zero_crossing
 from qrun.quantum.noise import AXES, Noise
 from qrun.recipes.tasks import Measure
 from qrun.report.grade import Verdict, together, within
 from qrun.studies.grid import (
+    NoisyRun,
     Say,
     StudyAxes,
-    StudyRun,
+    Way,
     at_sites,
     base_cell,
     different,
     exact_cell,
     fits,
-    measurement,
+    require_alone,
     train_cell,
     usable,
 )  # fmt: skip
@@ -44,6 +46,7 @@ from qrun.studies.statistics import (
     NOTHING_KEPT,
     both_interval,
     documents_interval,
+    fitted_interval,
     gain_kept,
     gains,
     interval_of,
@@ -55,7 +58,6 @@ PARTS = ("readout", "one_qubit", "two_qubit")
 PAIRS = ("gates", "two_qubit", "proportional")  # axes that mean a two-qubit error rate
 SERIES = ["sites", "sign", "shots"]
 UNSATURATED = (1e-4, 1.0)  # nats of damage that are neither shots nor a model that answers anything
-PROPORTIONAL = math.log10(9)  # decades from 90 % to 10 % of a gain under a penalty proportional to the rate
 LEAST = 0.0008  # nats per token, the smallest difference claimed: the paper's 8.752 to 8.759
 
 
@@ -85,19 +87,18 @@ class Axes(StudyAxes):
 
 
 @dataclass
-class Config(StudyRun):
+class Config(NoisyRun):
     """`qrun sweep noise`."""
 
-    device: DeviceConfig = field(default_factory=DeviceConfig)
-    noise: Noise = field(default_factory=Noise)
     study: Axes = field(default_factory=Axes)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.device.kind == "noisy", "device", self.device.kind, "the noise sweep runs on device=noisy")
-        for sign in self.study.signs:
-            check_readout(self.device, EstimateConfig(), SignsConfig(sign))
+        require_alone(self.home, self.second)
         require(self.noise.cz > 0, "noise", self.noise.name, "rates stand in a preset's proportions; its cz is 0")
+
+    def ways(self) -> list[Way]:
+        return [Way(self.device.circuit, Estimator.sqrt, sign) for sign in self.study.signs]
 
 
 def cells(config: Config, say: Say) -> Iterator[Cell]:
@@ -112,16 +113,15 @@ def cells(config: Config, say: Say) -> Iterator[Cell]:
             yield trained
             exact = exact_cell(config, trained, base, {"axis": "exact"})
             yield exact
-            for sign in study.signs:
-                if not fits(config.device.circuit, sign, dim, say):
+            needs = {"adapter": trained, "base": base, "exact": exact}
+            for way in config.ways():
+                if not fits(way.circuit, way.sign, dim, say):
                     continue
                 for shots in study.shots:
-                    device = replace(config.device, shots=shots)
-                    here = replace(measurement(config), seed=seed, device=device, signs=SignsConfig(sign))
                     for axis, rate, noise in points:
-                        point = {"sign": sign.value, "shots": shots or 0, "axis": axis, "rate": rate}
-                        needs = {"adapter": trained, "base": base, "exact": exact}
-                        yield Cell({**trained.axes, **point}, Measure(replace(here, noise=noise)), needs)
+                        point = {"sign": way.sign.value, "shots": shots or 0, "axis": axis, "rate": rate}
+                        there = config.measured(way, noise, seed, shots=shots)
+                        yield Cell({**trained.axes, **point}, Measure(there), needs)
 
 
 def noise_points(config: Config, dim: int, say: Say) -> Iterator[tuple[str, float | None, Noise]]:
@@ -159,7 +159,7 @@ def numbers(results: Results) -> Mapping[str, pd.DataFrame]:
     for point, group in noisy.groupby([*SERIES, "b"], sort=False):
         here = dict(zip([*SERIES, "b"], point, strict=True))
         own = exact[(exact["sites"] == here["sites"]) & (exact["b"] == here["b"])]
-        ends += [{**here, **end} for end in curve_ends(group, own)]
+        ends += [{**here, **end, **over_both(results, base, group, end)} for end in curve_ends(group, own)]
         costs.append({**here, **preset_costs(results, group, own)})
     return {
         "text": text(results, base), "exact": gains(results, base, exact, ["sites", "b"]), "relative": relative,
@@ -197,7 +197,7 @@ def share_left(results: Results, base: pd.DataFrame, rows: pd.DataFrame, exact: 
     return gain_kept(results, base, rows, own) if own["gain"].mean() > 0 else NOTHING_KEPT
 
 
-def curve_ends(group: pd.DataFrame, exact: pd.DataFrame) -> Iterator[dict[str, object]]:
+def curve_ends(group: pd.DataFrame, exact: pd.DataFrame) -> Iterator[dict[str, Any]]:
     """Per axis of noise: critical rate, width, and the total error of the block circuit at the critical rate."""
     quiet = group[group["axis"] == "quiet"].set_index("seed")["gain"]
     for axis, rows in group[group["rate"].notna()].groupby("axis", sort=False):
@@ -210,6 +210,23 @@ def curve_ends(group: pd.DataFrame, exact: pd.DataFrame) -> Iterator[dict[str, o
             "axis": axis, "exact_gain": exact["gain"].mean(), **{f"critical_{k}": v for k, v in critical.items()},
             **{f"width_{k}" if k != "width" else k: v for k, v in sharp.items()}, "critical_error": float(there),
         }  # fmt: skip
+
+
+def over_both(results: Results, base: pd.DataFrame, group: pd.DataFrame, end: Mapping[str, Any]) -> dict[str, float]:
+    """Interval over seeds and documents of a curve's width, which it must have in every seed; a draw of them without
+    one may have any."""
+    if not end["width"] > 0:
+        return limits("width_both", None)
+    rates, points = zip(*group[group["axis"] == end["axis"]].groupby("rate"), strict=True)
+
+    def width(frozen: Floats, *sums: Floats) -> Floats:
+        nats, weight = np.concatenate(sums[:-1], axis=-1), sums[-1]
+        gain = perplexity(frozen, weight)[..., None] - np.exp(nats / weight)
+        return widths(rates, gain[..., 1:], gain[..., 0])
+
+    quiet = group[group["axis"] == "quiet"]
+    interval = fitted_interval(width, results, base, quiet, *points, least=0.0, most=ENDS / POWERS[0])
+    return limits("width_both", interval)
 
 
 def preset_costs(results: Results, group: pd.DataFrame, exact: pd.DataFrame) -> dict[str, float]:
@@ -238,8 +255,8 @@ def grades(found: Mapping[str, pd.DataFrame]) -> list[Verdict]:
     """The transition; what noise costs two- and three-qubit blocks."""
     ends, preset = found["ends"], found["preset"]
     seeds = int(preset["seeds"].max())
-    widths = [within(Interval(r.width_low, r.width_high), high=PROPORTIONAL / 2) for r in ends.itertuples()]
-    verdicts = [Verdict("transition", together(widths), {"seeds": seeds})]
+    sharp = [within(interval_of(row, "width_"), high=ENDS / 2) for row in ends.to_dict("records")]
+    verdicts = [Verdict("transition", together(sharp), {"seeds": seeds})]
     paper = preset[(preset["sign"] == "input") & (preset["shots"] > 0)].drop_duplicates(["sites", "b"])
     rows = {(row["sites"], row["b"]): row for row in paper.to_dict("records")}
     for claim, point, low, high in (

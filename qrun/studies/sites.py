@@ -4,14 +4,14 @@ gain.
 Adapters at 1, 2, 4 ... all sites (`adapter.count`, each set holding the smaller ones; the first is the paper's v_proj),
 each trained, then measured exactly and on the device by each of `study.ways`, circuit/estimate/signs. With
     penalty(N) = ln(PPL device / PPL exact) = c N^a
-the exponent a is the slope of a straight line through logarithms, per seed; the break-even N* is where the gain on the
-device crosses zero, log-linear between neighbours.
+the exponent a is the slope of a straight line through logarithms, per seed, and for its interval over both per draw of
+seeds and documents; the break-even N* is where the gain on the device crosses zero, log-linear between neighbours.
 
 Margin: independent errors at independent sites cost in proportion to their number, so the exponent's interval over
-seeds lies in [0.75, 1.25], at b = 4 by the paper's readout.
+seeds and documents lies in [0.75, 1.25], at b = 4 by the paper's readout.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -19,38 +19,36 @@ import pandas as pd
 
 from qrun.adapters.sites import adapted
 from qrun.cells.cell import Cell
-from qrun.config.devices import DeviceConfig, EstimateConfig, SignsConfig
 from qrun.config.ranges import require
 from qrun.config.schema import AdapterConfig
-from qrun.config.verbs import check_readout
-from qrun.evaluation.intervals import Interval
+from qrun.evaluation.intervals import Floats, Interval
 from qrun.evaluation.results import Results
-from qrun.evaluation.trends import power_law, zero_crossing
+from qrun.evaluation.trends import log_line, power_law, zero_crossing
 from qrun.language.models import model_shape
-from qrun.quantum.noise import Noise
 from qrun.recipes.tasks import Measure
 from qrun.report.grade import Verdict, together, within
 from qrun.studies.grid import (
     PAPER_SITE,
     Beside,
+    NoisyRun,
     Say,
     SiteSet,
     StudyAxes,
-    StudyRun,
+    Way,
     at_sites,
     base_cell,
     different,
     exact_cell,
     fits,
-    measurement,
     require_cayley,
     train_cell,
     usable,
+    way,
 )  # fmt: skip
-from qrun.studies.statistics import gains, split, text
-from qrun.studies.wall import way
+from qrun.studies.statistics import fitted_interval, gains, interval_of, limits, split, text
 
 PAPER, LOW, HIGH = "line/sqrt/input", 0.75, 1.25  # of the claim
+STEEPEST = 99.0  # where a draw's penalties have no exponent: it may be anything
 
 
 @dataclass
@@ -71,21 +69,17 @@ class Axes(StudyAxes):
 
 
 @dataclass
-class Config(StudyRun):
+class Config(NoisyRun):
     """`qrun sweep sites`."""
 
-    device: DeviceConfig = field(default_factory=DeviceConfig)
-    noise: Noise = field(default_factory=Noise)
     study: Axes = field(default_factory=Axes)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.device.kind == "noisy", "device", self.device.kind, "the study of sites stands on device=noisy")
         require_cayley(self.adapter)
-        for words in self.study.ways:
-            found = way(words)
-            device = replace(self.device, circuit=found.circuit)
-            check_readout(device, EstimateConfig(found.estimate), SignsConfig(found.sign))
+
+    def ways(self) -> list[Way]:
+        return [way(words) for words in self.study.ways]
 
 
 def cells(config: Config, say: Say) -> Iterator[Cell]:
@@ -102,12 +96,8 @@ def cells(config: Config, say: Say) -> Iterator[Cell]:
                 yield from (trained, exact, *beside.of(trained))
                 needs = {"adapter": trained, "base": base, "exact": exact}
                 for words in ways:
-                    found = way(words)
-                    there = replace(
-                        measurement(config), seed=seed, device=replace(config.device, circuit=found.circuit),
-                        noise=config.noise, estimate=EstimateConfig(found.estimate), signs=SignsConfig(found.sign),
-                    )  # fmt: skip
-                    yield Cell({**trained.axes, "way": words}, Measure(there), needs)
+                    there = Measure(config.measured(way(words), config.noise, seed))
+                    yield Cell({**trained.axes, "way": words}, there, needs)
 
 
 def of_counts(config: Config, whole: AdapterConfig, say: Say) -> Iterator[tuple[int | None, AdapterConfig]]:
@@ -136,9 +126,11 @@ def numbers(results: Results) -> Mapping[str, pd.DataFrame]:
     for point, group in device.groupby(["sites", "b", "way"], sort=False):
         gain, cost = (group.pivot(index="seed", columns="count", values=name) for name in ("gain", "nats"))
         counts = [float(count) for count in gain.columns]
+        here = dict(zip(["sites", "b", "way"], point, strict=True))
+        own = exact[(exact["sites"] == here["sites"]) & (exact["b"] == here["b"])]
         ends.append({
-            **dict(zip(["sites", "b", "way"], point, strict=True)), "seeds": len(gain), "most": counts[-1],
-            **zero_crossing(counts, gain.to_numpy()), **power_law(counts, cost.to_numpy()),
+            **here, "seeds": len(gain), "most": counts[-1], **zero_crossing(counts, gain.to_numpy()),
+            **power_law(counts, cost.to_numpy()), **limits("exponent_both", over_both(results, counts, own, group)),
         })  # fmt: skip
     return {
         "text": text(results, base), "exact": gains(results, base, exact, ["sites", "b", "count"], beside),
@@ -146,9 +138,20 @@ def numbers(results: Results) -> Mapping[str, pd.DataFrame]:
     }  # fmt: skip
 
 
+def over_both(results: Results, counts: Sequence[float], exact: pd.DataFrame, device: pd.DataFrame) -> Interval | None:
+    """Interval over seeds and documents of the exponent."""
+
+    def exponent(*sums: Floats) -> Floats:
+        nats = np.concatenate(sums[:-1], axis=-1) / sums[-1]
+        return log_line(counts, nats[..., len(counts) :] - nats[..., : len(counts)])[0]
+
+    groups = [rows[rows["count"] == count] for rows in (exact, device) for count in counts]
+    return fitted_interval(exponent, results, *groups, least=-STEEPEST, most=STEEPEST)
+
+
 def grades(found: Mapping[str, pd.DataFrame]) -> list[Verdict]:
     """Whether the penalty grows in proportion to the number of sites."""
     rows = found["ends"]
     own = rows[(rows["b"] == 4) & (rows["way"] == PAPER)].to_dict("records")
-    outcomes = [within(Interval(row["exponent_low"], row["exponent_high"]), LOW, HIGH) for row in own]
+    outcomes = [within(interval_of(row, "exponent_"), LOW, HIGH) for row in own]
     return [Verdict("proportion", together(outcomes), {"seeds": int(rows["seeds"].max()), "rows": len(own)})]

@@ -52,6 +52,20 @@ def both_interval(statistic: Callable[..., Floats], results: Results, *groups: p
     return over_seeds_and_documents(statistic, arrays, weight(results, groups[0]), RESAMPLES, SEED)
 
 
+def fitted_interval(
+    fit: Callable[..., Floats], results: Results, *groups: pd.DataFrame, least: float, most: float
+) -> Interval | None:
+    """`both_interval` of a fit to sums [draws, 1] of each group's nats and of the weight. It is nan where it cannot be
+    made: such a draw counts as `least` in the lower limit and as `most` in the upper one, so that what many draws do
+    not allow stays open."""
+
+    def filled(value: float) -> Interval | None:
+        return both_interval(lambda *sums: np.nan_to_num(fit(*sums), nan=value), results, *groups)
+
+    low, high = filled(least), filled(most)
+    return None if low is None or high is None else Interval(low.low, high.high)
+
+
 def limits(name: str, interval: Interval | None) -> dict[str, float]:
     """An interval as two columns, nan where there is none."""
     low, high = interval or Interval(np.nan, np.nan)

@@ -14,35 +14,35 @@ heron_r2, looking at up to half of the default test text; other seeds, chips, ra
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from qrun.cells.cell import Cell
-from qrun.config.devices import DeviceConfig, EstimateConfig, Estimator, Sign, SignsConfig
 from qrun.config.ranges import require
 from qrun.config.tree import option
-from qrun.config.verbs import check_readout
 from qrun.evaluation.results import Results
 from qrun.evaluation.trends import zero_crossing
 from qrun.quantum.noise import Noise
 from qrun.recipes.tasks import Measure
 from qrun.report.grade import ABOVE_ZERO, Fact, Outcome, Verdict, together, within
 from qrun.studies.grid import (
+    NoisyRun,
     Say,
     StudyAxes,
-    StudyRun,
+    Way,
     at_sites,
     base_cell,
     different,
     exact_cell,
     fits,
     matched,
-    measurement,
+    require_alone,
     require_cayley,
     train_cell,
     usable,
+    way,
 )  # fmt: skip
 from qrun.studies.statistics import gain_kept, gains, interval_of, text
 
@@ -51,23 +51,6 @@ NULLS = {"zero": "K = 0", "shuffled": "shuffled K"}
 QPU_S = 15_840  # 4 h 24 min, what the paper's run took
 COSTS, NOT_KEPT = {"all_shots": "shots", "qpu_seconds": "qpu_seconds"}, pd.Series([math.nan])  # of older tables
 KEPT = 0.4  # of the gain, at least, where the wall is the estimator's
-
-
-class Way(NamedTuple):
-    """How Q is written, how counts become magnitudes, whose signs they get."""
-
-    circuit: str
-    estimate: Estimator
-    sign: Sign
-
-
-def way(words: str, key: str = "study.ways") -> Way:
-    """`line/calibrated/two_settings`. Raises InputError for other words of that key."""
-    parts = words.split("/")
-    require(len(parts) == 3, key, words, "give circuit/estimate/signs, such as line/calibrated/input")
-    for part, known in ((parts[1], Estimator), (parts[2], Sign)):
-        require(part in known.__members__, key, words, f"{part} is none of {', '.join(known.__members__)}")
-    return Way(parts[0], Estimator[parts[1]], Sign[parts[2]])
 
 
 @dataclass
@@ -95,23 +78,18 @@ class Axes(StudyAxes):
 
 
 @dataclass
-class Config(StudyRun):
+class Config(NoisyRun):
     """`qrun sweep wall`; `noise` is the preset that study.rates move."""
 
-    device: DeviceConfig = field(default_factory=DeviceConfig)
-    noise: Noise = field(default_factory=Noise)
     study: Axes = field(default_factory=Axes)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.device.kind == "noisy", "device", self.device.kind, "the wall stands on device=noisy")
+        require_alone(self.home, self.second)
         require_cayley(self.adapter)
-        study = self.study
-        listed = {**dict.fromkeys(study.beside, "study.beside"), **dict.fromkeys(study.ways, "study.ways")}
-        for words, key in listed.items():
-            found = way(words, key)
-            device = replace(self.device, circuit=found.circuit)
-            check_readout(device, EstimateConfig(found.estimate), SignsConfig(found.sign))
+
+    def ways(self) -> list[Way]:
+        return [*(way(words, "study.beside") for words in self.study.beside), *map(way, self.study.ways)]
 
 
 def cells(config: Config, say: Say) -> Iterator[Cell]:
@@ -138,24 +116,19 @@ def cells(config: Config, say: Say) -> Iterator[Cell]:
             first = study.noises[0]
             for words in (*mains, *beside):
                 found, point = way(words), {**trained.axes, "way": words}
-                device = replace(config.device, circuit=found.circuit)
-                here = replace(
-                    measurement(config), seed=seed, device=device, estimate=EstimateConfig(found.estimate),
-                    signs=SignsConfig(found.sign),
-                )  # fmt: skip
                 for name, noise in presets.items() if words in mains else [(first, presets[first])]:
-                    there = replace(here, noise=noise)
+                    there = config.measured(found, noise, seed)
                     yield Cell({**point, "noise": name}, Measure(there), needs)
                     for null in study.nulls if (name, seed) == (first, study.seeds[0]) else ():
                         yield Cell({**point, "noise": name, "null": NULLS[null]}, Measure(there, null), needs)
                 if words in beside:
                     continue
                 for shots in study.shots:
-                    there = replace(here, noise=presets[first], device=replace(device, shots=shots))
+                    there = config.measured(found, presets[first], seed, shots=shots)
                     yield Cell({**point, "noise": first, "shots": shots}, Measure(there), needs)
                 for rate, noise in moved:
-                    yield Cell({**point, "noise": config.noise.name, "rate": rate},
-                               Measure(replace(here, noise=noise)), needs)  # fmt: skip
+                    there = config.measured(found, noise, seed)
+                    yield Cell({**point, "noise": config.noise.name, "rate": rate}, Measure(there), needs)
 
 
 def numbers(results: Results) -> Mapping[str, pd.DataFrame]:

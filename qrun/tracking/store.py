@@ -401,6 +401,11 @@ class Store:
         """Content of a text artifact. Raises RunFailed if the run has none of that name."""
         return self.recorded(run_id).text(name)
 
+    def history(self, run_id: str, metric: str) -> dict[int, float]:
+        """A run's metric by step, rising; empty if it has none."""
+        points = self.client.get_metric_history(run_id, metric)
+        return dict(sorted((point.step, point.value) for point in points))
+
     def remove(self, verb: str, tag: str, value: str) -> None:
         """Delete the runs of a verb that have a tag of this value."""
         for run in self.client.search_runs([self.experiment(verb)], f"tags.`{tag}` = '{value}'", max_results=1000):

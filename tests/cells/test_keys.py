@@ -17,6 +17,7 @@ from qrun.quantum.calibration import calibration
 from qrun.quantum.noise import Noise
 from qrun.recipes.tasks import Measure, Train
 from qrun.studies import configure, noise
+from qrun.studies.grid import measurement
 
 PROGRAM = Path(keys_module.__file__).parents[1]
 NANO = PROGRAM / "language" / "nano"
@@ -184,7 +185,7 @@ def test_each_cell_depends_on_the_splits_it_reads(config, story, tmp_path, split
 
 
 def test_the_exact_device_ignores_noise_sign_and_seed(config):
-    here = noise.measurement(config)
+    here = measurement(config)
     keys = Keys(Sources())
     exact = keys.of(Cell({}, Measure(here)))
     loud = replace(here, noise=config.noise, seed=7)
@@ -196,9 +197,9 @@ def test_the_exact_device_ignores_noise_sign_and_seed(config):
 
 
 def test_the_name_of_a_need_matters(config):
-    base = Cell({}, Measure(noise.measurement(config)))
+    base = Cell({}, Measure(measurement(config)))
     keys = Keys(Sources())
-    found = {keys.of(Cell({}, Measure(noise.measurement(config)), needs)) for needs in
+    found = {keys.of(Cell({}, Measure(measurement(config)), needs)) for needs in
              ({}, {"base": base}, {"exact": base}, {"base": base, "exact": base})}  # fmt: skip
     assert len(found) == 4
 
@@ -231,7 +232,7 @@ def program(tmp_path, monkeypatch):
 
 def fingerprints(config):
     """Of the code behind training with two methods and measuring, exact and noisy."""
-    here = noise.measurement(config)
+    here = measurement(config)
     adapter = dataclasses.replace(config.adapter, method="lora")
     from qrun.config.verbs import TrainConfig
 
@@ -256,7 +257,7 @@ DOC = '"""The noise of a block circuit'
         ("report/page.py", "def fill(", "def fills("),
         ("cli/main.py", "import", "import math\nimport"),
         ("errors.py", "class ", "OTHER = 1\n\n\nclass "),
-        ("studies/noise.py", "PROPORTIONAL / 2", "PROPORTIONAL / 3"),
+        ("studies/noise.py", "ENDS / 2", "ENDS / 3"),
         ("cells/schedule.py", "def plan(", "def planned("),
         ("compression/factors.py", "import", "import math\nimport"),
     ],

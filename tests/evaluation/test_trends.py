@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from qrun.evaluation.intervals import over_documents, recovery
-from qrun.evaluation.trends import mean_interval, monotone_trend, sharpness, zero_crossing
+from qrun.evaluation.trends import mean_interval, monotone_trend, sharpness, widths, zero_crossing
 
 
 def test_mean_interval_is_students():
@@ -58,6 +58,25 @@ def test_sharpness_is_not_moved_by_saturation_and_little_by_noise():
     gains = np.maximum(1 - rates / 1e-3, -3) + rng.normal(0, 0.03, (40, 22))
     found = sharpness(rates.tolist(), gains, [1.0] * 40)
     assert found["exponent"] == pytest.approx(1.0, abs=0.03) and found["low"] < math.log10(9) < found["high"]
+
+
+def test_many_curves_at_once_have_the_widths_of_each():
+    rates = np.logspace(-5, -1.5, 22)
+    power, level = np.array([[0.7], [1.0], [2.0], [4.0]]), np.array([0.5, 1.0, 2.0, -1.0])
+    gains = level[:, None] * (1 - (rates / 2e-3) ** power) + np.random.default_rng(0).normal(0, 0.01, (4, 22))
+    found = widths(rates.tolist(), gains, level)
+    assert found[:3] == pytest.approx(math.log10(9) / power[:3, 0], rel=0.05) and math.isnan(found[3])  # no gain
+    for row, one, width in zip(gains[:3], level, found, strict=False):
+        assert widths(rates.tolist(), row, np.array(one)) == pytest.approx(width, rel=1e-9)
+
+    def left(p, row, one):  # squares that the best r_c leaves at this power
+        seen = row > -one
+        lost, scaled = 1 - row[seen] / one, rates[seen] ** p
+        return np.square(lost - scaled * (lost @ scaled) / (scaled @ scaled)).sum()
+
+    for row, one, width in zip(gains[:3], level, found, strict=False):
+        p = math.log10(9) / width
+        assert left(p, row, one) < min(left(q * p, row, one) for q in (0.5, 0.9, 0.999, 1.001, 1.1, 2))
 
 
 def test_a_curve_that_does_not_end_inside_the_rates_has_no_sharpness():

@@ -123,9 +123,8 @@ def grade(study, found, claim):
 
 
 def dim_numbers(steps=((0.1, 0.3),), gain=(0.05, 0.2), documents=(0.02, 0.3), dims=6):
-    trends = [
-        {"sites": f"s{i}", "dims": dims, "step_low": low, "step_high": high} for i, (low, high) in enumerate(steps)
-    ]
+    trends = [{"sites": f"s{i}", "dims": dims, "step_both_low": low, "step_both_high": high}
+              for i, (low, high) in enumerate(steps)]  # fmt: skip
     row = {"sites": "one", "b": 4, "method": "cayley", "seeds": 5, "gain": sum(gain) / 2, "parameters": 288,
            **over_both(gain, documents)}  # fmt: skip
     blocks = pd.DataFrame([{"sites": "one", "b": 4, "entropy_ratio": 0.1}])
@@ -134,7 +133,7 @@ def dim_numbers(steps=((0.1, 0.3),), gain=(0.05, 0.2), documents=(0.02, 0.3), di
 
 
 def controls_numbers(ahead=((0.1, 0.3),), oft=1e-6):
-    names = ("per_thousand", "per_thousand_low", "per_thousand_high")
+    names = ("per_thousand", "per_thousand_both_low", "per_thousand_both_high")
     pairs = [{"sites": "s", "b": 4, "oft": oft, **dict(zip(names, (a, a, b), strict=True))} for a, b in ahead]
     return {"pairs": pd.DataFrame(pairs), "gains": pd.DataFrame([{"seeds": 3}])}
 
@@ -143,7 +142,8 @@ def noise_numbers(
     widths=((0.2, 0.4),), percent=(0.01, 0.02), level=30.0, dim=4, sites="one", ratio=(20.0, 50.0), **axes
 ):
     """One row at the preset; `percent` is the interval over seeds and documents, of the perplexity."""
-    ends = [{"sites": sites, "axis": "gates", "b": dim, "width_low": low, "width_high": high} for low, high in widths]
+    ends = [{"sites": sites, "axis": "gates", "b": dim, "width_both_low": low, "width_both_high": high}
+            for low, high in widths]  # fmt: skip
     low, high = (level * p / 100 for p in percent)
     preset = {"sites": sites, "sign": "input", "shots": 8192, "b": dim, "seeds": 3, "exact_perplexity": level,
               "preset_perplexity": level + (low + high) / 2, "penalty": (low + high) / 2, "quiet_penalty": 0.0,
@@ -420,7 +420,8 @@ def test_nor_do_questions(right, more, low, high):
 
 
 def sites_numbers(low=0.9, high=1.1, b=4, way="line/sqrt/input"):
-    return {"ends": pd.DataFrame([{"b": b, "way": way, "seeds": 5, "exponent_low": low, "exponent_high": high}])}
+    row = {"b": b, "way": way, "seeds": 5, "exponent_both_low": low, "exponent_both_high": high}
+    return {"ends": pd.DataFrame([row])}
 
 
 @pytest.mark.parametrize(

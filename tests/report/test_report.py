@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,8 +16,8 @@ from qrun.errors import InputError
 from qrun.evaluation.results import Results
 from qrun.report import report as report_module
 from qrun.report.claims import CLAIMS
-from qrun.report.page import About, fill, interval, table
-from qrun.report.report import ABOUT, MARK, report, standard
+from qrun.report.page import About, Page, fill, interval, table
+from qrun.report.report import ABOUT, MARK, log_page, report, standard
 
 KEY = "0123456789abcdef"
 
@@ -154,6 +155,8 @@ def test_numbers_are_graded_when_the_report_is_made(tmp_path, write, made):
     gone = (rows["kind"] == "measure") & (rows["b"] == 8)
     rows.loc[gone, ["perplexity", "gain"]] = [33.0, -1.0]
     rows.to_csv(folder / "cells.csv", index=False)
+    found = json.loads((folder / "units.json").read_text())
+    (folder / "units.json").write_text(json.dumps(found | {key: units(33.0) for key in rows.loc[gone, "key"]}))
     assert (folder / "cells.csv").read_text() != text
     made()
     assert "**not reproduced** Perplexity improves" in (tmp_path / "out" / "dim" / "nano" / "page.md").read_text()
@@ -245,7 +248,56 @@ def test_a_claim_that_failed_is_in_the_log_with_a_control_that_won(tmp_path, wri
     write(Results(pd.concat([results.table, rows], ignore_index=True), results.units))
     made()
     log = (tmp_path / "out" / "LOG.md").read_text()
-    assert "## dim, [nano](dim/nano/page.md)" in log and "b=4: LoRA gains +2.000 with 256 parameters" in log
+    assert "## dim, [nano](dim/nano/page.md), 01234567\n" in log and "b=4: LoRA gains +2.000 with 256 parameters" in log
+    made()
+    assert (tmp_path / "out" / "LOG.md").read_text() == log
+
+
+def logged(before, *studies):
+    """The log after a report of studies: (folder, key, what failed)."""
+    pages = []
+    for folder, key, *negatives in studies:
+        about = About(folder.partition("/")[0], "nano", "", "", "", key * 2, "", "")
+        pages.append((Path(folder), None, Page(about, {}, [], "", negatives)))
+    return log_page(pages, before)
+
+
+def entries(log):
+    head, *found = log.split("\n## ")
+    assert head.startswith("# Negative results\n")
+    return [entry.strip() for entry in found]
+
+
+def test_a_report_leaves_the_log_of_other_studies_and_writes_that_of_its_own_again():
+    first = logged("", ("dim/nano", "aaaaaaaa", "LoRA won"), ("noise/routed", "bbbbbbbb"))
+    one, two = entries(first)
+    assert one == "dim, [nano](dim/nano/page.md), aaaaaaaa\n\n- LoRA won"
+    assert two == "noise, [routed](noise/routed/page.md), bbbbbbbb\n\nNothing failed or was beaten."
+    more = logged(first, ("sites/nano", "cccccccc", "eaten", "eaten again"))
+    assert entries(more) == [one, two, "sites, [nano](sites/nano/page.md), cccccccc\n\n- eaten\n- eaten again"]
+    again = logged(more, ("dim/nano", "aaaaaaaa", "OFT won"))
+    assert entries(again) == [one.replace("LoRA", "OFT"), *entries(more)[1:]]
+    assert logged(again, ("dim/nano", "aaaaaaaa", "OFT won")) == again
+
+
+def test_the_log_of_a_study_whose_page_is_anothers_now_stays_and_says_so():
+    first = logged("", ("dim/nano", "aaaaaaaa", "LoRA won"), ("noise/nano", "bbbbbbbb", "gone"))
+    later = logged(first, ("dim/nano", "cccccccc", "dense won"))
+    old, other, new = entries(later)
+    superseded = "Superseded by study cccccccc, whose page this is now."
+    assert old == f"dim, [nano](dim/nano/page.md), aaaaaaaa\n\n{superseded}\n\n- LoRA won"
+    assert other == entries(first)[1] and new == "dim, [nano](dim/nano/page.md), cccccccc\n\n- dense won"
+    assert logged(later, ("dim/nano", "cccccccc", "dense won")) == later
+    assert entries(logged(later, ("dim/nano", "dddddddd")))[0] == old  # by the first that took its page
+    back = entries(logged(later, ("dim/nano", "aaaaaaaa", "LoRA won")))
+    assert "Superseded" not in back[0] and "Superseded by study aaaaaaaa" in back[2]
+
+
+def test_a_log_from_before_entries_had_keys_is_kept():
+    old = "# Negative results\n\nWritten.\n\n## dim, [nano](dim/nano/page.md)\n\n- LoRA won\n"
+    kept, new = entries(logged(old, ("dim/nano", "cccccccc", "dense won")))
+    assert kept.startswith("dim, [nano](dim/nano/page.md)\n\nSuperseded by study cccccccc") and "LoRA won" in kept
+    assert new.endswith("cccccccc\n\n- dense won")
 
 
 @pytest.mark.slow

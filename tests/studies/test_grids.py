@@ -121,6 +121,26 @@ def test_home_text_is_left_out_for_a_model_that_was_not_trained_on_it(tmp_path):
     assert home_is_known(configure("dim", []).home, other)
 
 
+@pytest.mark.parametrize("study", ["noise", "wall"])
+@pytest.mark.parametrize(
+    ("key", "word", "values"),
+    [("home", "data@home=libdocs_sample", "{name: own, source: pydoc}"),
+     ("second", "protocol@second=lm_eval_wikitext", "{kind: fixed_window}")],
+)  # fmt: skip
+def test_studies_of_another_studys_adapters_refuse_what_stands_beside_its_gains(
+    tmp_path, monkeypatch, study, key, word, values
+):
+    with pytest.raises(InputError, match=f"this command has no {word.partition('=')[0]}"):
+        configure(study, [word])
+    monkeypatch.setenv("QRUN_CONFIG_DIR", str(tmp_path))
+    (tmp_path / "experiment").mkdir()
+    header = f"# @package _global_\n# command   qrun sweep {study} experiment=own\n"
+    (tmp_path / "experiment" / "own.yaml").write_text(f"{header}{key}: {values}\n")
+    with pytest.raises(InputError, match=f"{key}=.*has one text and protocol"):
+        configure(study, ["experiment=own"])
+    assert getattr(configure("dim", ["experiment=own"]), key) is not None
+
+
 @pytest.mark.parametrize("study", [*SWEEPS, "recover"])
 def test_every_method_has_as_many_trials_of_its_rate_with_a_seed_of_their_own(default, study):
     for cell in trained(default[study][0]):

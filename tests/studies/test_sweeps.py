@@ -80,6 +80,22 @@ def test_a_study_is_read_in_mlflow_without_a_click(dims):
     assert curve.tags["mlflow.runColor"].startswith("#") and curve.status == "FINISHED"
 
 
+def test_the_curves_of_its_trainings_are_drawn_and_kept_in_a_report(dims, tmp_path):
+    from qrun import studies
+    from qrun.report.report import report
+
+    results, store = dims
+    assert store.recorded(store.find("dims").info.run_id).find("figures/convergence.png").is_file()
+    (first,) = report(str(store.folder), str(tmp_path / "out"), None, studies)
+    kept = read(first).units
+    for key, run in rows(results, "train")[["key", "run_id"]].to_numpy():
+        assert dict(zip(kept[key]["step"], kept[key]["nats"], strict=True)) == store.history(run, "validation/nats")
+        assert kept[key]["step"] == [0, 4]
+    (again,) = report("unused", str(tmp_path / "again"), str(tmp_path / "out"), studies)
+    assert (again / "convergence.svg").read_bytes() == (first / "convergence.svg").read_bytes()
+    assert "](convergence.png)" in (again / "page.md").read_text()
+
+
 def test_hex_digits_that_look_like_numbers_stay_words(tmp_path):
     table = pd.DataFrame(
         {"key": ["0012345678901234"], "git_dirty": ["true"], "config_hash": ["12e45678"], "gain": [0.1]}
