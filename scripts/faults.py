@@ -250,8 +250,17 @@ def go_on(made: Bench, name: str, folder: Path, kept: dict[str, str]) -> None:
             raise Lost(f"finished run {run_id} is {found.get(run_id)}")
     if "RUNNING" in found.values():
         raise Lost("a run stays RUNNING")
-    if scene.outcome(folder) != made.undisturbed(name)[0]:
-        raise Lost("came to something else than undisturbed")
+    compare(name, scene.outcome(folder), made.undisturbed(name)[0])
+
+
+def compare(name: str, here: object, undisturbed: object) -> None:
+    """The outcome of a scene has to be the undisturbed one."""
+    if here != undisturbed:
+        parts = [x.items() if isinstance(x, dict) else [("", x)] for x in (here, undisturbed)]
+        ours, theirs = (dict(part) for part in parts)
+        other = [key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)]
+        seen = [f"{key}: {str(ours.get(key))[:300]} for {str(theirs.get(key))[:300]}" for key in sorted(other)[:3]]
+        raise Lost(f"{name}: came to something else than undisturbed in {len(other)} parts; {'; '.join(seen)}")
 
 
 def half(folder: Path) -> None:
@@ -468,8 +477,7 @@ def clock(rng: random.Random, made: Bench) -> str:
     run = start(folder, SCENES[name].command(made), change)
     if code := run.end():
         raise Lost(f"ended with {code}: {run.told()[-300:]}")
-    if SCENES[name].outcome(folder) != made.undisturbed(name)[0]:
-        raise Lost("came to something else than undisturbed")
+    compare(name, SCENES[name].outcome(folder), made.undisturbed(name)[0])
     go_on(made, name, folder, statuses(folder))
     return name
 
@@ -648,6 +656,7 @@ def main() -> int:
     parser.add_argument("--faults", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="*", default=[], choices=list(KINDS))
+    parser.add_argument("--number", type=int, help="that fault of the seed alone")
     parser.add_argument("--minutes", type=float, default=1e9, help="start no fault after so many")
     parser.add_argument("--keep", type=Path, help="folder for what the faults leave")
     asked = parser.parse_args()
@@ -668,7 +677,7 @@ def main() -> int:
         made = bench(folder)
         chosen = asked.only or list(KINDS)
         begun = time.monotonic()
-        for number in range(asked.faults):
+        for number in range(asked.faults) if asked.number is None else [asked.number]:
             if time.monotonic() - begun > 60 * asked.minutes:
                 break
             rng = random.Random(f"{asked.seed}/{number}")

@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from hydra import compose as hydra_compose
@@ -53,6 +54,9 @@ def compose(verb: str, typed: list[str], schema: type | None = None) -> Any:
             raise error.__cause__ from None
         raise InputError(_told(error, verb, found, _guilty(verb, found) if composed is None else None)) from error
     except (AttributeError, TypeError) as error:
+        mappings = [word.input_line for word in found if isinstance(word.value(), dict)]
+        if composed is None and mappings:  # OmegaConf merges none into a group that is null
+            raise InputError(f"{said(mappings[0])}: takes no mapping here; give its keys one by one") from error
         if not filled:
             raise
         key, text = next(iter(filled.items()))  # OmegaConf does not look at the type of what is filled in for a list
@@ -175,6 +179,10 @@ def from_yaml(text: str, schema: type) -> Any:
 
 
 def config_hash(config: Any) -> str:
-    """8 hex digits over everything that can change the result: not its place, its name or a cache."""
-    values = {k: v for k, v in plain(config).items() if k not in PLACES}
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+    """8 hex digits over everything that can change the result: not its place, its name or a cache. What a study made
+    below its results folder, a compressed model, counts by its path from there."""
+    given = plain(config)
+    text = json.dumps({k: v for k, v in given.items() if k not in PLACES}, sort_keys=True)
+    if given.get("results"):
+        text = text.replace(json.dumps(f"{Path(given['results']).resolve()}/")[1:-1], "")
+    return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -108,7 +108,8 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         require_name("model.name", self.name)
-        need(self, "model.path", bool(self.embedded or self.hub_id or self.path), "give the folder of a local model")
+        where = "give the folder of a local model, or set model.hub_id or model.embedded"
+        need(self, "model.path", bool(self.embedded or self.hub_id or self.path), where)
         known = self.device in ("auto", "cpu", "cuda", "mps") or self.device.startswith("cuda:")
         need(self, "model.device", known, "use auto, cpu, cuda, cuda:N or mps")
         spread = self.device_map is not None

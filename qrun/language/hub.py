@@ -34,16 +34,19 @@ def out_of_reach() -> str:
 @contextmanager
 def hub() -> Iterator[str]:
     """Around calls of huggingface_hub and datasets (imported before); gives `out_of_reach`, and if it is said, they
-    ask nobody until the end."""
+    ask nobody until the end. They do not tell of each of their tries."""
     from huggingface_hub import constants
+    from huggingface_hub.utils import logging
 
     away = out_of_reach()
     modules = [m for m in (constants, sys.modules.get("datasets.config")) if m is not None]
-    before = [module.HF_HUB_OFFLINE for module in modules]
+    before, told = [module.HF_HUB_OFFLINE for module in modules], logging.get_verbosity()
+    logging.set_verbosity_error()
     try:
         for module in modules if away else ():
             module.HF_HUB_OFFLINE = True  # type: ignore[attr-defined]
         yield away
     finally:
+        logging.set_verbosity(told)
         for module, value in zip(modules, before, strict=True):
             module.HF_HUB_OFFLINE = value  # type: ignore[attr-defined]

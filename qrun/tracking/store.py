@@ -168,19 +168,21 @@ class Store:
         # opens on runs and charts, not on the GenAI overview
         plain = {"mlflow.experimentKind": "custom_model_development", "qrun.store_version": VERSION}
         place = None if self.server else f"{self._artifacts}/{verb}"  # a server has its own
-        try:
-            return self.client.create_experiment(name, place, plain)
-        except MlflowException:
-            found = self.client.get_experiment_by_name(name)
-            if found is None:
-                raise
-            return found.experiment_id  # another process made it in between
+        with self._taking(f"the experiment {name}"):
+            try:
+                return self.client.create_experiment(name, place, plain)
+            except MlflowException:
+                found = self.client.get_experiment_by_name(name)
+                if found is None:
+                    raise
+                return found.experiment_id  # another process made it in between
 
     def view(self, verb: str, key: str, view: View) -> None:
         """Keep a saved view of a verb's runs, if it is not there as it should be."""
         experiment, tag, value = self.experiment(verb), TAG + key, view.tag()
-        if self.client.get_experiment(experiment).tags.get(tag) != value:
-            self.client.set_experiment_tag(experiment, tag, value)
+        with self._taking(f"the view {key}"):
+            if self.client.get_experiment(experiment).tags.get(tag) != value:
+                self.client.set_experiment_tag(experiment, tag, value)
 
     @contextmanager
     def _watched(self, run_id: str) -> Iterator[None]:

@@ -67,6 +67,21 @@ def test_hash_changes_with_the_result_and_not_with_the_place():
     assert config_hash(first) != config_hash(compose("train", ["training.lr=0.021"]))
 
 
+def test_what_a_study_made_below_its_results_has_the_same_hash_in_another_folder(tmp_path):
+    def hashed(results, made):
+        words = ["model=local", f"model.path={tmp_path}/{made}", f"results={tmp_path}/{results}"]
+        return config_hash(compose("train", words))
+
+    assert hashed("a", "a/compressed/x") == hashed("b", "b/compressed/x")
+    assert hashed("a", "a/compressed/x") != hashed("a", "a/compressed/y")
+    assert hashed("a", "a/compressed/x") != hashed("b", "a/compressed/x")
+
+
+def test_a_mapping_for_a_group_that_is_null_is_told_in_one_line():
+    with pytest.raises(InputError, match=r"^teacher=\{a: 1\}: takes no mapping here"):
+        compose("train", ["teacher={a: 1}"])
+
+
 def test_plain_values_flatten_to_dotted_keys_with_enums_as_text():
     flat = flatten(plain(compose("train", [])))
     assert flat["adapter.dim"] == 4 and flat["model.dtype"] == "float32" and flat["adapter.side"] == "input"

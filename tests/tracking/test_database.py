@@ -8,6 +8,7 @@ import sys
 from contextlib import closing
 
 import pytest
+from mlflow.exceptions import MlflowException
 
 from qrun.errors import InputError, RunFailed
 from qrun.tracking import database
@@ -208,6 +209,18 @@ def test_what_the_disk_refuses_is_one_line(store, monkeypatch):
     with pytest.raises(RunFailed, match="did not take run e"), store.run("train", "e", {}, {}):
         pass
     assert {run.name: run.status for run in store.runs()["train"]}["d"] == "FAILED"
+
+
+def test_a_full_disk_is_one_line_before_there_is_an_experiment(store, monkeypatch):
+    def full(*_, **__):
+        try:
+            raise sqlite3.OperationalError("database or disk is full")
+        except sqlite3.OperationalError as error:
+            raise MlflowException("of the store") from error
+
+    monkeypatch.setattr(store.client, "create_experiment", full)
+    with pytest.raises(RunFailed, match="did not take the experiment qrun/new"):
+        store.experiment("new")
 
 
 def test_an_interruption_stays_one_where_the_store_takes_nothing_more(store, monkeypatch):
