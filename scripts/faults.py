@@ -103,7 +103,7 @@ class Running:
         """It has to have ended in one line."""
         lines = [line for line in self.told().splitlines() if line.strip()]
         if code not in (1, 2) or len(lines) != 1 or not lines[0].startswith("qrun: "):
-            raise Lost(f"ended with {code}, {len(lines)} lines: " + " | ".join(lines[-16:]))
+            raise Lost(f"ended with {code}, {len(lines)} lines: " + " | ".join(lines[-60:]))
 
 
 def start(folder: Path, command: list[str], change: Change = lambda: None) -> Running:

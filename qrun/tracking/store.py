@@ -223,9 +223,12 @@ class Store:
                     self._end(run, "KILLED")
                 raise stop from None
             why = self._refusal(error)
-            with suppress(Exception) if why else nullcontext():
+            try:
                 run.tags({"error": redacted(f"{type(error).__name__}: {error}")[:4000]})
                 self._end(run, "FAILED")
+            except Exception as second:  # a disk that was full for the run is full for this, too: the first is told
+                if not (why or self._refusal(second)):
+                    raise
             if why:
                 raise RunFailed(f"{self.where} did not take what run {run.run_id} recorded ({why})") from error
             raise

@@ -91,6 +91,7 @@ def test_questions_are_asked_of_the_first_adapter_in_the_most_compressed_model()
     assert made is None and trained.task.config.adapter.projections == ["v_proj"]
 
 
+@pytest.mark.long
 def test_the_estimate_counts_shared_cells_once_and_reads_no_weights(qrun, monkeypatch, tmp_path):
     monkeypatch.setattr(reproduce, "speed", lambda *_: 2e12)
     code, out, err = qrun("reproduce", "reproduce=smollm2", "--dry-run", f"results={tmp_path}/none")

@@ -97,7 +97,7 @@ def stories(shared, tmp_path):
 
 
 @pytest.mark.data
-@pytest.mark.parametrize("examples", [0, 5])
+@pytest.mark.parametrize("examples", [pytest.param(0, marks=pytest.mark.long), 5])
 def test_letters_are_scored_as_the_harnesss_own_template_of_mmlu_has_them(qrun, shared, stories, tmp_path, examples):
     files = written(tmp_path, **{split: of_subject(shared, split) for split in ("test", "dev")})
     (tmp_path / "local.yaml").write_text(f"include: {MMLU}\n" + LOCAL.format(name="local", files=files))
@@ -161,7 +161,15 @@ REFUSES = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system
 
 
 @pytest.mark.data
-@pytest.mark.parametrize("template", ["<s>" + ROLES, ROLES, REFUSES + ROLES], ids=["special", "bare", "refuses"])
+@pytest.mark.parametrize(
+    "template",
+    [
+        pytest.param("<s>" + ROLES, marks=pytest.mark.long),
+        pytest.param(ROLES, marks=pytest.mark.long),
+        REFUSES + ROLES,
+    ],
+    ids=["special", "bare", "refuses"],
+)
 def test_a_chat_has_topic_examples_and_special_tokens_as_the_harness_writes_them(qrun, shared, tmp_path, template):
     model = tmp_path / "model"
     shutil.copytree(shared / "models" / "stories260K" / "hf", model)

@@ -91,7 +91,7 @@ def test_jobs_give_the_same_table(qrun, words, alone, tmp_path):
     same(saved(tmp_path, "dims").table, alone)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_job_that_is_lost_is_named_and_the_others_go_on(tmp_path, monkeypatch):
     pytest.importorskip("submitit", reason="the optional extra slurm is not installed")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # a job finds these tests' own tasks

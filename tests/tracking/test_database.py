@@ -211,6 +211,21 @@ def test_what_the_disk_refuses_is_one_line(store, monkeypatch):
     assert {run.name: run.status for run in store.runs()["train"]}["d"] == "FAILED"
 
 
+def test_what_failed_is_told_also_where_the_disk_does_not_take_that_it_did(store, monkeypatch):
+    def full(*_, **__):
+        raise sqlite3.OperationalError("database or disk is full")
+
+    def fail():
+        monkeypatch.setattr(store.client, "log_batch", full)
+        raise RunFailed("the cell s0 failed")
+
+    with pytest.raises(RunFailed, match=r"^the cell s0 failed$"), store.run("train", "d", {}, {}):
+        fail()
+    monkeypatch.setattr(store.client, "log_batch", lambda *_, **__: 1 / 0)  # a bug stays one
+    with pytest.raises(ZeroDivisionError), store.run("train", "e", {}, {}):
+        pass
+
+
 def test_a_full_disk_is_one_line_before_there_is_an_experiment(store, monkeypatch):
     def full(*_, **__):
         try:
