@@ -69,6 +69,8 @@ def _check_texts(composed: Any) -> dict[str, str]:
     values: Any = OmegaConf.to_container(composed, resolve=False)
     for key, value in tree.flatten(values).items():
         for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, list):  # OmegaConf looks at no type inside a list
+                raise InputError(f"{key}={said(value)}: a list in a list; give plain values")
             words.check_text(key, str(item))
     return {key: text for key, text in tree.flatten(values).items() if isinstance(text, str) and "${" in text}
 

@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -75,6 +76,15 @@ def test_what_a_study_made_below_its_results_has_the_same_hash_in_another_folder
     assert hashed("a", "a/compressed/x") == hashed("b", "b/compressed/x")
     assert hashed("a", "a/compressed/x") != hashed("a", "a/compressed/y")
     assert hashed("a", "a/compressed/x") != hashed("b", "a/compressed/x")
+
+
+@pytest.mark.parametrize(
+    ("verb", "word"),
+    [("questions", "temperatures=[[]]"), ("sweep_dim", "study.dims=[[2]]"), ("train", "adapter.layers=[[1]]")],
+)
+def test_a_list_in_a_list_is_told_with_its_key(verb, word):
+    with pytest.raises(InputError, match=rf"^{re.escape(word)}: a list in a list"):
+        compose(verb, [word])
 
 
 def test_a_mapping_for_a_group_that_is_null_is_told_in_one_line():
@@ -268,7 +278,7 @@ def test_every_path_below_home_is_written_out_typed_or_in_a_file(tmp_path, monke
 
 
 def test_an_axis_of_another_type_and_a_seed_beyond_all_generators_are_named():
-    with pytest.raises(InputError, match=r"^study.rates: Could not create"):
+    with pytest.raises(InputError, match=r"^study.rates=\[\[\]\]: a list in a list"):
         composed("wall", ["study.rates=[[]]"])
     with pytest.raises(InputError, match=r"^study.seeds=4294967296: give a number from 0 to"):
         composed("dim", ["study.seeds=[4294967296]"])
