@@ -78,13 +78,10 @@ def test_what_a_study_made_below_its_results_has_the_same_hash_in_another_folder
     assert hashed("a", "a/compressed/x") != hashed("b", "a/compressed/x")
 
 
-@pytest.mark.parametrize(
-    ("verb", "word"),
-    [("questions", "temperatures=[[]]"), ("sweep_dim", "study.dims=[[2]]"), ("train", "adapter.layers=[[1]]")],
-)
-def test_a_list_in_a_list_is_told_with_its_key(verb, word):
+@pytest.mark.parametrize(("study", "word"), [("questions", "temperatures=[[]]"), ("dim", "study.dims=[[2]]")])
+def test_a_list_in_a_list_is_told_with_its_key(study, word):
     with pytest.raises(InputError, match=rf"^{re.escape(word)}: a list in a list"):
-        compose(verb, [word])
+        composed(study, [word])
 
 
 def test_a_mapping_for_a_group_that_is_null_is_told_in_one_line():
