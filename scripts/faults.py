@@ -39,7 +39,9 @@ os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="passive", HF_HUB_OFFLINE
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 WAIT_S = 600.0
-CLOCK = ("seconds", "memory", "run_id", "git_")  # columns that differ from one computation to the next
+# columns that differ from one computation to the next; the hash of a config has the folder of a compressed model in it,
+# and what makes a cell's number is in its key
+CLOCK = ("seconds", "memory", "run_id", "git_", "config_hash")
 Change = Callable[[], None]  # of the forked process, before its command
 
 

@@ -11,7 +11,6 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from hydra import compose as hydra_compose
@@ -181,10 +180,6 @@ def from_yaml(text: str, schema: type) -> Any:
 
 
 def config_hash(config: Any) -> str:
-    """8 hex digits over everything that can change the result: not its place, its name or a cache. What a study made
-    below its results folder, a compressed model, counts by its path from there."""
-    given = plain(config)
-    text = json.dumps({k: v for k, v in given.items() if k not in PLACES}, sort_keys=True)
-    if given.get("results"):
-        text = text.replace(json.dumps(f"{Path(given['results']).resolve()}/")[1:-1], "")
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+    """8 hex digits over everything that can change the result: not its place, its name or a cache."""
+    values = {k: v for k, v in plain(config).items() if k not in PLACES}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]

@@ -68,16 +68,6 @@ def test_hash_changes_with_the_result_and_not_with_the_place():
     assert config_hash(first) != config_hash(compose("train", ["training.lr=0.021"]))
 
 
-def test_what_a_study_made_below_its_results_has_the_same_hash_in_another_folder(tmp_path):
-    def hashed(results, made):
-        words = ["model=local", f"model.path={tmp_path}/{made}", f"results={tmp_path}/{results}"]
-        return config_hash(compose("train", words))
-
-    assert hashed("a", "a/compressed/x") == hashed("b", "b/compressed/x")
-    assert hashed("a", "a/compressed/x") != hashed("a", "a/compressed/y")
-    assert hashed("a", "a/compressed/x") != hashed("b", "a/compressed/x")
-
-
 @pytest.mark.parametrize(("study", "word"), [("questions", "temperatures=[[]]"), ("dim", "study.dims=[[2]]")])
 def test_a_list_in_a_list_is_told_with_its_key(study, word):
     with pytest.raises(InputError, match=rf"^{re.escape(word)}: a list in a list"):
