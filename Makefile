@@ -16,10 +16,10 @@ BIN := .venv/bin
 run: .venv/core ## install, then train an adapter in the embedded model and measure it (resumes if interrupted)
 	$(BIN)/qrun train --resume
 
-test: .venv/dev ## the test suite, on all cores
+test: .venv/dev ## the test suite but for what takes minutes, on all cores
 	$(BIN)/python -m pytest -n logical --dist loadfile -m "not long"
 
-test-long: .venv/dev ## what it leaves out: clusters, a server, whole reproductions, tests of a minute
+test-long: .venv/dev ## the tests that it leaves out: clusters, a server, whole reproductions
 	$(BIN)/python -m pytest -n logical --dist loadfile -m long
 
 check: .venv/dev ## lint and the tests that take a minute, on all cores

@@ -63,8 +63,8 @@ def compose(verb: str, typed: list[str], schema: type | None = None) -> Any:
 
 
 def _check_texts(composed: Any) -> dict[str, str]:
-    """Own files, like words, fill in values of this config alone, and no text of a config is a secret. Returns the
-    texts that are filled in, by their keys."""
+    """Own files, like words, fill in values of this config alone, no text of a config is a secret, no list stands in
+    a list. Returns the texts that are filled in, by their keys."""
     values: Any = OmegaConf.to_container(composed, resolve=False)
     for key, value in tree.flatten(values).items():
         for item in value if isinstance(value, list) else [value]:

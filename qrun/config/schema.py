@@ -463,7 +463,7 @@ class QuestionsConfig:
         picked = not self.pick or len(self.pick) == len(self.subjects)
         need(self, "questions.source", self.source in ("continuation", "mmlu"), "use continuation or mmlu")
         read = self.source == "mmlu" or self.path is None
-        need(self, "questions.path", read, "only questions=mmlu reads files")
+        need(self, "questions.path", read, "questions=continuation reads no files: use mmlu or own")
         at_least(self, 1, "questions.limit", null=", or null for all")
         need(self, "questions.examples", 0 <= self.examples <= 5, "give 0 to 5")
         at_least(self, 20, "questions.characters")

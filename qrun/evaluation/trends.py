@@ -53,7 +53,7 @@ def zero_crossing(rates: Sequence[float], gains: NDArray[np.floating]) -> dict[s
 
 def power_law(x: Sequence[float], y: NDArray[np.floating]) -> dict[str, float]:
     """Exponent and factor of y = factor x^exponent, per row of y [seeds, x]: mean and t interval of the exponent over
-    seeds, geometric mean of the factor; nan where a row has no `line`."""
+    seeds, geometric mean of the factor; nan where a row has no `log_line`."""
     slopes, factors = log_line(x, y)
     low, high = mean_interval(slopes.tolist())
     return {

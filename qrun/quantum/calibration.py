@@ -67,7 +67,7 @@ class Stored(TypedDict):
     date: str
     size: Annotated[int, Field(ge=1, le=1_000_000)]
     qubits: Annotated[dict[int, Qubit], Field(min_length=1)]
-    couplers: dict[Annotated[str, Field(pattern=r"^\d+-\d+$")], Coupler]
+    couplers: Annotated[dict[Annotated[str, Field(pattern=r"^\d+-\d+$")], Coupler], Field(min_length=1)]
     left_out: dict[str, str]
     id: NotRequired[str | None]
 
@@ -249,6 +249,8 @@ def read_calibration(backend: Any) -> Calibration:
         else:
             left_out[f"{a}-{b}"] = "one of its qubits is out"
     date = str(properties.last_update_date)
+    if not couplers:
+        raise InputError(f"device.backend={backend.name}: no two of its qubits are joined by a CZ gate that works")
     ordered = dict(sorted(couplers.items()))
     provided = getattr(backend, "calibration_id", None)
     return Calibration(backend.name, date, backend.num_qubits, qubits, ordered, left_out, provided)

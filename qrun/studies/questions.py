@@ -23,7 +23,7 @@ from qrun.config.verbs import QuestionsRunConfig
 from qrun.evaluation.intervals import Interval
 from qrun.evaluation.questions import binomial_interval, both_fail, clustered_p, clustered_share, mcnemar
 from qrun.evaluation.results import Results
-from qrun.language.questions import load
+from qrun.language.questions import LETTERS, load
 from qrun.recipes.checks import check_device
 from qrun.recipes.tasks import Ask
 from qrun.report.grade import Verdict, within
@@ -107,7 +107,8 @@ def numbers(results: Results) -> Mapping[str, pd.DataFrame]:
         shares.append(row)
         for at in range(count if count <= FEW else 0):
             own = {name: found[at] for name, found in sampled.items()}
-            each.append({"question": at + 1, "arm": arm, "chosen": chosen[arm][at], "right": right[arm][at], **own})
+            answers = {"chosen": LETTERS[chosen[arm][at]], "right": LETTERS[right[arm][at]]}
+            each.append({"question": at + 1, "arm": arm, **answers, **own})
     for first, second in combinations(keys, 2):
         found_pair = mcnemar(correct[first], correct[second])
         turned = {name: len(found_pair[name]) for name in ("wrong_to_right", "right_to_wrong")}

@@ -1,4 +1,5 @@
 import json
+import logging
 import shutil
 import socket
 import subprocess
@@ -344,9 +345,11 @@ def test_a_hub_that_is_silent_is_given_up_and_the_cache_read(monkeypatch):
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
         monkeypatch.setattr(hub, "SECONDS", 0.2)
+        told = huggingface_hub.logging.get_verbosity()
         with hub.hub() as away:
             assert "does not answer" in away and huggingface_hub.is_offline_mode()
-        assert not huggingface_hub.is_offline_mode()
+            assert huggingface_hub.logging.get_verbosity() == logging.ERROR  # no line for each of their tries
+        assert not huggingface_hub.is_offline_mode() and huggingface_hub.logging.get_verbosity() == told
 
 
 def test_other_architectures_are_refused_and_named(tiny_folder, tmp_path):

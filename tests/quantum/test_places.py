@@ -180,7 +180,8 @@ def test_a_calibration_comes_back_from_its_file(tmp_path):
         (lambda f: f["couplers"].update({"0-131": f["couplers"]["0-1"], "x": {}}), "couplers.x"),
         (lambda f: f["couplers"].update({"0-999": f["couplers"]["0-1"]}), "couplers.0-999 joins no two of its qubits"),
         (lambda f: f["couplers"].update({"1-0": f["couplers"]["0-1"]}), "couplers.1-0 joins no two"),
-        (lambda f: f.update(couplers=[]), "couplers=[]"), (lambda f: f.update(size=2), "but size=2"),
+        (lambda f: f.update(couplers={}), "couplers={}"), (lambda f: f.update(couplers=[]), "couplers=[]"),
+        (lambda f: f.update(size=2), "but size=2"),
         (lambda f: f.update(size=2.5), "size=2.5"), (lambda f: f.pop("date"), "no date there"),
     ],
 )  # fmt: skip
