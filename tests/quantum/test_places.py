@@ -139,19 +139,30 @@ def test_what_does_not_work_is_left_out_and_named():
     assert 113 not in used
 
 
+@pytest.fixture
+def torino():
+    """FakeTorino with a target of its own to break."""
+    whole = fake_backend("FakeTorino")
+    names = ["sx", "cz", "measure"]
+    target = type("Target", (dict,), {"operation_names": names})({name: dict(whole.target[name]) for name in names})
+    return SimpleNamespace(name="half", num_qubits=133, target=target, properties=whole.properties)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("broken", ["measure", "sx"])
-def test_a_qubit_that_cannot_be_read_or_turned_is_out_with_its_couplers(broken):
-    backend = fake_backend("FakeTorino")
-    target = {name: dict(backend.target[name]) for name in ("sx", "cz", "measure")}
-    del target[broken][(7,)]
-    target["cz"][(0, 1)] = None
-    names = SimpleNamespace(**{"operation_names": ["sx", "cz", "measure"]})
-    view = type("Target", (dict,), {"operation_names": names.operation_names})(target)
-    chip = read_calibration(SimpleNamespace(
-        name="half", num_qubits=133, target=view, properties=backend.properties))  # fmt: skip
+def test_a_qubit_that_cannot_be_read_or_turned_is_out_with_its_couplers(broken, torino):
+    del torino.target[broken][(7,)]
+    torino.target["cz"][(0, 1)] = None
+    chip = read_calibration(torino)
     assert chip.left_out["7"] == "not operational" and chip.left_out["0-1"] == "no error reported"
     assert chip.left_out["6-7"] == "one of its qubits is out" and 7 not in chip.qubits
+
+
+@pytest.mark.slow
+def test_a_chip_on_which_no_coupler_works_is_refused(torino):
+    torino.target["cz"] = dict.fromkeys(torino.target["cz"])
+    with pytest.raises(InputError, match=r"^device.backend=half: no two of its qubits are joined"):
+        read_calibration(torino)
 
 
 def test_a_calibration_comes_back_from_its_file(tmp_path):
