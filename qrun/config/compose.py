@@ -19,7 +19,13 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import OmegaConf, open_dict
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+    ValidationError,
+)
 from omegaconf.resolvers import oc
 from yaml import YAMLError
 
@@ -45,7 +51,10 @@ def compose(verb: str, typed: list[str], schema: type | None = None) -> Any:
         filled = _check_texts(composed)
         for key, path in tree.homes(OmegaConf.to_container(composed)).items():  # type: ignore[arg-type]  # a mapping
             OmegaConf.update(composed, key, path)
-        return OmegaConf.to_object(composed)
+        made = OmegaConf.to_object(composed)
+        if filled:
+            _check_filled(made, filled)
+        return made
     except InputError:
         raise
     except FAILURES as error:
@@ -58,8 +67,7 @@ def compose(verb: str, typed: list[str], schema: type | None = None) -> Any:
             raise InputError(f"{said(mappings[0])}: takes no mapping here; give its keys one by one") from error
         if not filled:
             raise
-        key, text = next(iter(filled.items()))  # OmegaConf does not look at the type of what is filled in for a list
-        raise InputError(f"{key}={text}: fills in a value of another type ({error})") from error
+        raise InputError(_other_type(filled, error)) from error  # a list, whose type OmegaConf does not look at
 
 
 def _check_texts(composed: Any) -> dict[str, str]:
@@ -72,6 +80,19 @@ def _check_texts(composed: Any) -> dict[str, str]:
                 raise InputError(f"{key}={said(value)}: a list in a list; give plain values")
             words.check_text(key, str(item))
     return {key: text for key, text in tree.flatten(values).items() if isinstance(text, str) and "${" in text}
+
+
+def _check_filled(made: Any, filled: dict[str, str]) -> None:
+    """What is filled in for a group has the group's type, which OmegaConf looks at only on the way back."""
+    try:
+        OmegaConf.structured(made)
+    except ValidationError as error:
+        raise InputError(_other_type(filled, error)) from error
+
+
+def _other_type(filled: dict[str, str], error: Exception) -> str:
+    key, text = next(iter(filled.items()))
+    return f"{key}={text}: fills in a value of another type ({str(error).splitlines()[0]})"
 
 
 @contextmanager

@@ -107,7 +107,7 @@ def numbers(results: Results) -> Mapping[str, pd.DataFrame]:
         shares.append(row)
         for at in range(count if count <= FEW else 0):
             own = {name: found[at] for name, found in sampled.items()}
-            answers = {"chosen": LETTERS[chosen[arm][at]], "right": LETTERS[right[arm][at]]}
+            answers = {"chosen": LETTERS[int(chosen[arm][at])], "right": LETTERS[int(right[arm][at])]}
             each.append({"question": at + 1, "arm": arm, **answers, **own})
     for first, second in combinations(keys, 2):
         found_pair = mcnemar(correct[first], correct[second])

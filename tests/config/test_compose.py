@@ -112,6 +112,7 @@ def test_plain_values_flatten_to_dotted_keys_with_enums_as_text():
         ("model@teacher=nano,llama", "model@teacher=nano,llama: one run takes one model"),
         ("seed=1 2)", "not a value of Hydra's grammar"),
         ("name=${oc.env:HOME}", "name: only values of this config are filled in"),
+        ("teacher=${seed}", "teacher=${seed}: fills in a value of another type"),
         ("adapter.options=${seed}", "adapter.options=${seed}: fills in a value of another type"),
         ("data.path=${${name}:HOME}", "data.path: only values of this config are filled in"),
         ("name='${oc.env:HOME}'", "name: only values of this config are filled in"),

@@ -65,7 +65,7 @@ def dim_results(seeds=3, steps=30):
 def questions_results():
     arms = {"original": [1] * 12, "compressed": [1] * 12, "adapter": [0] * 6 + [1, 2, 3, 1, 1, 1]}
     rows = [{"kind": "ask", "arm": arm, "trials": 20, "wall_seconds": 1.0, "key": arm} for arm in arms]
-    return Results(pd.DataFrame(rows), {arm: {"chosen": chosen, "right": [0] * 12} for arm, chosen in arms.items()})
+    return Results(pd.DataFrame(rows), {arm: {"chosen": chosen, "right": [0.0] * 12} for arm, chosen in arms.items()})
 
 
 def about_dim(defaults, *words):
