@@ -223,7 +223,8 @@ class TrainingConfig:
     steps: int = 80  # with patience the most
     patience: int | None = None  # steps without min_gain until the rate falls to its end; null: a cosine of `steps`
     min_gain: float = 0.001  # nats per token of validation that count as a gain
-    decay: float = 0.25  # length of that fall, as a share of the steps before it
+    decay: float = 0.25  # length of that fall, as a share of the steps before it; 0: the end
+    average: float = 0.0  # of the parameters' running mean, which is then validated and kept; 0: they themselves
     batch: int = 8  # windows per forward pass
     accumulation: int = 1  # forward passes per optimiser step
     context: int = 512  # tokens per window
@@ -249,7 +250,8 @@ class TrainingConfig:
         patient = self.patience is None or self.patience >= max(self.eval_every, self.warmup)
         looks = f"give training.eval_every={self.eval_every} and training.warmup={self.warmup} or more, or null"
         need(self, "training.patience", patient, looks)
-        need(self, "training.decay", 0 < self.decay <= 1, "give a share above 0 and up to 1")
+        need(self, "training.decay", 0 <= self.decay <= 1, "give a share from 0 to 1")
+        need(self, "training.average", 0 <= self.average < 1, "give a number from 0 to below 1")
         need(self, "training.context", self.context >= 2, "a window needs 2 tokens or more")
         window = f"give a window of training.context={self.context} tokens or more"
         need(self, "training.eval_tokens", self.eval_tokens >= self.context, window)

@@ -16,7 +16,7 @@ from qrun.adapters.saving import SavedAdapter
 from qrun.adapters.sites import sites
 from qrun.cells.workspace import Measurable, Opened
 from qrun.config.schema import Dtype
-from qrun.errors import InputError
+from qrun.errors import InputError, RunFailed
 from qrun.evaluation.measurement import Measurement, half_width
 from qrun.evaluation.perplexity import measure
 from qrun.language import models
@@ -98,7 +98,12 @@ def measured(
     batch = config.evaluation.batch
     trunk = opened.trunk_of(opened.task, batch, adapter, config.cache.gib)
     with bar(title, opened.task.scored, "tokens") as advance:
-        result = measure(opened.language.model, opened.task, batch, lambda tokens: advance(tokens, ""), trunk, before)
+        try:
+            result = measure(
+                opened.language.model, opened.task, batch, lambda tokens: advance(tokens, ""), trunk, before
+            )
+        except RunFailed as error:
+            raise RunFailed(f"{title}: {error}") from error
         advance(0, f"perplexity {result.perplexity:.3f}")
     return result
 

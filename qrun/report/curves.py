@@ -105,6 +105,7 @@ def with_trainings(results: Results, store: Store) -> Results:
         if not nats:
             continue
         full = [step for step, rate in rates.items() if rate == max(rates.values())]
-        flat = row.get("at_cap") == 0 and len(full) > 1 and full[-1] in nats  # a cosine is at its top once
+        fell = len(full) > 1 and full[-1] in nats and full[-1] < max(rates)  # a cosine is at its top once
+        flat = fell and row.get("at_cap") == 0
         found[row["key"]] = {"step": list(nats), "nats": list(nats.values()), "plateau": full[-1:] if flat else []}
     return replace(results, units=found)

@@ -1,14 +1,14 @@
 """The state of a training run in one safetensors file, replaced atomically: a kill or a full disk leaves the last good
 one.
 
-Tensors: parameters, both AdamW moments, the best parameters so far. The file's metadata holds the scalars as JSON. The
-order of the training windows is a function of (seed, epoch), so no random state needs saving and a resumed run repeats
-the uninterrupted one bit for bit.
+Tensors: parameters, their running mean, both AdamW moments, the best so far. The file's metadata holds the scalars as
+JSON. The order of the training windows is a function of (seed, epoch), so no random state needs saving and a resumed
+run repeats the uninterrupted one bit for bit.
 """
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from qrun.errors import InputError, RunFailed
 from qrun.files import replaced
 from qrun.foreign import brief, read_header, typed
 
-PARTS = ("value", "best", "exp_avg", "exp_avg_sq")  # tensors of each parameter
+PARTS = ("value", "best", "mean", "exp_avg", "exp_avg_sq")  # tensors of each parameter
 TYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
 ROW = {"step", "loss", "cross_entropy", "gradient_norm", "lr"}
 OVER = "delete it to start over"
@@ -43,15 +43,16 @@ class Progress:
 
 
 def save(
-    path: Path, adapter: Adapter, optimizer: torch.optim.Optimizer, best: dict[str, Tensor], progress: Progress
-) -> None:
+    path: Path, adapter: Adapter, optimizer: torch.optim.Optimizer, best: dict[str, Tensor], means: Sequence[Tensor],
+    progress: Progress,
+) -> None:  # fmt: skip
     """Write beside the target, flush to disk, rename. Raises RunFailed if that fails; the file that was there is
     kept."""
     tensors: dict[str, Tensor] = {}
-    for name, parameter in adapter.tensors().items():
+    for (name, parameter), mean in zip(adapter.tensors().items(), means, strict=True):
         state = optimizer.state[parameter]
-        moments = [state.get(moment, torch.zeros_like(parameter)) for moment in PARTS[2:]]  # none yet: no gradient
-        own = (parameter.detach(), best[name], *moments)
+        moments = [state.get(moment, torch.zeros_like(parameter)) for moment in PARTS[3:]]  # none yet: no gradient
+        own = (parameter.detach(), best[name], mean, *moments)
         tensors |= {f"{part}/{name}": value for part, value in zip(PARTS, own, strict=True)}
     scalars = {"progress": json.dumps(asdict(progress))}
     try:
@@ -78,9 +79,11 @@ def read_progress(path: Path) -> Progress:
     return progress
 
 
-def restore(path: Path, adapter: Adapter, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], Progress]:
-    """Load parameters and moments in place; returns the best parameters so far and the scalars. Raises InputError for a
-    file whose tensors are not those of the adapter's training; nothing is loaded then."""
+def restore(
+    path: Path, adapter: Adapter, optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, Tensor], list[Tensor], Progress]:
+    """Load parameters and moments in place; returns the best parameters so far, the running means and the scalars.
+    Raises InputError for a file whose tensors are not those of the adapter's training; nothing is loaded then."""
     progress = read_progress(path)
     parameters = adapter.tensors()
     stored = {name: f"{tensor.dtype} {brief(tensor.shape)}" for name, tensor in read_header(path).items()}
@@ -90,14 +93,16 @@ def restore(path: Path, adapter: Adapter, optimizer: torch.optim.Optimizer) -> t
             if (found := stored.get(f"{part}/{name}", "nothing")) != needed:
                 raise InputError(f"{path}: {part}/{name}: {found} there, {needed} in the adapter; {OVER}")
     best: dict[str, Tensor] = {}
+    means = []
     with safe_open(path, framework="pt") as file:
         for name, parameter in parameters.items():
-            value, best[name], *moments = _read(file, name, parameter)
+            value, best[name], mean, *moments = _read(file, name, parameter)
+            means.append(mean)
             with torch.no_grad():
                 parameter.copy_(value)
             step = torch.tensor(float(progress.step))
-            optimizer.state[parameter] = {"step": step, **dict(zip(PARTS[2:], moments, strict=True))}
-    return best, progress
+            optimizer.state[parameter] = {"step": step, **dict(zip(PARTS[3:], moments, strict=True))}
+    return best, means, progress
 
 
 def _read(file: Any, name: str, parameter: Tensor) -> Iterator[Tensor]:

@@ -4,8 +4,10 @@
 
 Two schedules: a cosine of fixed length, or, with `training.patience`, a constant rate until validation is flat and then
 a linear decay (warm-up, stable, decay: Hu et al., arXiv:2404.06395), so that nobody needs to know the number of steps
-beforehand. Gradient accumulation, validation while training with the best parameters kept, checkpoints, and a stop with
-a clear word when the loss is not finite or runs away.
+beforehand. With `training.average` the parameters' running mean is what is validated and kept (Polyak and Juditsky,
+1992): it does a decay's work from the first step on, so that none is needed (`decay=0`). Gradient accumulation,
+validation while training with the best parameters kept, checkpoints, and a stop with a clear word when the loss is not
+finite or runs away.
 """
 
 import math
@@ -57,7 +59,7 @@ def decline(config: TrainingConfig, evaluations: Evaluations) -> tuple[int, int]
         return config.warmup, config.steps
     latest = max(1, int(config.steps / (1 + config.decay)))
     begin = min(plateau(config, evaluations) or latest, latest)
-    return begin, min(config.steps, begin + max(1, round(config.decay * begin)))
+    return begin, min(config.steps, begin + (max(1, round(config.decay * begin)) if config.decay else 0))
 
 
 def at_cap(config: TrainingConfig, evaluations: Evaluations) -> bool:
@@ -75,7 +77,38 @@ def learning_rate(config: TrainingConfig, step: int, evaluations: Evaluations = 
     if config.patience is None:
         share = (step - begin) / max(end - 1 - begin, 1)
         return config.lr * (config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * min(share, 1.0))))
-    return config.lr * (1 - (1 - config.final_lr) * max(0.0, (step + 1 - begin) / (end - begin)))
+    return config.lr * (1 - (1 - config.final_lr) * max(0.0, (step + 1 - begin) / max(end - begin, 1)))
+
+
+class Mean:
+    """The running mean of parameters: m <- d m + (1 - d) p after each step, d = min(decay, (1 + step) / (10 + step)),
+    so that the start is forgotten early. Decay 0 is the parameters themselves."""
+
+    def __init__(self, parameters: Sequence[Tensor], decay: float) -> None:
+        self.parameters, self.decay = parameters, decay
+        self.values = [parameter.detach().clone() for parameter in parameters]
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """After the step of that number, from 1."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for value, parameter in zip(self.values, self.parameters, strict=True):
+            value.lerp_(parameter, 1 - decay)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The means stand in the parameters."""
+        own = [parameter.detach().clone() for parameter in self.parameters]
+        self._put(self.values)
+        try:
+            yield
+        finally:
+            self._put(own)
+
+    @torch.no_grad()
+    def _put(self, values: Sequence[Tensor]) -> None:
+        for parameter, value in zip(self.parameters, values, strict=True):
+            parameter.copy_(value)
 
 
 def training_windows(ids: Tensor, context: int) -> Tensor:
@@ -111,8 +144,9 @@ def fit(
     parameters = list(adapter.tensors().values())
     optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
     best = adapter.snapshot()
+    mean = Mean(parameters, config.average)
     if progress.step:
-        best, progress = checkpoint.restore(path, adapter, optimizer)
+        best, mean.values, progress = checkpoint.restore(path, adapter, optimizer)
     else:
         progress.best_nats = validate()
         progress.evaluations.append({"step": 0, "validation_nats": progress.best_nats})
@@ -123,19 +157,21 @@ def fit(
             lr = learning_rate(config, progress.step, progress.evaluations)
             row = optimizer_step(model, windows, optimizer, parameters, config, progress.step, seed, teacher, trunk, lr)
             progress.step += 1
+            mean.update(progress.step)
             progress.history.append({"step": progress.step, **row})
             _check(row["loss"], progress, config)
             last = progress.step == decline(config, progress.evaluations)[1]
             if last or progress.step % config.eval_every == 0:
-                nats = validate()
+                with mean.in_place():
+                    nats = validate()
+                    if nats < progress.best_nats:
+                        progress.best_nats, progress.best_step, best = nats, progress.step, adapter.snapshot()
                 progress.evaluations.append({"step": progress.step, "validation_nats": nats})
-                if nats < progress.best_nats:
-                    progress.best_nats, progress.best_step, best = nats, progress.step, adapter.snapshot()
             progress.seconds += time.perf_counter() - started
             on_step(progress)
             stop = interrupt.received
             if last or stop or progress.step % config.checkpoint_every == 0:
-                checkpoint.save(path, adapter, optimizer, best, progress)
+                checkpoint.save(path, adapter, optimizer, best, mean.values, progress)
             if stop and not last:
                 how = "checkpoint saved, add --resume to the same command to go on"
                 raise Interrupted(stop, f"interrupted at step {progress.step}; {how}")

@@ -112,6 +112,42 @@ def test_a_training_that_is_flat_ends_before_its_cap(tiny, tmp_path):
     assert [row["lr"] for row in progress.history[5:]] == pytest.approx([0.05, 0.05 * 2 / 3, 0.05 / 3, 0])
 
 
+def test_without_a_decay_a_training_ends_where_it_is_flat(tiny, tmp_path):
+    scores = iter([5.0, 4.0, 3.99, 4.01])
+    changes = {"steps": 60, "patience": 4, "min_gain": 0.1, "decay": 0.0}
+    _, _, progress = fit(tiny, tmp_path / "c.safetensors", c := config(**changes), validate=lambda: next(scores))
+    assert (progress.step, progress.best_step) == (6, 4) and not loop.at_cap(c, progress.evaluations)
+    assert {row["lr"] for row in progress.history[c.warmup :]} == {c.lr}
+
+
+@given(st.lists(st.floats(-1, 1), min_size=1, max_size=30), st.floats(0, 0.99))
+def test_the_running_mean_is_a_weighted_sum_of_what_it_met_and_of_the_start(values, decay):
+    own = torch.zeros(1, dtype=torch.float64)
+    mean, shares = loop.Mean([own], decay), []
+    for step, value in enumerate(values, start=1):
+        own.fill_(value)
+        mean.update(step)
+        keep = min(decay, (1 + step) / (10 + step))
+        shares = [share * keep for share in shares] + [1 - keep]
+    assert mean.values[0].item() == pytest.approx(sum(s * v for s, v in zip(shares, values, strict=True)), abs=1e-12)
+    with mean.in_place():
+        assert own.item() == mean.values[0].item()
+    assert own.item() == values[-1] and (decay or mean.values[0].item() == values[-1])
+
+
+def test_the_running_mean_is_what_is_validated_and_kept(tiny, tmp_path):
+    seen = []
+
+    def validate():
+        own = {name: m.trained for name, m in tiny.model.named_modules() if hasattr(m, "trained")}
+        seen.append({name.removeprefix("model."): p.detach().clone() for name, p in own.items()})
+        return 5.0 - len(seen)
+
+    adapter, best, progress = fit(tiny, tmp_path / "c.safetensors", config(average=0.9), validate=validate)
+    assert all(torch.equal(best[name], seen[-1][name]) for name in best) and progress.best_step == progress.step
+    assert not any(torch.equal(best[name], parameter) for name, parameter in adapter.tensors().items())
+
+
 @pytest.mark.slow
 def test_training_lowers_the_loss_and_leaves_the_frozen_weights(tiny, tmp_path):
     frozen = {n: p.clone() for n, p in tiny.model.named_parameters()}
@@ -140,7 +176,10 @@ def test_accumulation_equals_a_larger_batch(tiny_folder, tmp_path):
         torch.testing.assert_close(results[0][name], results[1][name], atol=2e-4, rtol=1e-2)
 
 
-@pytest.mark.parametrize("changes", [{}, {"steps": 60, "patience": 2, "min_gain": 1.0, "decay": 1.0}])
+SHORT = {"steps": 60, "patience": 2, "min_gain": 1.0}  # ends at step 4
+
+
+@pytest.mark.parametrize("changes", [{}, {**SHORT, "decay": 1.0}, {**SHORT, "patience": 4, "decay": 0, "average": 0.9}])
 def test_an_interrupted_and_resumed_training_equals_an_uninterrupted_one_bit_for_bit(tiny_folder, tmp_path, changes):
     def fresh():
         return load_tiny(tiny_folder)
