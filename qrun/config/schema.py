@@ -153,6 +153,7 @@ class DataConfig:
 
 
 THREADS = 1024  # of torch, at most
+COUNT = 1_000_000  # of steps, windows and passes, at most: what is larger is a slip
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -247,6 +248,8 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         counts = ("steps", "batch", "accumulation", "eval_every", "eval_tokens", "checkpoint_every")
         at_least(self, 1, *(f"training.{key}" for key in counts))
+        for key in set(counts) - {"eval_tokens"}:
+            need(self, f"training.{key}", getattr(self, key) <= COUNT, f"give {COUNT:,} or fewer")
         patient = self.patience is None or self.patience >= max(self.eval_every, self.warmup)
         looks = f"give training.eval_every={self.eval_every} and training.warmup={self.warmup} or more, or null"
         need(self, "training.patience", patient, looks)

@@ -133,6 +133,7 @@ def test_plain_values_flatten_to_dotted_keys_with_enums_as_text():
         ("training.weight_decay=1e400", "training.weight_decay=inf: give 0 or more"),
         ("training.steps=0", "1 or more"),
         ("training.patience=10", "training.eval_every=20 and training.warmup=8 or more"),
+        ("training.accumulation=9223372036854775807", "give 1,000,000 or fewer"),
         ("training.decay=2", "give a share from 0 to 1"),
         ("training.average=1", "from 0 to below 1"),
         ("protocol.stride=4", "use protocol=hf_strided"),
