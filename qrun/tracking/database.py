@@ -85,21 +85,36 @@ def check(path: Path, write: bool = False) -> None:
         with opened(path, write) as db:
             db.execute("SELECT version_num FROM alembic_version")  # MLflow would fill a foreign one
     except (sqlite3.Error, OSError) as error:
-        if "locked" in str(error):
-            why = f"locked by another process for more than {WAIT} s; wait for it, or end it"
-        elif "readonly" in str(error):
-            why = "not writable (read-only); choose another folder with results=..."
-        elif "full" in str(error):
-            why = "the disk is full; make room, the same command goes on"
-        else:
-            why = f"not a store this MLflow can open ({error}); {FULL}"
-        raise InputError(f"{path}: {why}") from error
+        raise refused(path, error) from error
+
+
+def refused(path: Path, error: Exception) -> InputError:
+    """Why the database cannot be read or written, and what to do."""
+    if "locked" in str(error):
+        why = f"locked by another process for more than {WAIT} s; wait for it, or end it"
+    elif "readonly" in str(error):
+        why = "not writable (read-only); choose another folder with results=..."
+    elif "full" in str(error):
+        why = "the disk is full; make room, the same command goes on"
+    else:
+        why = f"not a store this MLflow can open ({error}); {FULL}"
+    return InputError(f"{path}: {why}")
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[sqlite3.Connection]:
+    """`opened`; pages behind the first may be damaged, too."""
+    try:
+        with opened(path) as db:
+            yield db
+    except sqlite3.Error as error:
+        raise refused(path, error) from error
 
 
 def settle(path: Path, root: str) -> None:
     """Let a database that was moved or copied say where its artifacts lie now: below the URI `root`, beside it."""
     query = "SELECT experiment_id, artifact_location, name FROM experiments WHERE name LIKE 'qrun/%'"
-    with opened(path) as db:
+    with reading(path) as db:
         places = [(i, old, f"{root}/{name.removeprefix('qrun/')}") for i, old, name in db.execute(query)]
     moved = [(i, old, new) for i, old, new in places if old != new and not _same(old, new)]
     if not moved:
@@ -131,7 +146,7 @@ def read(path: Path, experiment: str, tag: str | None, status: str | None) -> It
         words.append(tag)
     if status is not None:
         query, words = query + " AND status = ?", [*words, status]
-    with opened(path) as db:
+    with reading(path) as db:
         newest: dict[str, tuple[Any, ...]] = {}
         for row in db.execute(query + " ORDER BY start_time DESC, run_uuid", words):
             newest.setdefault(row[-1], row)
@@ -168,7 +183,7 @@ def _path(uri: str) -> Path:
 
 def known(path: Path) -> set[str]:
     """Ids of all runs, deleted ones too."""
-    with opened(path) as db:
+    with reading(path) as db:
         return {row[0] for row in db.execute("SELECT run_uuid FROM runs")}
 
 

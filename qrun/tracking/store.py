@@ -135,8 +135,12 @@ class Store:
                 how = "choose another folder with results=..., or open it with that version"
                 raise InputError(f"results={self.folder}: a store of another version of qrun ({formats}); {how}")
             if self.own:
-                with suppress(sqlite3.OperationalError):  # of a folder that can only be read
+                try:
                     database.settle(self.database, self._artifacts)
+                except sqlite3.OperationalError:  # of a folder that can only be read
+                    pass
+                except sqlite3.DatabaseError as error:
+                    raise database.refused(self.database, error) from error
             self._client = client
         return self._client
 
@@ -162,7 +166,8 @@ class Store:
         from mlflow.exceptions import MlflowException
 
         name = PREFIX + verb
-        found = self.client.get_experiment_by_name(name)
+        with self._taking(f"the experiment {name}"):
+            found = self.client.get_experiment_by_name(name)
         if found is not None:
             return found.experiment_id
         # opens on runs and charts, not on the GenAI overview

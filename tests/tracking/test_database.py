@@ -199,6 +199,21 @@ def test_a_store_of_another_mlflow_is_named(store, tmp_path):
         Store(tmp_path / "other").check_writable()
 
 
+def test_any_damaged_page_is_read_past_or_refused(store, tmp_path):
+    with store.run("train", "a", {}, {"cell_key": "k"}):
+        pass
+    whole, file, told = store.database.read_bytes(), tmp_path / "mlflow.db", []
+    experiment, page = store.experiment("train"), 4096
+    for at in range(page, len(whole), page):
+        file.write_bytes(whole[:at] + b"\xa5" * page + whole[at + page :])
+        try:
+            list(database.read(file, experiment, "cell_key", "FINISHED"))
+            database.known(file)
+        except InputError as error:
+            told.append(str(error))
+    assert len(told) > 3 and all("mlflow.db: not a store this MLflow can open (" in line for line in told)
+
+
 def test_what_the_disk_refuses_is_one_line(store, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device", "x")
