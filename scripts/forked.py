@@ -24,6 +24,8 @@ def forked(command: list[str], folder: Path, log: Path, change: Callable[[], obj
             os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
         sys.argv = ["qrun", *command]
         change()
+        if torch := sys.modules.get("torch"):  # two threads at once would break its pool, which a fork has to make anew
+            torch.set_num_threads(torch.get_num_threads())
         from qrun.cli.main import main
 
         code = 0
