@@ -38,7 +38,7 @@ test-max: ## the fast tests with the newest versions that are allowed, in .venv-
 
 audit: .venv/dev ## known vulnerabilities of the pinned packages; asks an advisory database, so it needs the network
 	test -x .venv-audit/bin/pip-audit || { $(PYTHON) -m venv .venv-audit && .venv-audit/bin/python -m pip install --quiet pip-audit; }
-	.venv-audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
+	.venv-audit/bin/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip
 
 fuzz: .venv/dev ## 5,000 wrong words, broken files and odd names from a seed: each runs or is refused in one line
 	$(BIN)/python scripts/fuzz.py
