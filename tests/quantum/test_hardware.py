@@ -273,10 +273,11 @@ class Error:
 
 def test_what_does_not_work_on_a_chip_is_left_out_and_named():
     pairs = {(0, 1): 0.01, (1, 2): None, (2, 3): 0.6, (3, 4): 0.01, (4, 5): 0.02, (5, 6): 0.01, (6, 7): 0.01}
+    pairs[8, 9] = 0.01
     target = {
         "cz": {pair: Error(error) for pair, error in pairs.items()},
-        "sx": {(q,): Error(1e-4) for q in range(8) if q != 4},
-        "measure": {(q,): Error(0.5 if q == 7 else 0.01) for q in range(8) if q != 0},
+        "sx": {(q,): Error(1e-4) for q in range(10) if q != 4},
+        "measure": {(q,): Error(0.5 if q == 7 else 0.01) for q in range(10) if q != 0},
     }
     properties = SimpleNamespace(
         is_qubit_operational=lambda q: True, is_gate_operational=lambda gate, pair: pair != (5, 6),
@@ -284,9 +285,9 @@ def test_what_does_not_work_on_a_chip_is_left_out_and_named():
         last_update_date="2026-11-01 10:00",
     )  # fmt: skip
     named = type("Target", (dict,), {"operation_names": ["cz", "sx", "measure"]})(target)
-    backend = SimpleNamespace(name="x", num_qubits=8, target=named, properties=lambda: properties, calibration_id="c1")
+    backend = SimpleNamespace(name="x", num_qubits=10, target=named, properties=lambda: properties, calibration_id="c1")
     found = read_calibration(backend)
-    assert sorted(found.qubits) == [1, 2, 3, 5, 6] and not found.couplers
+    assert sorted(found.qubits) == [1, 2, 3, 5, 6, 8, 9] and found.couplers.keys() == {(8, 9)}
     assert found.left_out["0"] == found.left_out["4"] == found.left_out["5-6"] == "not operational"
     assert found.left_out["1-2"] == "no error reported" and found.left_out["2-3"] == "error 0.6"
     assert (found.id, found.date) == ("c1", "2026-11-01 10:00") and "1-2 (no error" in found.words
