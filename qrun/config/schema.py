@@ -248,7 +248,7 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         counts = ("steps", "batch", "accumulation", "eval_every", "eval_tokens", "checkpoint_every")
         at_least(self, 1, *(f"training.{key}" for key in counts))
-        for key in set(counts) - {"eval_tokens"}:
+        for key in sorted({*counts} - {"eval_tokens"}):
             need(self, f"training.{key}", getattr(self, key) <= COUNT, f"give {COUNT:,} or fewer")
         patient = self.patience is None or self.patience >= max(self.eval_every, self.warmup)
         looks = f"give training.eval_every={self.eval_every} and training.warmup={self.warmup} or more, or null"

@@ -174,8 +174,9 @@ def _filled(key: str, found: object, today: object) -> object:
         before = {"circuit": "qiskit", "coupling": "full"}
     elif key == "study" and "trials" in today and "trials" not in found:
         before = {"trials": 1}
-    elif key == "training" and "patience" not in found:
-        before = {"patience": None, "sample": "whole"}
+    elif key == "training":
+        before = {"patience": None, "sample": "whole"} if "patience" not in found else {}
+        before |= {"average": 0.0} if "average" not in found else {}
     elif key == "adapter" and "path" in today:  # where the asked adapter lies
         before = {"path": today["path"]}
     return {**today, **{word: value for word, value in found.items() if word in today}, **before}
