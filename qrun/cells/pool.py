@@ -149,12 +149,13 @@ class Processes:
     def submit(self, key: str, task: Task, place: Place) -> None:
         """Hand it to a free process; to a new one where a process was lost and took its neighbours with it."""
         words = (key, task, place, self.threads)
-        try:
-            future = self.pool.submit(_in_worker, *words)
-        except BrokenProcessPool:
-            self.pool.shutdown(wait=True)
-            self.pool = self._open()
-            future = self.pool.submit(_in_worker, *words)
+        with _held():
+            try:
+                future = self.pool.submit(_in_worker, *words)
+            except BrokenProcessPool:
+                self.pool.shutdown(wait=True)
+                self.pool = self._open()
+                future = self.pool.submit(_in_worker, *words)
         self.pending[future] = key
 
     def next(self) -> Outcome:
@@ -194,13 +195,32 @@ def _threads(count: int) -> None:
     numba.set_num_threads(min(count, os.cpu_count() or 1))
 
 
+HEARD = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def _held() -> Iterator[None]:
+    """Processes that start meanwhile get no signal, which would break their imports, before `_start` has a place for
+    it; this one gets it at the end."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, HEARD)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start(parent: int) -> None:
     """A worker ends with its parent, also when that is killed, and hears of a Ctrl-C once, from its parent; after a
     signal it computes nothing more."""
     if hasattr(os, "setpgrp"):  # not on Windows
         os.setpgrp()
-    for name in (signal.SIGINT, signal.SIGTERM):
+    for name in HEARD:
         signal.signal(name, lambda signum, _frame: _told.append(signum))
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HEARD)
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # of a closed terminal, too, the parent tells
 

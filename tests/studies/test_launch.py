@@ -174,6 +174,21 @@ def test_a_lost_process_is_named_and_the_next_cells_get_another():
     assert bug.error == "ZeroDivisionError: a bug" and (kept.run_id, kept.error) == ("run of kept", None)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="this system holds no signals back")
+def test_a_process_that_is_starting_takes_a_signal_without_a_word(capfd):
+    pool = Processes(1, 1)
+    try:
+        pool.submit("a", Says(), place("a"))
+        pool.interrupt(signal.SIGINT)  # its interpreter is starting: seconds of imports follow
+        outcome = pool.next()
+    finally:
+        pool.pool.shutdown(wait=True, cancel_futures=True)
+    assert (outcome.key, outcome.error) == ("a", "interrupted")
+    assert "Traceback" not in capfd.readouterr().err
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, []) & {signal.SIGINT, signal.SIGTERM}
+
+
 def test_one_cell_or_one_worker_needs_no_process_beside_this_one(tmp_path):
     for config, cells in ((LauncherConfig(workers=1), 5), (LauncherConfig(workers=4), 1)):
         with open_pool(config, "cpu", Workspace(), cells, tmp_path) as pool:
