@@ -43,6 +43,7 @@ SINCE = {"count": 4}  # fields of the adapter's config that older versions do no
 CONFIG, PEFT_CONFIG, WEIGHTS = "qrun.json", "adapter_config.json", "adapter_model.safetensors"
 FLOATS = ("F32", "F16", "BF16")
 CONFIG_BYTES = 1 << 24
+LARGEST = 1e6  # of a trained value: with K beyond it a solve in float64 is none, and a control is not finite
 Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,120}$")]
 
 
@@ -215,4 +216,6 @@ def read_tensors(path: Path, parameters: int | None = None) -> dict[str, Tensor]
     for name, value in tensors.items():
         if not torch.isfinite(value).all():
             raise InputError(f"{path}: {named(name)} has values that are not finite")
+        if (value.abs() > LARGEST).any():
+            raise InputError(f"{path}: {named(name)} has values beyond {LARGEST:g}, which no training came to")
     return tensors

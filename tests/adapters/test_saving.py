@@ -167,6 +167,7 @@ K = "layers.1.self_attn.v_proj"
     ("change", "said"),
     [
         (lambda k: k * float("nan"), "has values that are not finite"),
+        (lambda k: k + 1e30, r"has values beyond 1e\+06"),
         (lambda k: k.to(torch.float8_e4m3fn), "is of type F8_E4M3; possible: "),
         (lambda k: k.to(torch.int8), "is of type I8; possible: "),
         (lambda k: k > 0, "is of type BOOL; possible: "),
@@ -312,21 +313,23 @@ optimizer = torch.optim.AdamW(list(adapter.tensors().values()))
 module(torch.ones(1, 4096)).sum().backward(); optimizer.step()
 save(folder / "adapter", adapter, {"name": "m", "weights": "w"}, {})
 told = {"history": [dict.fromkeys(checkpoint.ROW, 1.0)], "evaluations": [{"step": 1, "validation_nats": 1.0}]}
-checkpoint.save(folder / "c.safetensors", adapter, optimizer, adapter.snapshot(), Progress(step=1, **told))
 first = adapter.snapshot()
+checkpoint.save(folder / "c.safetensors", adapter, optimizer, first, [p.clone() for p in first.values()],
+                Progress(step=1, **told))
 module.trained.data.add_(1.0)
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))  # writes beyond this fail as on a full disk
 for attempt in (lambda: save(folder / "adapter", adapter, {"name": "m", "weights": "w"}, {}),
                 lambda: checkpoint.save(folder / "c.safetensors", adapter, optimizer,
-                adapter.snapshot(), Progress(step=2))):
+                adapter.snapshot(), [p.clone() for p in first.values()], Progress(step=2))):
     try:
         attempt(); print("saved?")
     except RunFailed as error:
         print("kept" if "kept" in str(error) else error)
 assert torch.equal(read(folder / "adapter").tensors["layers.0.self_attn.q_proj"], first["layers.0.self_attn.q_proj"])
-best, progress = checkpoint.restore(folder / "c.safetensors", adapter, optimizer)
+best, means, progress = checkpoint.restore(folder / "c.safetensors", adapter, optimizer)
 assert progress.step == 1 and torch.equal(module.trained, first["layers.0.self_attn.q_proj"])
+assert torch.equal(means[0], module.trained)
 print(sorted(p.name for p in folder.iterdir()))
 """
 
