@@ -60,6 +60,8 @@ def compose(verb: str, typed: list[str], schema: type | None = None) -> Any:
     except FAILURES as error:
         if isinstance(error.__cause__, InputError):
             raise error.__cause__ from None
+        if filled and not getattr(error.__cause__ or error, "full_key", None):  # read only as the dataclass is made
+            raise InputError(_other_type(filled, error)) from error
         raise InputError(_told(error, verb, found, _guilty(verb, found) if composed is None else None)) from error
     except (AttributeError, TypeError) as error:
         mappings = [word.input_line for word in found if isinstance(word.value(), dict)]

@@ -74,6 +74,11 @@ def test_a_list_in_a_list_is_told_with_its_key(study, word):
         composed(study, [word])
 
 
+def test_a_number_that_is_filled_in_for_a_list_is_told_with_its_key():
+    with pytest.raises(InputError, match=r"^temperatures=\$\{seed\}: fills in a value of another type"):
+        composed("questions", ["temperatures=${seed}"])
+
+
 def test_a_mapping_for_a_group_that_is_null_is_told_in_one_line():
     with pytest.raises(InputError, match=r"^teacher=\{a: 1\}: takes no mapping here"):
         compose("train", ["teacher={a: 1}"])
@@ -112,6 +117,7 @@ def test_plain_values_flatten_to_dotted_keys_with_enums_as_text():
         ("model@teacher=nano,llama", "model@teacher=nano,llama: one run takes one model"),
         ("seed=1 2)", "not a value of Hydra's grammar"),
         ("name=${oc.env:HOME}", "name: only values of this config are filled in"),
+        ("training.lr=${seed}", "training.lr"),
         ("teacher=${seed}", "teacher=${seed}: fills in a value of another type"),
         ("adapter.options=${seed}", "adapter.options=${seed}: fills in a value of another type"),
         ("data.path=${${name}:HOME}", "data.path: only values of this config are filled in"),
