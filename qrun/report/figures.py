@@ -198,8 +198,9 @@ def convergence(model: str, curves: pd.DataFrame) -> dict[str, Figure]:
         axes.set_ylabel("validation, nats a token", fontsize=9)
     for axes in grid:  # of the last row, where it is not full
         axes.remove()
+    marks = "hollow: plateau, full: end" if curves["plateau"].any() else "its mark: the end"
     figure.legend(list(shown.values()), list(shown), loc="outside right upper", frameon=False, fontsize=8,
-                  title="a line per seed\nhollow: plateau, full: end", title_fontsize=8, alignment="left")  # fmt: skip
+                  title=f"a line per seed\n{marks}", title_fontsize=8, alignment="left")  # fmt: skip
     return {"convergence": figure}
 
 
