@@ -45,7 +45,7 @@ def test_every_way_to_write_a_block_gives_the_squares_of_the_rotated_slice(circu
 
 
 def test_what_merging_does_not_find_is_written_on_a_line():
-    blocks, units = np.concatenate([near_identity(3, 2, 3e-8), rotations(3, 1)]), unit_slices(3, 5, 3)
+    blocks, units = np.concatenate([near_identity(3, 2, 1e-7), rotations(3, 1)]), unit_slices(3, 5, 3)
     blocks[1, 0] *= -1  # a reflection has no circuit of RY and CZ
     wiring = Wiring(Noise(), "merged")
     found = wiring.circuits(blocks)
