@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from qrun.cells.workspace import Workspace
 
 FILES = ("qrun.json", "adapter_config.json", "adapter_model.safetensors")
-TYPICAL = 0.45  # of the cap that a training with patience takes, about: 0.45 of nano's b = 4 at all sites, others are not known yet
+TYPICAL = 0.45  # of the cap that a training with patience takes: of nano, b = 4, all sites; no other is known yet
 CUT = "cut"  # `cut6`: values of a Measure
 
 
