@@ -12,8 +12,8 @@ Ways to write Q (`synthesis`):
     merged    n = 3: Q = Q' G with G of SO(4) on two qubits, done to the slice before it is encoded; Q' has 11 CZ for 14
     direct    Q x is encoded and Q has no gate: what preparation and reading alone would do, a control
 
-Blocks of determinant -1, and n > 4, are Qiskit's under line and merged. The preparation is quantum/preparation.py's;
-its last RY and Q's first on a qubit are one.
+Under line and merged a block of determinant -1 is one of determinant 1 and a reflection; n > 4 is Qiskit's. The
+preparation is quantum/preparation.py's; its last RY and Q's first on a qubit are one.
 
 `reference` adds a qubit, bit 0 of the index, that Q leaves alone (estimates.py's reference amplitude).
 
@@ -184,28 +184,27 @@ def block_circuits(
         for part, angles in zip(parts, written[0], strict=True):
             np.add.at(part[:, 3], rows, angles)
         return _collected(n, parts, np.tile(np.array(prepared.wires), (len(blocks), 1)))
-    proper, solved = np.linalg.det(nearest) > 0, np.zeros(len(blocks), bool)
-    angles = np.empty((len(blocks), shape.angles))
-    if synthesis == "line" and n - reference <= max(CZS) and proper.any():
-        angles[proper], solved[proper] = synthesise_angles(nearest[proper], shape)
+    solved, angles = np.zeros(len(blocks), bool), np.empty((len(blocks), shape.angles))
+    reflected = solved.copy()
+    if exactly := synthesis == "line" and n - reference <= max(CZS):
+        reflected = np.linalg.det(nearest) < 0
+        nearest[reflected, -1] *= -1  # Q = R P with P of determinant 1 and R = diag(1, .., 1, -1)
+        angles, solved = synthesise_angles(nearest, shape)
     pattern, rows = _joined(prepared, shape.gates(), own)
     parts, wires = [], np.tile(np.array(prepared.wires), (len(blocks), 1))
     for j in range(len(blocks)):
+        rest = [_reflection(n - reference, own.edges)] if reflected[j] else []
         if solved[j]:
             table = pattern.copy()
             table[rows, 3] += angles[j]
-        elif synthesis == "line" and proper[j] and shape.pairs and (two := _two_steps(nearest[j], shape)) is not None:
+        elif exactly and (two := _two_steps(nearest[j], shape)) is not None:
             table, at = _joined(prepared, [*shape.gates(), *shape.gates()], own)
             np.add.at(table[:, 3], at, two)
         else:
-            found, moved = _qiskit(nearest[j], n - reference, own.edges)
-            for column in (1, 2):
-                found[:, column] = np.where(
-                    found[:, column] < 0, -1, np.array(own.qubits)[found[:, column].astype(int)]
-                )
-            table = np.vstack([_rows(prepared.steps), found])
-            ends = dict(zip(own.qubits, np.array(own.qubits)[moved], strict=True))
-            wires[j] = [ends.get(wire, wire) for wire in wires[j].tolist()]
+            table = _rows(prepared.steps)
+            rest = [_qiskit(nearest[j], n - reference, own.edges), *rest]
+        for found, moved in rest:
+            table, wires[j] = _followed(table, wires[j], found, moved, own)
         parts.append(table)
     return _collected(n, parts, wires)
 
@@ -293,6 +292,25 @@ def _joined(
             rows.append(len(steps))
         steps.append((a, b, -1, 0.0))
     return _rows(steps), np.array(rows)
+
+
+def _followed(
+    table: NDArray[np.float64], wires: NDArray[np.int64], found: NDArray[np.float64], moved: Sequence[int], own: Frame
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Rows of COLUMNS and wires once more gates on Q's qubits follow, which leave the state of qubit q on moved[q]."""
+    qubits = np.array(own.qubits)
+    there = found.copy()
+    for column in (1, 2):
+        there[:, column] = np.where(found[:, column] < 0, -1, qubits[found[:, column].astype(int)])
+    ends = dict(zip(own.qubits, qubits[moved].tolist(), strict=True))
+    return np.vstack([table, there]), np.array([ends.get(wire, wire) for wire in wires.tolist()])
+
+
+@cache
+def _reflection(n: int, edges: Edges) -> tuple[NDArray[np.float64], list[int]]:
+    """diag(1, .., 1, -1), a CZ of all qubits, in whatever order they lie, and where their states end: 0, 1, 9 and 35
+    (on a star 18) CZ for n = 1 to 4."""
+    return _qiskit(np.diag([1.0] * (2**n - 1) + [-1.0]), n, edges)
 
 
 def _two_steps(matrix: NDArray[np.float64], shape: Ansatz) -> NDArray[np.float64] | None:

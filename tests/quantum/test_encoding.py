@@ -11,12 +11,12 @@ from threadpoolctl import threadpool_limits
 
 from qrun.adapters.cayley import cayley
 from qrun.errors import InputError
-from qrun.quantum.circuits import on_wires, to_qiskit
+from qrun.quantum.circuits import block_circuits, on_wires, to_qiskit
 from qrun.quantum.encoding import normalise, qubits
 from qrun.quantum.estimates import magnitudes, with_signs
 from qrun.quantum.noise import Noise
 from qrun.quantum.preparation import preparation
-from qrun.quantum.synthesis import ansatz, path, synthesise_angles, unitary
+from qrun.quantum.synthesis import STAR, ansatz, path, synthesise_angles, unitary
 from qrun.quantum.wiring import Wiring
 
 
@@ -132,14 +132,28 @@ def test_a_blocks_circuit_has_the_same_bits_on_any_number_of_threads():
     np.testing.assert_array_equal(*found)
 
 
-def test_blocks_of_determinant_minus_one_are_qiskits():
-    blocks = rotations(3, 2)
-    blocks[1, 0] *= -1
-    units = unit_slices(3, 1, 2)
-    circuits = Wiring(Noise()).circuits(blocks)
-    circuit = to_qiskit(circuits, 1, preparation(3, path(3)).angles(units[0, 1]), measure=False)
-    p = Statevector(circuit).probabilities()[circuits.outcomes(1)]
-    np.testing.assert_allclose(p, (blocks[1] @ units[0, 1]) ** 2, atol=1e-9)
+@pytest.mark.parametrize("size", [0.0, 1e-7, 1e-5, 1.0])
+@pytest.mark.parametrize(("n", "czs"), [(1, 0), (2, 1 + 2 + 1), (3, 3 + 14 + 9)])
+def test_blocks_of_determinant_minus_one_are_exact_and_cost_one_more_reflection(n, czs, size):
+    """Signs too: Qiskit's own circuit of such a block drops rotations of 1e-5."""
+    block, unit = near_identity(n, 1, size), unit_slices(n, 1, 1)[0, 0]
+    block[0, 0] *= -1
+    circuits = Wiring(Noise()).circuits(block)
+    circuit = to_qiskit(circuits, 0, preparation(n, path(n)).angles(unit), measure=False)
+    found, meant = Statevector(circuit).data[circuits.outcomes(0)], block[0] @ unit
+    np.testing.assert_allclose(found * np.exp(-1j * np.angle(found[0] / meant[0])), meant, atol=1e-9)
+    assert (n == 3 and 0 < size < 1e-3) or circuits.counts()["cz"] == czs  # or in two steps
+
+
+def test_a_reflected_block_on_four_qubits_is_exact_on_a_path_and_on_a_star():
+    block, unit = rotations(4, 1), unit_slices(4, 1, 1)[0, 0]
+    block[0, 3] *= -1
+    for edges, czs in ((path(4), 14 + 60 + 35), (STAR, 12 + 60 + 18)):
+        circuits, prepared = block_circuits(block, edges), preparation(4, edges)
+        circuit = to_qiskit(circuits, 0, prepared.angles(unit), measure=False)
+        p = Statevector(circuit).probabilities()[circuits.outcomes(0)]
+        np.testing.assert_allclose(p, (block[0] @ unit) ** 2, atol=1e-9)
+        assert circuits.counts()["cz"] == czs
 
 
 def test_some_blocks_taken_are_the_same_circuits():

@@ -46,12 +46,12 @@ def test_every_way_to_write_a_block_gives_the_squares_of_the_rotated_slice(circu
 
 def test_what_merging_does_not_find_is_written_on_a_line():
     blocks, units = np.concatenate([near_identity(3, 2, 1e-7), rotations(3, 1)]), unit_slices(3, 5, 3)
-    blocks[1, 0] *= -1  # a reflection has no circuit of RY and CZ
+    blocks[1, 0] *= -1  # a reflection is no circuit of RY and CZ alone
     wiring = Wiring(Noise(), "merged")
     found = wiring.circuits(blocks)
     assert np.array_equal(found.before[1], np.eye(8)) and found.take([2]).counts()["cz"] == 14
     ideal = np.einsum("jab,njb->nja", blocks, units) ** 2
-    np.testing.assert_allclose(run(NoisyDevice(wiring, None, np.float64), blocks, units), ideal, atol=1e-7)
+    np.testing.assert_allclose(run(NoisyDevice(wiring, None, np.float64), blocks, units), ideal, atol=1e-9)
 
 
 @pytest.mark.parametrize("circuit", ["merged", "direct"])
