@@ -28,6 +28,10 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("QRUN_TEST_DATA", ROOT.parent / "shared" / "data"))
 
 
+def pytest_unconfigure():
+    shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)
+
+
 def pytest_collection_modifyitems(items):
     for item in items:
         if "long" in item.keywords:  # what leaves the slow ones out leaves these out, too

@@ -37,9 +37,10 @@ from qrun.config.schema import AdapterConfig
 from qrun.errors import InputError, RunFailed
 from qrun.foreign import brief, named, read_header, read_json, said, typed
 
-# 1 spelled the adapter's fields out, and lost those it did not know; 2 had all of it in PEFT_CONFIG; 3 had no `count`
-FORMAT, FORMAT_VERSION, READS = "qrun-cayley", 4, (2, 3, 4)
-SINCE = {"count": 4}  # fields of the adapter's config that older versions do not have
+# 1 spelled the adapter's fields out, and lost those it did not know; 2 had all of it in PEFT_CONFIG; 3 had no `count`,
+# 4 no `order`
+FORMAT, FORMAT_VERSION, READS = "qrun-cayley", 5, (2, 3, 4, 5)
+SINCE = {"count": 4, "order": 5}  # fields of the adapter's config that older versions do not have
 CONFIG, PEFT_CONFIG, WEIGHTS = "qrun.json", "adapter_config.json", "adapter_model.safetensors"
 FLOATS = ("F32", "F16", "BF16")
 CONFIG_BYTES = 1 << 24

@@ -74,16 +74,20 @@ def adapted(shape: ShapeConfig, adapter: AdapterConfig) -> list[Site]:
         return selected
     if adapter.count > len(selected):
         raise InputError(f"adapter.count={adapter.count}: projections and layers choose {len(selected)} sites")
-    return spread(selected, adapter.count)
+    return spread(selected, adapter.count, adapter.order)
 
 
-def spread(selected: Sequence[Site], count: int) -> list[Site]:
+def spread(selected: Sequence[Site], count: int, number: int = 0) -> list[Site]:
     """`count` of these sites, each larger set holding the smaller: the last v_proj (else the last site), then those
     whose index from there, times the golden ratio modulo 1, is least. So every set is spread evenly over depth and
-    kinds of projections (three-distance theorem)."""
-    start = max((i for i, site in enumerate(selected) if site.projection == "v_proj"), default=len(selected) - 1)
-    order = sorted(range(len(selected)), key=lambda i: (i - start) * GOLDEN % 1)
-    return [selected[i] for i in sorted(order[:count])]
+    kinds of projections (three-distance theorem). Order `number` begins at the site that order 0 adds after so many."""
+
+    def order(start: int) -> list[int]:
+        return sorted(range(len(selected)), key=lambda i: (i - start) * GOLDEN % 1)
+
+    first = max((i for i, site in enumerate(selected) if site.projection == "v_proj"), default=len(selected) - 1)
+    chosen = order(order(first)[number % len(selected)])[:count]
+    return [selected[i] for i in sorted(chosen)]
 
 
 def check_divides(selected: Sequence[Site], dim: int, side: Side) -> None:

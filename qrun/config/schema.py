@@ -168,6 +168,7 @@ class AdapterConfig:
     projections: Any = "all"  # all, attention, mlp, or a list of projection names
     layers: Any = "all"  # all, first, last, a range "2-5", a number, or a list of those
     count: int | None = None  # so many of these sites, spread evenly, the last v_proj first; null: all
+    order: int = 0  # of `count`: n begins at the site that 0 adds after n others
     side: Side = Side.input
     sign_constrained: bool = False  # forward pass y = sign(x) * |Qx|
     options: dict[str, Any] = field(default_factory=dict)  # the method's own words
@@ -176,6 +177,8 @@ class AdapterConfig:
         need(self, "adapter.dim", self.dim >= 2, "a block needs dimension 2 or more (powers of two run as circuits)")
         at_least(self, 1, "adapter.rank", "adapter.factors")
         at_least(self, 1, "adapter.count", null=", or null for all sites")
+        at_least(self, 0, "adapter.order")
+        need(self, "adapter.order", not self.order or self.count is not None, "it orders the sites of adapter.count")
         method = spec(self.method)
         having = " and ".join(name for name in names() if spec(name).circuits)
         only = f"only methods {having} have it, not {self.method}; leave it at"

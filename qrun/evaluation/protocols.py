@@ -63,10 +63,11 @@ class Task:
         return found[first:end]
 
     def head(self, windows: int) -> "Task":
-        """The first so many windows."""
+        """The first so many windows; where a document is a passage, and its words count, all of the last one begun."""
         kept = []
         for passage in self.passages:
-            kept.append(Passage(passage.stream, passage.windows[: max(windows, 0)]))
+            whole = self.bytes is not None and windows > 0
+            kept.append(passage if whole else Passage(passage.stream, passage.windows[: max(windows, 0)]))
             windows -= len(passage.windows)
         return replace(self, passages=kept)
 
@@ -92,6 +93,8 @@ def build(
     ctx = protocol.ctx or positions
     if ctx > positions:
         raise InputError(f"{key}={ctx}: the model has {positions} positions")
+    if protocol.stride is not None and protocol.stride > ctx:
+        raise InputError(f"protocol.stride={protocol.stride}: windows have {ctx} tokens, those between go unscored")
     split = evaluation.split.value
     documents = corpus.splits[split]
     statement: dict[str, Any] = {

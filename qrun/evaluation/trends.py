@@ -1,4 +1,4 @@
-"""Statistics over seeds: intervals of means, ordered trends, crossings."""
+"""Statistics over seeds: intervals of means, ordered trends, crossings, power laws."""
 
 import math
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from qrun.evaluation.intervals import Floats, Interval
 
 ENDS = math.log10(9)  # decades from 90 % to 10 % of a gain under a penalty proportional to the rate
+FISHER = 40  # steps of Fisher's scoring
 POWERS = np.geomspace(0.02, 50, 160)  # between which an exponent is looked for
 
 
@@ -35,43 +36,43 @@ def monotone_trend(table: Sequence[Sequence[float]]) -> dict[str, float]:
     return {"p": float(scipy.stats.page_trend_test(-data).pvalue), "violations": violations}
 
 
+def crossings(rates: Sequence[float], gains: NDArray[np.floating]) -> Floats:
+    """Rate [...] at which gains [..., rates] first fall below zero, on the straight line between neighbours, which is
+    exact for damage in proportion to the rate; 0 where the first is below, infinity where none is."""
+    at, below = np.asarray(rates, float), gains < 0
+    k = np.maximum(below.argmax(-1), 1)
+    before, behind = (np.take_along_axis(gains, i[..., None], -1)[..., 0] for i in (k - 1, k))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = at[k - 1] + (at[k] - at[k - 1]) * before / (before - behind)
+    return np.where(below.any(-1), np.where(below[..., 0], 0.0, found), np.inf)
+
+
 def zero_crossing(rates: Sequence[float], gains: NDArray[np.floating]) -> dict[str, Any]:
-    """Rate at which gains [seeds, rates] first fall below zero, log-linear between neighbours; geometric mean and t
-    interval over seeds. Where some seed's gain is negative at the smallest rate or still positive at the largest, there
-    is no crossing to quote: `side` then says on which side of `bound` it lies."""
-    logs = []
-    for row in np.asarray(gains, float):
-        falling = np.flatnonzero(row < 0)
-        if len(falling) == 0:
-            return {"rate": math.nan, "low": math.nan, "high": math.nan, "side": "above", "bound": rates[-1]}
-        if falling[0] == 0:
-            return {"rate": math.nan, "low": math.nan, "high": math.nan, "side": "below", "bound": rates[0]}
-        logs.append(_log_crossing(rates, row, 0.0))
-    rate, low, high = (math.exp(value) for value in (float(np.mean(logs)), *mean_interval(logs)))
-    return {"rate": rate, "low": low, "high": high, "side": "", "bound": math.nan}
+    """Rate at which gains [rates] first fall below zero. Where they do not, or begin there, there is no crossing to
+    quote: `side` then says on which side of `bound` it lies."""
+    rate = float(crossings(rates, gains))
+    if 0 < rate < math.inf:
+        return {"rate": rate, "side": "", "bound": math.nan}
+    side, bound = ("above", rates[-1]) if rate else ("below", rates[0])
+    return {"rate": math.nan, "side": side, "bound": bound}
 
 
-def power_law(x: Sequence[float], y: NDArray[np.floating]) -> dict[str, float]:
-    """Exponent and factor of y = factor x^exponent, per row of y [seeds, x]: mean and t interval of the exponent over
-    seeds, geometric mean of the factor; nan where a row has no `log_line`."""
-    slopes, factors = log_line(x, y)
-    low, high = mean_interval(slopes.tolist())
-    return {
-        "exponent": float(slopes.mean()), "exponent_low": low, "exponent_high": high,
-        "factor": math.exp(float(factors.mean())),
-    }  # fmt: skip
-
-
-def log_line(x: Sequence[float], y: NDArray[np.floating]) -> tuple[Floats, Floats]:
-    """Slope and intercept [...] of the least-squares line through the logarithms of y [..., x] over those of x, by the
-    values above 0; nan where there are fewer than three."""
-    some = y > 0
-    count = np.where(some.sum(-1) > 2, some.sum(-1), np.nan)
-    across, up = np.where(some, np.log(x), 0), np.log(np.where(some, y, 1))
-    middle = across.sum(-1) / count
-    apart = np.where(some, across - middle[..., None], 0)
-    slope = (apart * up).sum(-1) / np.square(apart).sum(-1)
-    return slope, up.sum(-1) / count - slope * middle
+def power_law(x: Sequence[float], y: NDArray[np.floating]) -> tuple[Floats, Floats]:
+    """Exponent and factor [...] of y = factor x^exponent, y [..., x]: the quasi-likelihood whose variance is in
+    proportion to the mean (Wedderburn 1974). So values at 0 and below count as they are, and small ones do not outweigh
+    large ones as they do in a line through logarithms. nan where there is no such law, as below 0 on the whole."""
+    logs, y = np.log(np.asarray(x, float)), np.asarray(y, float)
+    with np.errstate(all="ignore"):
+        slope, level = np.ones(y.shape[:-1]), np.log(y.sum(-1) / np.sum(x))
+        for _ in range(FISHER):
+            mean = np.exp(level[..., None] + slope[..., None] * logs)
+            s0, s1, s2 = (mean @ logs**k for k in range(3))
+            g0, g1 = ((y - mean) @ logs**k for k in range(2))
+            whole = s0 * s2 - s1 * s1
+            steps = (s2 * g0 - s1 * g1) / whole, (s0 * g1 - s1 * g0) / whole
+            level, slope = level + np.clip(steps[0], -0.5, 0.5), slope + np.clip(steps[1], -0.5, 0.5)
+        settled = np.abs(steps[1]) < 1e-8
+    return np.where(settled, slope, np.nan), np.where(settled, np.exp(level), np.nan)
 
 
 def sharpness(rates: Sequence[float], gains: NDArray[np.floating], quiet: Sequence[float]) -> dict[str, float]:
@@ -107,10 +108,3 @@ def widths(rates: Sequence[float], gains: Floats, quiet: Floats) -> Floats:
             slope, bend = a1 / a0 - b1 / b0, a2 / a0 - (a1 / a0) ** 2 - 2 * (b2 / b0 - (b1 / b0) ** 2)
             p = np.clip(np.where(bend < 0, p - slope / bend, p), start / step, start * step)
         return np.where(ends, ENDS / p, np.nan)
-
-
-def _log_crossing(rates: Sequence[float], row: NDArray[np.floating], level: float) -> float:
-    """log of the rate where a row first falls below `level`; the row starts above it."""
-    k = int(np.flatnonzero(row < level)[0])
-    share = (row[k - 1] - level) / (row[k - 1] - row[k])
-    return math.log(rates[k - 1]) + share * (math.log(rates[k]) - math.log(rates[k - 1]))

@@ -18,6 +18,7 @@ from qrun.cells.cell import Place
 from qrun.cells.workspace import Opened, Workspace
 from qrun.config.compose import config_hash, to_yaml
 from qrun.config.verbs import CompressConfig, TrainConfig
+from qrun.errors import InputError
 from qrun.evaluation.measurement import Difference, Measurement, difference
 from qrun.evaluation.questions import answer
 from qrun.files import below
@@ -179,7 +180,11 @@ def _needed_adapter(task: Measure, opened: Opened, store: Store, place: Place) -
     adapter = attach_saved(opened.language, read(folder), folder)
     if task.czs:
         selected = [site for site in sites(opened.language.shape) if site.name in adapter.modules]
-        return cut(opened.language.model, selected, adapter, task.czs)
+        try:
+            return cut(opened.language.model, selected, adapter, task.czs)
+        except InputError:
+            detach(opened.language.model, adapter)
+            raise
     change_values(adapter, task.values, task.config.seed)
     return adapter
 
@@ -209,21 +214,21 @@ def ask_cell(task: Ask, workspace: Workspace, place: Place) -> str:
     language, asked = workspace.model(config.model), questions.load(config.questions, config.seed)
     if uses_chat(config.prompt, config.model):
         asked = questions.in_chat(asked, language.tokenizer)
-    adapter = executor = None
-    if config.adapter.path is not None:
-        saved = read(Path(config.adapter.path))
-        adapter = attach_saved(language, saved, config.adapter.path)
-        change_values(adapter, task.values, config.seed)
-        if circuits:
-            executor = open_executor(config, saved.config)
-            adapter.set_executor(executor)
     words: Words = {
         **git_state(), "config_hash": config_hash(config), "model_name": config.model.name,
         "model_weights": language.identity["weights"], "questions_digest": asked.digest,
         "questions_source": asked.source, "chat": str(asked.chat).lower(),
         **(device_tags(config) if circuits else {"device": "exact"}),
     }  # fmt: skip
+    adapter = executor = None
     try:
+        if config.adapter.path is not None:
+            saved = read(Path(config.adapter.path))
+            adapter = attach_saved(language, saved, config.adapter.path)
+            change_values(adapter, task.values, config.seed)
+            if circuits:
+                executor = open_executor(config, saved.config)
+                adapter.set_executor(executor)
         with Interrupt().installed(), cell_run(place, words) as run:
             try:
                 found = answer(language.model, language.tokenizer, asked.questions, config.batch)

@@ -49,6 +49,8 @@ def attach_saved(language: LanguageModel, saved: SavedAdapter, path: str | Path)
         which = ", ".join(f"{key} {base.get(key)} there, {own[key]} here" for key in other)
         raise InputError(f"adapter.path={path}: trained in {base.get('name')}, not in model={own['name']} ({which})")
     selected = [site for site in sites(language.shape) if site.name in saved.sites]
+    if absent := sorted(set(saved.sites) - {site.name for site in selected}):
+        raise InputError(f"adapter.path={path}: adapts {absent[0]}, which model={own['name']} does not have")
     adapter = spec(saved.config.method).attach(language.model, selected, saved.config, own["path"])
     if set(adapter.tensors()) != set(saved.tensors):
         detach(language.model, adapter)

@@ -124,7 +124,9 @@ def trial(
 
         try:
             done = fit_adapter(job, run, state, seen, interrupt, watch)
-            result, cap = validated(job), at_cap(own.training, done.evaluations)
+            with job.adapter.expecting(own.training.kept):  # as the parameters and the other rates were judged
+                result = validated(job)
+            cap = at_cap(own.training, done.evaluations)
             nats, size = [float(x) for x in result.nats], [float(x) for x in result.tokens]
             return Trial(lr, sum(nats) / sum(size), done.step, done.best_step, False, cap, nats, size)
         except Worse:

@@ -207,9 +207,18 @@ def convergence(model: str, curves: pd.DataFrame) -> dict[str, Figure]:
 def by_count(model: str, numbers: Frames) -> dict[str, Figure]:
     """Over the number of adapted sites, a row of panels per b: gain, exact and left on the device, and the penalty in
     nats with the power law through it."""
-    exact, device, ends = (numbers[name] for name in ("exact", "device", "ends"))
+    each = {str(sites): rows for sites, rows in numbers["exact"].groupby("sites", sort=False)}
+    found = {}
+    for sites, exact in each.items():
+        device, ends = (_of(numbers[name], sites=sites) for name in ("device", "ends"))
+        title = f"{model}, sites={sites}: gain and penalty by the number of adapted sites"
+        found["sites" if len(each) == 1 else f"sites-{sites}"] = _by_count(title, exact, device, ends)
+    return found
+
+
+def _by_count(title: str, exact: pd.DataFrame, device: pd.DataFrame, ends: pd.DataFrame) -> Figure:
     dims = sorted(exact["b"].unique())
-    figure = sheet(9.6, 0.6 + 3.2 * len(dims), f"{model}: gain and penalty by the number of adapted sites")
+    figure = sheet(9.6, 0.6 + 3.2 * len(dims), title)
     panels = figure.subplots(len(dims), 2, squeeze=False, sharex=True)
     for b, (left, right) in zip(dims, panels, strict=True):
         own = _of(exact, b=b)
@@ -239,7 +248,7 @@ def by_count(model: str, numbers: Frames) -> dict[str, Figure]:
         legend(right, loc="upper left")
     for axes in panels[-1]:
         axes.set_xlabel("adapted sites N", fontsize=9)
-    return {"sites": figure}
+    return figure
 
 
 def _gains(axes: Axes, x: pd.Series, rows: pd.DataFrame, limits: tuple[float, float], **look: Any) -> Artist:

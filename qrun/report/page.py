@@ -153,7 +153,8 @@ BESIDE = {
 
 
 def scans(trials: pd.DataFrame) -> pd.DataFrame:
-    """A line per scan of rates: the best trial, the next behind it, and which ones tie."""
+    """A line per scan of rates: the best trial, the next behind it, which ones tie, and whether the best lies at an
+    edge of what was tried, so that a better one may lie beyond."""
     lines = []
     for point, own in trials.groupby("point", sort=False):
         best, others = own[own["best"]].iloc[0], own[~own["best"] & own["behind"].notna()].sort_values("behind")
@@ -162,6 +163,7 @@ def scans(trials: pd.DataFrame) -> pd.DataFrame:
         lines.append({
             "point": point, "tried": f"{len(own)}, {own['lr'].min():.2g} to {own['lr'].max():.2g}", "lr": best["lr"],
             "nats": best["nats"], "behind": following["behind"], "error": following["error"], "tied": tied,
+            "edge": "yes" if len(own) > 1 and best["lr"] in (own["lr"].min(), own["lr"].max()) else "no",
         })  # fmt: skip
     return pd.DataFrame(lines)
 

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from qrun.adapters.methods.base import EQUAL
-from qrun.cells.cell import Cell
+from qrun.cells.cell import Cell, Scalar
 from qrun.evaluation.intervals import perplexity_difference
 from qrun.evaluation.results import Results
 from qrun.evaluation.trends import mean_interval
@@ -69,20 +69,24 @@ def cells(config: Config, say: Say) -> Iterator[Cell]:
             if adapter in seen:
                 continue
             seen.append(adapter)
+            axes: dict[str, Scalar] = {"sites": chosen.value, "b": dim}
+            if adapter.projections != own.projections:  # a LoRA of rank 1 at all of them would be too large
+                axes["only"] = " ".join(name.removesuffix("_proj") for name in adapter.projections)
             for seed in config.study.seeds:
-                trained = train_cell(config, {"sites": chosen.value, "b": dim}, adapter, seed)
+                trained = train_cell(config, axes, adapter, seed)
                 yield from (trained, exact_cell(config, trained, base), *beside.of(trained))
 
 
 def numbers(results: Results) -> Mapping[str, pd.DataFrame]:
     """Gains of every size, and the difference to the adapter where counts are equal."""
     base, adapted, beside = split(results)
+    adapted = adapted.assign(only=adapted["only"].fillna("all") if "only" in adapted else "all")
     by = ["sites", "method", "b"]
     found = gains(results, base, adapted, by, beside)
     found["bytes"] = BYTES * found["parameters"]
-    flop = adapted.groupby(by, sort=False)["flop"].first().reset_index() if "flop" in adapted else None
+    facts = adapted.groupby(by, sort=False)[[name for name in ("only", "flop") if name in adapted]].first()
     return {
-        "text": text(results, base), "gains": found if flop is None else found.merge(flop, how="left"),
+        "text": text(results, base), "gains": found.merge(facts.reset_index(), how="left"),
         "pairs": pd.DataFrame(pairs(results, adapted)),
     }  # fmt: skip
 
@@ -106,6 +110,7 @@ def pairs(results: Results, adapted: pd.DataFrame) -> Iterator[dict[str, object]
                 yield {
                     "sites": chosen, "b": b, "method": method, "parameters": int(count),
                     "others": int(other["parameters"].iloc[0]), "seeds": len(ahead), "ahead": ahead.mean(),
+                    "only": other["only"].iloc[0],
                     **limits("seed", mean_interval(ahead.tolist())),
                     **limits("document", documents_interval(results, other, own)), **limits("both", over_both),
                 }  # fmt: skip

@@ -19,6 +19,7 @@ from qrun.config.schema import (
     LauncherConfig,
     ModelConfig,
     ProtocolConfig,
+    ProtocolKind,
     TrainingConfig,
 )
 from qrun.config.verbs import RunConfig, TrainConfig, check_readout
@@ -233,6 +234,7 @@ def measurement(config: RunConfig, data: DataConfig | None = None) -> MeasureCon
 
 
 HOME, SECOND = "home", "second"
+WHOLE = 4  # times the tokens where documents are scored whole: half as many of them, and of unlike weight
 
 
 class Beside:
@@ -248,7 +250,10 @@ class Beside:
             say(f"left out, home text {config.home.name}: not known to be model={config.model.name}'s own")
         if config.second is not None:
             second = dataclasses.replace(config.second, ctx=config.second.ctx or config.protocol.ctx)
-            self.tasks[SECOND] = dataclasses.replace(measurement(config), protocol=second)
+            text = config.evaluation
+            if config.second.kind is ProtocolKind.lm_eval_wikitext and text.max_tokens is not None:
+                text = dataclasses.replace(text, max_tokens=WHOLE * text.max_tokens)
+            self.tasks[SECOND] = dataclasses.replace(measurement(config), protocol=second, evaluation=text)
         self.bases = {
             name: Cell({"beside": name, "method": "none"}, Measure(task)) for name, task in self.tasks.items()
         }
@@ -270,8 +275,10 @@ def home_is_known(home: DataConfig, model: ModelConfig) -> bool:
 def train_cell(
     config: StudyRun, axes: Axes, adapter: AdapterConfig, seed: int, data: DataConfig | None = None,
     model: Cell | None = None, teacher: ModelConfig | None = None, distill: float = 0.0,
+    scanned: AdapterConfig | None = None,
 ) -> Cell:  # fmt: skip
-    """One training at the rate that its scan finds; studies that describe the same one share it."""
+    """One training at the rate that its scan, of another adapter if one is given, finds; studies that describe the same
+    one share it."""
     steps = dataclasses.replace(training(config, adapter), distill_weight=distill)
     values = {key: getattr(config, key) for key in TRAIN_KEYS} | {
         "adapter": adapter, "training": steps, "seed": seed, "data": data or config.data, "teacher": teacher,
@@ -281,7 +288,8 @@ def train_cell(
     words, needs = TrainConfig(**values), {} if model is None else {"model": model}
     if config.study.trials > 1:
         most = dataclasses.replace(steps, steps=min(steps.steps, config.study.trial_steps or steps.steps))
-        tried = Scan(dataclasses.replace(words, training=most, seed=SCAN_SEED), config.study.trials)
+        own = dataclasses.replace(words, adapter=scanned or adapter, training=most, seed=SCAN_SEED)
+        tried = Scan(own, config.study.trials)
         needs = {**needs, "rate": Cell(point, tried, needs)}
     return Cell({**point, "seed": seed}, Train(words), needs)
 

@@ -24,7 +24,7 @@ from qrun.config.ranges import require
 from qrun.errors import InputError
 from qrun.evaluation.intervals import Floats, Interval, perplexity, perplexity_difference, perplexity_ratio
 from qrun.evaluation.results import Results
-from qrun.evaluation.trends import ENDS, POWERS, mean_interval, sharpness, widths, zero_crossing
+from qrun.evaluation.trends import ENDS, POWERS, mean_interval, sharpness, widths
 from qrun.quantum.noise import AXES, Noise
 from qrun.recipes.tasks import Measure
 from qrun.report.grade import Verdict, together, within
@@ -43,10 +43,10 @@ from qrun.studies.grid import (
     usable,
 )  # fmt: skip
 from qrun.studies.statistics import (
-    NOTHING_KEPT,
     both_interval,
     documents_interval,
     fitted_interval,
+    gain_ends,
     gain_kept,
     gains,
     interval_of,
@@ -95,7 +95,8 @@ class Config(NoisyRun):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_alone(self.home, self.second)
-        require(self.noise.cz > 0, "noise", self.noise.name, "rates stand in a preset's proportions; its cz is 0")
+        above = "rates stand in a preset's proportions; its cz is 0 (set noise.cz and noise.factor above it)"
+        require(self.noise.cz > 0, "noise", self.noise.name, above)
 
     def ways(self) -> list[Way]:
         return [Way(self.device.circuit, Estimator.sqrt, sign) for sign in self.study.signs]
@@ -154,12 +155,14 @@ def numbers(results: Results) -> Mapping[str, pd.DataFrame]:
     by = [*SERIES, "b", "axis", "rate"]
     groups = noisy.groupby(by, sort=False, dropna=False)
     relative = groups[["relative", "gain", "penalty"]].mean().reset_index()
-    relative = relative.join(pd.DataFrame([share_left(results, base, rows, exact) for _, rows in groups]))
+    shares = [gain_kept(results, base, rows, at_place(exact, rows)) for _, rows in groups]
+    relative = relative.join(pd.DataFrame(shares))
     ends, costs = [], []
     for point, group in noisy.groupby([*SERIES, "b"], sort=False):
         here = dict(zip([*SERIES, "b"], point, strict=True))
-        own = exact[(exact["sites"] == here["sites"]) & (exact["b"] == here["b"])]
-        ends += [{**here, **end, **over_both(results, base, group, end)} for end in curve_ends(group, own)]
+        own = at_place(exact, group)
+        for end in curve_ends(results, base, group, own):
+            ends.append({**here, **end, **over_both(results, base, group, end)})
         costs.append({**here, **preset_costs(results, group, own)})
     return {
         "text": text(results, base), "exact": gains(results, base, exact, ["sites", "b"]), "relative": relative,
@@ -190,22 +193,24 @@ def collapse(noisy: pd.DataFrame) -> Iterator[dict[str, object]]:
                    "scatter": float(np.sqrt(np.mean(left**2)))}  # fmt: skip
 
 
-def share_left(results: Results, base: pd.DataFrame, rows: pd.DataFrame, exact: pd.DataFrame) -> dict[str, float]:
-    """Share of the exact gain that one point of noise leaves, with its intervals; nan where there was no gain."""
+def at_place(exact: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+    """The exact measurements of the adapters of one site set and b."""
     sites, b = rows[["sites", "b"]].iloc[0]
-    own = exact[(exact["sites"] == sites) & (exact["b"] == b)]
-    return gain_kept(results, base, rows, own) if own["gain"].mean() > 0 else NOTHING_KEPT
+    return exact[(exact["sites"] == sites) & (exact["b"] == b)]
 
 
-def curve_ends(group: pd.DataFrame, exact: pd.DataFrame) -> Iterator[dict[str, Any]]:
+def curve_ends(
+    results: Results, base: pd.DataFrame, group: pd.DataFrame, exact: pd.DataFrame
+) -> Iterator[dict[str, Any]]:
     """Per axis of noise: critical rate, width, and the total error of the block circuit at the critical rate."""
     quiet = group[group["axis"] == "quiet"].set_index("seed")["gain"]
     for axis, rows in group[group["rate"].notna()].groupby("axis", sort=False):
         gain = rows.pivot(index="seed", columns="rate", values="gain")
         rates, curve = gain.columns.tolist(), gain.to_numpy()
-        critical, sharp = zero_crossing(rates, curve), sharpness(rates, curve, quiet.loc[gain.index].tolist())
+        critical = gain_ends(results, base, rows, "rate")
+        sharp = sharpness(rates, curve, quiet.loc[gain.index].tolist())
         total = rows.groupby("rate")["circuit/total_error"].first()
-        there = np.interp(np.log(critical["rate"]), np.log(rates), total) if not critical["side"] else math.nan
+        there = math.nan if critical["side"] else np.interp(critical["rate"], rates, total)
         yield {
             "axis": axis, "exact_gain": exact["gain"].mean(), **{f"critical_{k}": v for k, v in critical.items()},
             **{f"width_{k}" if k != "width" else k: v for k, v in sharp.items()}, "critical_error": float(there),

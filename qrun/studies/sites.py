@@ -1,11 +1,12 @@
 """`qrun sweep sites`: how gain and penalty grow with the number of adapted sites, and at how many the device eats the
 gain.
 
-Adapters at 1, 2, 4 ... all sites (`adapter.count`, each set holding the smaller ones; the first is the paper's v_proj),
-each trained, then measured exactly and on the device by each of `study.ways`, circuit/estimate/signs. With
+Adapters at 1, 2, 4 ... all sites (`adapter.count`, each set holding the smaller ones), each trained, then measured
+exactly and on the device by each of `study.ways`, circuit/estimate/signs. Sites are not alike, so every seed adds them
+in an order of its own (`adapter.order`; that of seed 0 begins with the paper's v_proj). With
     penalty(N) = ln(PPL device / PPL exact) = c N^a
-the exponent a is the slope of a straight line through logarithms, per seed, and for its interval over both per draw of
-seeds and documents; the break-even N* is where the gain on the device crosses zero, log-linear between neighbours.
+the exponent a is that of the power law through all points (`power_law`), and its interval is over draws of seeds, with
+their orders, and documents together; so is that of the break-even N*, where the gain on the device falls below zero.
 
 Margin: independent errors at independent sites cost in proportion to their number, so the exponent's interval over
 seeds and documents lies in [0.75, 1.25], at b = 4 by the paper's readout.
@@ -18,12 +19,12 @@ import numpy as np
 import pandas as pd
 
 from qrun.adapters.sites import adapted
-from qrun.cells.cell import Cell
+from qrun.cells.cell import Cell, Scalar
 from qrun.config.ranges import require
 from qrun.config.schema import AdapterConfig
 from qrun.evaluation.intervals import Floats, Interval
 from qrun.evaluation.results import Results
-from qrun.evaluation.trends import log_line, power_law, zero_crossing
+from qrun.evaluation.trends import mean_interval, power_law
 from qrun.language.models import model_shape
 from qrun.recipes.tasks import Measure
 from qrun.report.grade import Verdict, together, within
@@ -45,7 +46,7 @@ from qrun.studies.grid import (
     usable,
     way,
 )  # fmt: skip
-from qrun.studies.statistics import fitted_interval, gains, interval_of, limits, split, text
+from qrun.studies.statistics import fitted_interval, gain_ends, gains, interval_of, limits, split, text
 
 PAPER, LOW, HIGH = "line/sqrt/input", 0.75, 1.25  # of the claim
 STEEPEST = 99.0  # where a draw's penalties have no exponent: it may be anything
@@ -91,7 +92,9 @@ def cells(config: Config, say: Say) -> Iterator[Cell]:
         whole = replace(at_sites(config.adapter, chosen), dim=dim)
         for count, adapter in of_counts(config, whole, say):
             for seed in config.study.seeds:
-                trained = train_cell(config, {"sites": chosen.value, "b": dim, "count": count}, adapter, seed)
+                axes: dict[str, Scalar] = {"sites": chosen.value, "b": dim, "count": count}
+                own = in_order(adapter, whole, seed)
+                trained = train_cell(config, axes, own, seed, scanned=adapter)  # one scan for all orders
                 exact = exact_cell(config, trained, base)
                 yield from (trained, exact, *beside.of(trained))
                 needs = {"adapter": trained, "base": base, "exact": exact}
@@ -115,6 +118,13 @@ def of_counts(config: Config, whole: AdapterConfig, say: Say) -> Iterator[tuple[
             yield count, replace(whole, **PAPER_SITE) if alone else replace(whole, count=count)  # type: ignore[arg-type]
 
 
+def in_order(adapter: AdapterConfig, whole: AdapterConfig, seed: int) -> AdapterConfig:
+    """A count of the sites in the seed's own order; seed 0 begins with the paper's."""
+    if adapter == whole or seed == 0:
+        return adapter
+    return replace(whole, count=adapter.count or 1, order=seed)
+
+
 def numbers(results: Results) -> Mapping[str, pd.DataFrame]:
     """Exact gains, gain and penalty on the device by count, exponents and break-even counts."""
     base, measured, beside = split(results)
@@ -124,13 +134,18 @@ def numbers(results: Results) -> Mapping[str, pd.DataFrame]:
     means = device.groupby(["sites", "b", "way", "count"], sort=False)[["penalty", "nats"]].mean().reset_index()
     ends = []
     for point, group in device.groupby(["sites", "b", "way"], sort=False):
-        gain, cost = (group.pivot(index="seed", columns="count", values=name) for name in ("gain", "nats"))
-        counts = [float(count) for count in gain.columns]
+        cost = group.pivot(index="seed", columns="count", values="nats")
+        counts = [float(count) for count in cost.columns]
         here = dict(zip(["sites", "b", "way"], point, strict=True))
         own = exact[(exact["sites"] == here["sites"]) & (exact["b"] == here["b"])]
+        exponent, factor = power_law(counts, cost.mean().to_numpy())
+        by_seed = mean_interval(power_law(counts, cost.to_numpy())[0].tolist())
+        end = gain_ends(results, base, group, "count")
+        sides = {"above": f"beyond {counts[-1]:g} sites", "below": f"at {counts[0]:g} or fewer sites", "": ""}
         ends.append({
-            **here, "seeds": len(gain), "most": counts[-1], **zero_crossing(counts, gain.to_numpy()),
-            **power_law(counts, cost.to_numpy()), **limits("exponent_both", over_both(results, counts, own, group)),
+            **here, "seeds": len(cost), "most": counts[-1], **end, "end": sides[end["side"]],
+            "exponent": float(exponent), "factor": float(factor), **limits("exponent", by_seed),
+            **limits("exponent_both", over_both(results, counts, own, group)),
         })  # fmt: skip
     return {
         "text": text(results, base), "exact": gains(results, base, exact, ["sites", "b", "count"], beside),
@@ -143,7 +158,7 @@ def over_both(results: Results, counts: Sequence[float], exact: pd.DataFrame, de
 
     def exponent(*sums: Floats) -> Floats:
         nats = np.concatenate(sums[:-1], axis=-1) / sums[-1]
-        return log_line(counts, nats[..., len(counts) :] - nats[..., : len(counts)])[0]
+        return power_law(counts, nats[..., len(counts) :] - nats[..., : len(counts)])[0]
 
     groups = [rows[rows["count"] == count] for rows in (exact, device) for count in counts]
     return fitted_interval(exponent, results, *groups, least=-STEEPEST, most=STEEPEST)

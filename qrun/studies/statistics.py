@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,12 +14,13 @@ from qrun.evaluation.intervals import (
     effective_number,
     over_documents,
     over_seeds_and_documents,
+    perplexity,
     perplexity_difference,
     perplexity_ratio,
     share_of_gain,
 )
 from qrun.evaluation.results import Results
-from qrun.evaluation.trends import mean_interval
+from qrun.evaluation.trends import crossings, mean_interval, zero_crossing
 
 RESAMPLES, SEED = 9999, 0  # of every bootstrap over documents
 
@@ -66,6 +68,20 @@ def fitted_interval(
     return None if low is None or high is None else Interval(low.low, high.high)
 
 
+def gain_ends(results: Results, base: pd.DataFrame, rows: pd.DataFrame, along: str) -> dict[str, Any]:
+    """Where on the axis `along` the gain of the rows, averaged over seeds, falls below zero (`zero_crossing`), with the
+    interval over seeds and documents together; its limits end at the first and the last value of the axis."""
+    at, points = zip(*rows.groupby(along), strict=True)
+
+    def ends(frozen: Floats, *sums: Floats) -> Floats:
+        nats, size = np.concatenate(sums[:-1], axis=-1), sums[-1]
+        return np.clip(crossings(at, perplexity(frozen, size)[..., None] - np.exp(nats / size)), at[0], at[-1])
+
+    found = zero_crossing(at, np.array([own["gain"].mean() for own in points]))
+    interval = None if found["side"] else both_interval(ends, results, base, *points)
+    return {**found, "low": interval.low if interval else math.nan, "high": interval.high if interval else math.nan}
+
+
 def limits(name: str, interval: Interval | None) -> dict[str, float]:
     """An interval as two columns, nan where there is none."""
     low, high = interval or Interval(np.nan, np.nan)
@@ -90,7 +106,7 @@ def gains(
         own = group["gain"].tolist()
         found.append({
             **elsewhere(results, beside, dict(zip(by, point, strict=True))),
-            **dict(zip(by, point, strict=True)), "seeds": len(group), "parameters": int(group["parameters"].iloc[0]),
+            **dict(zip(by, point, strict=True)), "seeds": len(group), "parameters": round(group["parameters"].mean()),
             "perplexity": group["perplexity"].mean(), "gain": group["gain"].mean(),
             **limits("seed", mean_interval(own)), **limits("document", documents_interval(results, base, group)),
             **limits("both", both_interval(perplexity_difference, results, base, group)),
@@ -130,9 +146,9 @@ NOTHING_KEPT = {"kept": math.nan, **limits("seed", None), **limits("document", N
 def gain_kept(results: Results, base: pd.DataFrame, rows: pd.DataFrame, reference: pd.DataFrame) -> dict[str, float]:
     """(nats frozen - nats of the rows) / (nats frozen - nats of the reference), means over seeds, with the intervals
     over seeds, each against the reference of its own, over documents, and over both. NOTHING_KEPT where the reference
-    gains nothing at all."""
+    gains nothing."""
     frozen, own, best = (nats(results, each) for each in (base, rows, reference))
-    if frozen.sum() == best.sum():
+    if frozen.sum() <= best.sum():
         return NOTHING_KEPT
     size, level = weight(results, base), frozen.sum()
     by_seed = {row["seed"]: results.unit(row["key"], "nats").sum() for row in reference.to_dict("records")}

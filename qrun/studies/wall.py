@@ -23,7 +23,6 @@ from qrun.cells.cell import Cell
 from qrun.config.ranges import require
 from qrun.config.tree import option
 from qrun.evaluation.results import Results
-from qrun.evaluation.trends import zero_crossing
 from qrun.quantum.noise import Noise
 from qrun.recipes.tasks import Measure
 from qrun.report.grade import ABOVE_ZERO, Fact, Outcome, Verdict, together, within
@@ -44,7 +43,7 @@ from qrun.studies.grid import (
     usable,
     way,
 )  # fmt: skip
-from qrun.studies.statistics import gain_kept, gains, interval_of, text
+from qrun.studies.statistics import gain_ends, gain_kept, gains, interval_of, text
 
 PAPER, OURS = "qiskit/sqrt/input", "line/calibrated/two_settings"  # what grades compare
 NULLS = {"zero": "K = 0", "shuffled": "shuffled K"}
@@ -148,9 +147,10 @@ def numbers(results: Results) -> Mapping[str, pd.DataFrame]:
         kept.append({**here, **of_gain(results, base, group, own)})
     ends = []
     for point, group in trained[trained["rate"].notna()].groupby(["sites", "b", "way"], sort=False):
-        gain = group.pivot(index="seed", columns="rate", values="gain")
-        crossing = zero_crossing(gain.columns.tolist(), gain.to_numpy())
-        ends.append({**dict(zip(["sites", "b", "way"], point, strict=True)), **crossing, "seeds": len(gain)})
+        seeds = {"seeds": group["seed"].nunique()}
+        ends.append({
+            **dict(zip(["sites", "b", "way"], point, strict=True)), **gain_ends(results, base, group, "rate"), **seeds
+        })  # fmt: skip
     found = {
         "text": text(results, base), "exact": gains(results, base, exact, ["sites", "b", "method"]),
         "kept": pd.DataFrame([row for row in kept if math.isnan(row["shots"])]), "ends": pd.DataFrame(ends),

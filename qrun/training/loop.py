@@ -146,7 +146,9 @@ def fit(
     best = adapter.snapshot()
     mean = Mean(parameters, config.average)
     if progress.step:
+        facts = progress.facts  # they name the run that goes on
         best, mean.values, progress = checkpoint.restore(path, adapter, optimizer)
+        progress.facts = facts
     else:
         progress.best_nats = validate()
         progress.evaluations.append({"step": 0, "validation_nats": progress.best_nats})
@@ -167,6 +169,7 @@ def fit(
                     if nats < progress.best_nats:
                         progress.best_nats, progress.best_step, best = nats, progress.step, adapter.snapshot()
                 progress.evaluations.append({"step": progress.step, "validation_nats": nats})
+                last = progress.step >= decline(config, progress.evaluations)[1]  # a plateau without a decay ends it
             progress.seconds += time.perf_counter() - started
             on_step(progress)
             stop = interrupt.received

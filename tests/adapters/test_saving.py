@@ -62,11 +62,11 @@ def edit(folder, **changes):
 
 @pytest.mark.parametrize(
     ("version", "text"),
-    [(1, "written by an older qrun; train it again"), (None, "written by an older"), (5, "written by a newer qrun")],
+    [(1, "written by an older qrun; train it again"), (None, "written by an older"), (6, "written by a newer qrun")],
 )
 def test_other_format_versions_are_refused(saved, version, text):
     edit(saved[0], format_version=version)
-    with pytest.raises(InputError, match=rf"{text}.*\(format {version}, this qrun reads 2 to 4\)"):
+    with pytest.raises(InputError, match=rf"{text}.*\(format {version}, this qrun reads 2 to 5\)"):
         read(saved[0])
 
 
@@ -340,15 +340,18 @@ def test_a_write_that_fails_leaves_the_previous_adapter_and_checkpoint(tmp_path)
     assert done.stdout.splitlines() == ["kept", "kept", "['adapter', 'c.safetensors']"], done.stdout + done.stderr
 
 
-def test_an_adapter_of_format_3_without_count_is_read_and_one_of_4_without_it_refused(tiny, tmp_path):
+@pytest.mark.parametrize(("key", "before"), [("count", 3), ("order", 4)])
+def test_an_adapter_of_an_older_format_is_read_without_a_later_key_and_a_newer_one_refused(
+    tiny, tmp_path, key, before
+):  # fmt: skip
     config = AdapterConfig(dim=4, projections=["q_proj"])
     save(tmp_path / "a", attach(tiny.model, select(sites(tiny.shape), ["q_proj"], ["0"]), config), tiny.identity, {})
     stored = json.loads((tmp_path / "a" / "qrun.json").read_text())
-    del stored["adapter"]["count"]
-    for version, readable in ((3, True), (4, False)):
+    del stored["adapter"][key]
+    for version, readable in ((before, True), (before + 1, False)):
         (tmp_path / "a" / "qrun.json").write_text(json.dumps({**stored, "format_version": version}))
         if readable:
             assert read(tmp_path / "a").config == config
         else:
-            with pytest.raises(InputError, match=r"adapter.count='\(missing\)"):
+            with pytest.raises(InputError, match=rf"adapter.{key}='\(missing\)"):
                 read(tmp_path / "a")

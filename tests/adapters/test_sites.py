@@ -76,6 +76,19 @@ def test_a_count_of_sites_begins_with_the_papers_and_grows_by_adding():
     assert min(kinds.values()) >= 8 and max(kinds.values()) <= 11 and set(thirds.values()) <= {20, 21, 22, 23}
 
 
+def test_orders_of_sites_begin_elsewhere_and_are_as_even():
+    model, adapter = shape("smollm2"), compose("train", []).adapter
+    firsts = [adapted(model, replace(adapter, count=1, order=n))[0].name for n in range(5)]
+    assert firsts[0] == "layers.29.self_attn.v_proj" and len(set(firsts)) == 5
+    for n in (1, 2):
+        sets = [{s.name for s in adapted(model, replace(adapter, count=k, order=n))} for k in (1, 4, 64, 210)]
+        assert all(small < large for small, large in pairwise(sets))
+        kinds = Counter(s.projection for s in adapted(model, replace(adapter, count=64, order=n)))
+        assert min(kinds.values()) >= 8 and max(kinds.values()) <= 11
+    with pytest.raises(InputError, match=r"adapter.order=1: it orders the sites of adapter.count"):
+        replace(adapter, order=1)
+
+
 def test_more_sites_than_there_are_is_refused():
     few = replace(compose("train", []).adapter, projections=["v_proj"], count=7)
     with pytest.raises(InputError, match=r"adapter.count=7: projections and layers choose 6 sites"):

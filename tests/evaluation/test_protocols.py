@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -66,6 +68,23 @@ def test_a_window_beyond_the_models_positions_or_the_text_is_refused(nano):
         build(ProtocolConfig(ctx=2000), EvaluationConfig(), corpus(), nano.tokenizer, 1024)
     with pytest.raises(InputError, match="shorter than one window"):
         build(ProtocolConfig(ctx=512), EvaluationConfig(), corpus(["Short text."]), nano.tokenizer, 1024)
+
+
+def test_a_stride_beyond_the_models_positions_is_refused(nano):
+    """With protocol.ctx=null the config cannot know them."""
+    strided = ProtocolConfig(ProtocolKind.hf_strided, None, 1025)
+    with pytest.raises(InputError, match=r"protocol.stride=1025: windows have 1024 tokens"):
+        build(strided, EvaluationConfig(), corpus(), nano.tokenizer, 1024)
+    assert build(replace(strided, stride=64), EvaluationConfig(), corpus(), nano.tokenizer, 64).scored > 0
+
+
+def test_the_first_windows_hold_whole_documents_where_words_count(nano):
+    task = build(replace(KINDS[2], ctx=8), EvaluationConfig(), corpus(), nano.tokenizer, 1024)
+    first = len(task.passages[0].windows)
+    head = task.head(first + 1)
+    assert first > 1 and [len(p.windows) for p in head.passages[:3]] == [first, len(task.passages[1].windows), 0]
+    stream = build(replace(KINDS[0], ctx=8), EvaluationConfig(), corpus(), nano.tokenizer, 1024)
+    assert len(stream.head(3).rows()) == 3
 
 
 def test_max_tokens_cuts_a_stream_anywhere_and_pages_only_between_documents(nano):

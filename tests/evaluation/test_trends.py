@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from qrun.evaluation.intervals import over_documents, recovery
-from qrun.evaluation.trends import mean_interval, monotone_trend, sharpness, widths, zero_crossing
+from qrun.evaluation.trends import crossings, mean_interval, monotone_trend, power_law, sharpness, widths, zero_crossing
 
 
 def test_mean_interval_is_students():
@@ -24,23 +24,45 @@ def test_falling_rows_are_a_trend_and_shuffled_rows_are_not():
     assert math.isnan(monotone_trend(falling[:1])["p"])
 
 
-def test_crossing_is_log_linear_between_the_neighbours():
+@pytest.mark.parametrize("where", [3e-4, 4e-4, 2e-3, 9e-3])
+def test_a_crossing_under_proportional_damage_is_exact_however_coarse_the_rates(where):
     rates = [1e-4, 1e-3, 1e-2]
-    found = zero_crossing(rates, np.array([[1.0, 0.5, -0.5], [1.0, 0.5, -0.5]]))
-    assert found["rate"] == pytest.approx(10**-2.5) and found["side"] == ""
-    two = zero_crossing(rates, np.array([[1.0, 0.5, -0.5], [1.0, -1.0, -2.0]]))
-    assert two["rate"] == pytest.approx(10 ** ((-2.5 - 3.5) / 2)) and two["low"] < two["rate"] < two["high"]
+    gains = 1 - np.array(rates) / where
+    found = zero_crossing(rates, gains)
+    assert found["rate"] == pytest.approx(where, rel=1e-12) and found["side"] == "" and math.isnan(found["bound"])
+    many = crossings(rates, np.array([[gains, gains + 1, gains - 1, gains + 100]]))
+    twice = 2 * where if 2 * where < 1e-2 else math.inf
+    assert many.shape == (1, 4) and many[0] == pytest.approx([where, twice, 0.0, math.inf])
+
+
+def test_the_first_of_several_crossings_counts():
+    assert zero_crossing([1.0, 2.0, 3.0, 4.0], np.array([1.0, -1.0, 2.0, -3.0]))["rate"] == pytest.approx(1.5)
 
 
 def test_no_crossing_is_said_and_not_made_up():
-    rates = [1e-4, 1e-3]
-    assert (
-        zero_crossing(rates, np.array([[1.0, 0.5]]))["side"] == "above"
-        and zero_crossing(rates, np.array([[1.0, 0.5]]))["bound"] == 1e-3
-    )
-    assert zero_crossing(rates, np.array([[-1.0, -2.0]]))["side"] == "below" and math.isnan(
-        zero_crossing(rates, np.array([[-1.0, -2.0]]))["rate"]
-    )
+    for gains, side, bound in (([1.0, 0.5], "above", 1e-3), ([-1.0, 2.0], "below", 1e-4)):
+        found = zero_crossing([1e-4, 1e-3], np.array(gains))
+        assert (found["side"], found["bound"]) == (side, bound) and math.isnan(found["rate"])
+
+
+def test_a_power_law_without_noise_is_found_as_it_is():
+    x = [1.0, 2.0, 4.0, 8.0, 42.0]
+    exponent, factor = power_law(x, np.array([[3 * v**1.5 for v in x], [1e-4 * v**0.5 for v in x]]))
+    assert exponent == pytest.approx([1.5, 0.5], rel=1e-9) and factor == pytest.approx([3.0, 1e-4], rel=1e-9)
+
+
+def test_a_power_law_is_not_bent_by_small_values_that_noise_takes_below_zero():
+    """Errors of half a first value, as of a few documents: what is left of the logs above 0 is up to three times it."""
+    x, rng = np.array([1.0, 2.0, 4.0, 8.0, 16.0, 42.0]), np.random.default_rng(0)
+    y = x**1.4 + rng.normal(0, 1, (4000, 6)) * x**0.7
+    assert (y <= 0).mean() > 0.03
+    exponent, _ = power_law(x, y)
+    assert not np.isnan(exponent).any() and exponent.mean() == pytest.approx(1.4, abs=0.01)
+
+
+def test_what_falls_below_zero_on_the_whole_has_no_power_law():
+    exponent, factor = power_law([1.0, 2.0, 4.0], np.array([[-1.0, -2.0, -4.0], [1.0, 2.0, 4.0]]))
+    assert math.isnan(exponent[0]) and math.isnan(factor[0]) and exponent[1] == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("decade", [2, 6])

@@ -17,7 +17,7 @@ from qrun.evaluation.intervals import (
 )
 from qrun.evaluation.questions import binomial_interval
 from qrun.evaluation.results import Results, read
-from qrun.evaluation.trends import power_law
+from qrun.evaluation.trends import zero_crossing
 from qrun.report.figures import draw
 from qrun.report.page import About, make_page
 from qrun.studies import circuits, controls, dim, frontier, noise, questions, recover, sites, statistics, wall
@@ -400,26 +400,19 @@ def noise_table(power=1.0, critical=(1e-3, 2e-3, 4e-3), rates=RATES):
     return table.results
 
 
-def interpolated(rates, power, where, level):
-    """Where a power law falls to a share of its gain, on the straight lines between log rates that are measured."""
-    gains = [1 - (r / where) ** power for r in rates]
-    k = next(i for i, g in enumerate(gains) if g < level)
-    share = (gains[k - 1] - level) / (gains[k - 1] - gains[k])
-    return math.log(rates[k - 1]) + share * math.log(rates[k] / rates[k - 1])
-
-
 @pytest.mark.parametrize("power", [1.0, 2.0, 0.5])
 def test_the_critical_rate_and_width_of_a_power_law(power):
     rates = np.geomspace(3e-6, 1e-2, 706).tolist()  # 200 a decade: the lines between are the curve
-    table = noise_table(power, rates=rates).table
-    (end,) = noise.curve_ends(table[table["sign"].notna()], table[table["axis"] == "exact"])
-    logs = np.log([1e-3, 2e-3, 4e-3])
-    assert end["critical_rate"] == pytest.approx(2e-3, rel=1e-4)  # the geometric mean of the seeds'
-    low, high = by_hand(logs)
-    assert (end["critical_low"], end["critical_high"]) == pytest.approx((math.exp(low), math.exp(high)), rel=1e-3)
+    results = noise_table(power, rates=rates)
+    table = results.table
+    parts = table[table["method"] == "none"], table[table["sign"].notna()], table[table["axis"] == "exact"]
+    (end,) = noise.curve_ends(results, *parts)
+    where = np.mean(np.array([1e-3, 2e-3, 4e-3]) ** -power) ** (-1 / power)  # of the mean over seeds
+    assert end["critical_rate"] == pytest.approx(where, rel=1e-4)
+    assert rates[0] <= end["critical_low"] < where < end["critical_high"] <= rates[-1]
     assert end["width"] == pytest.approx(math.log10(9) / power, rel=1e-3)
     assert end["width_exponent"] == pytest.approx(power, rel=1e-3)
-    assert end["critical_error"] == pytest.approx(10 * 2e-3, rel=1e-4) and end["exact_gain"] == 1.0
+    assert end["critical_error"] == pytest.approx(10 * where, rel=1e-4) and end["exact_gain"] == 1.0
     assert end["critical_side"] == "" and math.isnan(end["critical_bound"])
 
 
@@ -469,20 +462,27 @@ def test_a_draw_without_a_fit_may_have_any():
     assert statistics.fitted_interval(gain, results, table[:1], table[1:2], **words) is None  # one seed
 
 
-def test_between_measured_rates_the_curve_is_a_line_in_log_rate():
+def test_between_measured_rates_the_curve_is_a_line_in_the_rate():
     (end,) = noise.numbers(noise_table(1.0, (0.5e-3, 2e-3, 4.5e-3)))["ends"].to_dict("records")
-    expected = [interpolated(RATES, 1.0, where, 0.0) for where in (0.5e-3, 2e-3, 4.5e-3)]
-    assert end["critical_rate"] == pytest.approx(math.exp(np.mean(expected)), rel=1e-12)
+    assert end["critical_rate"] == pytest.approx(3 / (1 / 0.5e-3 + 1 / 2e-3 + 1 / 4.5e-3), rel=1e-12)
     assert end["width"] == pytest.approx(math.log10(9), rel=1e-6)  # by a fit, which no coarse rates bend
 
 
 @pytest.mark.parametrize(
-    ("critical", "side", "bound"), [((1e-3, 1e-3, 1.0), "above", 3e-2), ((1e-3, 1e-3, 5e-6), "below", 1e-5)]
+    ("critical", "side", "bound"), [((1.0, 1.0, 1.0), "above", 3e-2), ((5e-6, 5e-6, 1e-3), "below", 1e-5)]
 )
-def test_a_crossing_outside_the_rates_of_any_seed_is_not_quoted(critical, side, bound):
+def test_a_crossing_outside_the_rates_is_not_quoted(critical, side, bound):
     (end,) = noise.numbers(noise_table(1.0, critical))["ends"].to_dict("records")
     assert (end["critical_side"], end["critical_bound"]) == (side, bound)
     assert math.isnan(end["critical_rate"]) and math.isnan(end["critical_error"]) and math.isnan(end["width"])
+
+
+@pytest.mark.parametrize("last", [1.0, 5e-6])
+def test_one_seed_outside_the_rates_does_not_decide_for_all(last):
+    """Nor does their order."""
+    for critical in ((1e-3, 1e-3, last), (last, 1e-3, 1e-3)):
+        (end,) = noise.numbers(noise_table(1.0, critical))["ends"].to_dict("records")
+        assert end["critical_side"] == "" and end["critical_rate"] == pytest.approx(3 / (2e3 + 1 / last), rel=1e-9)
 
 
 def collapse_table(scale):
@@ -560,8 +560,9 @@ def test_the_share_left_is_that_of_nats_and_none_where_there_was_no_gain():
     )
     assert row["document_low"] < row["kept"] < row["document_high"]
     results = noise_table()
-    harmful = results.table.assign(gain=-results.table["gain"])
-    assert noise.numbers(Results(harmful, results.units))["relative"]["kept"].isna().all()
+    for key in results.table[results.table["axis"] == "exact"]["key"]:  # 36 where the frozen model has 32
+        results.units[key]["nats"] = (np.array(WEIGHT) * math.log(36)).tolist()
+    assert noise.numbers(results)["relative"]["kept"].isna().all()
 
 
 def test_the_figures_of_noise_are_a_map_and_curves_with_the_rate_where_the_gain_ends():
@@ -587,7 +588,7 @@ def test_the_figures_of_noise_are_a_map_and_curves_with_the_rate_where_the_gain_
 
 def test_the_null_is_drawn_only_where_a_width_is_graded():
 
-    found = draw("noise", "nano", noise.numbers(noise_table(1.0, (1e-3, 1e-3, 1.0))))
+    found = draw("noise", "nano", noise.numbers(noise_table(1.0, (1.0, 1.0, 1.0))))
     curves, below = found["noise-one-input-8192"].axes
     assert "damage in proportion to the rate" not in {line.get_label() for line in curves.lines}
     assert [text.get_text() for text in below.texts] == ["above 0.03"]
@@ -603,16 +604,12 @@ def committed():
 
 @pytest.mark.parametrize(("rows", "expected"), committed())
 def test_the_committed_critical_rates_are_found_again(rows, expected):
-    own = rows[(rows["sites"] == expected["sites"]) & (rows["b"] == expected["b"])]
-    quiet = own["column"] == "quiet"
-    group = own.assign(
-        axis=np.where(quiet, "quiet", "proportional"), rate=pd.to_numeric(own["column"], errors="coerce"),
-        **{"circuit/total_error": 0.1},
-    )  # fmt: skip
-    (end,) = noise.curve_ends(group, pd.DataFrame({"gain": [1.0]}))
-    assert end["axis"] == "proportional" and end["critical_side"] == ""
-    for key in ("rate", "low", "high"):
-        assert end[f"critical_{key}"] == pytest.approx(expected["critical_rate"][key], rel=1e-9)
+    """They were means of the seeds' own, on lines in the logarithm of the rate, which ended up to 14 % too soon."""
+    own = rows[(rows["sites"] == expected["sites"]) & (rows["b"] == expected["b"]) & (rows["column"] != "quiet")]
+    mean = own.assign(rate=pd.to_numeric(own["column"])).groupby("rate")["gain"].mean()
+    end, was = zero_crossing(mean.index.tolist(), mean.to_numpy()), expected["critical_rate"]["rate"]
+    assert end["side"] == "" and 0.97 * was < end["rate"] < was / 0.86
+    assert np.interp(end["rate"], mean.index, mean) == pytest.approx(0, abs=1e-12)
 
 
 # --- recover
@@ -933,21 +930,10 @@ def test_the_figure_of_circuits_has_a_curve_of_what_was_trained_and_one_of_what_
 # --- sites, frontier
 
 
-def test_a_power_law_is_found_from_what_is_above_zero():
-    x = [1.0, 2.0, 4.0, 8.0]
-    y = np.array([[3 * v**1.5 for v in x], [3 * v**0.5 for v in x]])
-    y[0, 0] = -1.0
-    found = power_law(x, y)
-    assert (found["exponent"], found["factor"]) == pytest.approx((1.0, 3.0), rel=1e-12)
-    assert (found["exponent_low"], found["exponent_high"]) == pytest.approx(by_hand([1.5, 0.5]), rel=1e-9)
-    y[1, 1:3] = 0.0
-    assert math.isnan(power_law(x, y)["exponent"])
-
-
 COUNTS = (1, 2, 4, 8)
 
 
-def sites_table(power=1.0, cost=0.001, dims=(4,)):
+def sites_table(power=1.0, cost=0.001, dims=(4,), spread=0.1):
     """A gain of 0.1 ln N nats more than 0.01, and a penalty of cost N^power nats, five seeds that differ in cost."""
     table = Table()
     table.measure(32.0, method="none")
@@ -956,9 +942,9 @@ def sites_table(power=1.0, cost=0.001, dims=(4,)):
             for seed in range(5):
                 exact = 32 * math.exp(-0.01 - 0.002 * math.log(count))
                 axes = {"sites": "all", "b": b, "count": count, "method": "cayley", "seed": seed, "parameters": count}
-                table.measure(exact, 0.1, gain=32 - exact, **axes)
+                table.measure(exact, spread, gain=32 - exact, **axes)
                 noisy = exact * math.exp(cost * (1 + seed / 100) * count**power)
-                table.measure(noisy, 0.1, way="line/sqrt/input", gain=32 - noisy, penalty=noisy - exact, **axes)
+                table.measure(noisy, spread, way="line/sqrt/input", gain=32 - noisy, penalty=noisy - exact, **axes)
     return table.results
 
 
@@ -1002,7 +988,7 @@ def test_where_seeds_alone_differ_the_exponents_interval_is_nearly_students():
 
 
 def test_the_break_even_count_is_where_the_gain_on_the_device_crosses_zero():
-    row = sites.numbers(sites_table(cost=0.003)).get("ends").iloc[0]
+    row = sites.numbers(sites_table(cost=0.003, spread=0.001)).get("ends").iloc[0]
     assert 4 < row["low"] < row["rate"] < row["high"] < 8  # 0.01 + 0.002 ln N = 0.003 N: N = 4.6
     assert row["rate"] == pytest.approx(4.4, abs=0.3)
     for cost, side in ((1e-6, "above"), (1.0, "below")):
@@ -1010,7 +996,7 @@ def test_the_break_even_count_is_where_the_gain_on_the_device_crosses_zero():
     figure = draw("sites", "nano", sites.numbers(sites_table(dims=(4, 8))))["sites"]
     assert len(figure.axes) == 4 and figure.axes[1].get_yscale() == "log"
     told = make_page(About("sites", "nano", "", "", "", "", "", ""), sites_table(cost=1.0), sites)
-    assert told.negatives == ["b=4, line/sqrt/input: the device eats the gain at one site already"]
+    assert told.negatives == ["b=4, line/sqrt/input: the device eats the gain at 1 or fewer sites"]
 
 
 def frontier_table(lora=(7000, 31.2)):

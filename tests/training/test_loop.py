@@ -114,9 +114,10 @@ def test_a_training_that_is_flat_ends_before_its_cap(tiny, tmp_path):
 
 def test_without_a_decay_a_training_ends_where_it_is_flat(tiny, tmp_path):
     scores = iter([5.0, 4.0, 3.99, 4.01])
-    changes = {"steps": 60, "patience": 4, "min_gain": 0.1, "decay": 0.0}
+    changes = {"steps": 60, "patience": 4, "min_gain": 0.1, "decay": 0.0, "checkpoint_every": 20}
     _, _, progress = fit(tiny, tmp_path / "c.safetensors", c := config(**changes), validate=lambda: next(scores))
     assert (progress.step, progress.best_step) == (6, 4) and not loop.at_cap(c, progress.evaluations)
+    assert checkpoint.read_progress(tmp_path / "c.safetensors").step == 6  # whatever checkpoint_every says
     assert {row["lr"] for row in progress.history[c.warmup :]} == {c.lr}
 
 
@@ -194,7 +195,10 @@ def test_an_interrupted_and_resumed_training_equals_an_uninterrupted_one_bit_for
     with pytest.raises(Interrupted, match="step 3"):
         fit(fresh(), path, config(**changes), on_step=stop_at_three, interrupt=interrupt)
     assert checkpoint.read_progress(path).step == 3
-    _, resumed_best, resumed = fit(fresh(), path, config(**changes), progress=checkpoint.read_progress(path))
+    begun = checkpoint.read_progress(path)
+    begun.facts = {"run_id": "the one that goes on"}
+    _, resumed_best, resumed = fit(fresh(), path, config(**changes), progress=begun)
+    assert resumed.facts == begun.facts == checkpoint.read_progress(path).facts
     assert all(torch.equal(best[n], resumed_best[n]) for n in best)
     assert [r["loss"] for r in whole.history] == [r["loss"] for r in resumed.history]
     assert whole.evaluations == resumed.evaluations
