@@ -2,15 +2,19 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 from tests_support import study
 
+from qrun.cells.workspace import Workspace
+from qrun.config.compose import compose
 from qrun.errors import Interrupted, RunFailed
 from qrun.evaluation.trainings import trainings
 from qrun.recipes import scanning
 from qrun.recipes.scanning import Trial, behind, best, beyond, grid, scan, units
 from qrun.report.page import scans
+from qrun.training.interrupt import Interrupt
 
 
 def tried(*nats, **changes):
@@ -56,8 +60,6 @@ def test_what_pages_tell_of_trials_is_in_order_of_rates_and_has_null_for_what_do
 
 
 def test_an_interrupted_scan_keeps_its_finished_trials(tmp_path, monkeypatch):
-    from qrun.config.compose import compose
-
     config, asked = compose("train", ["training.lr=1"]), []
     results = iter(tried(3.0, 2.9, 2.95))
 
@@ -75,6 +77,25 @@ def test_an_interrupted_scan_keeps_its_finished_trials(tmp_path, monkeypatch):
     third = 10**0.5
     assert asked == pytest.approx([1 / third, 1, third, third])  # the interrupted one again, the finished ones not
     assert [trial.nats for trial in found] == [3.0, 2.9, 2.95] and best(found).lr == 1
+
+
+def test_a_trial_is_judged_by_the_forward_pass_that_it_was_trained_for(tiny_folder, story_file, tmp_path):
+    """training.kept=0.5 expects half of the counts; its exact forward pass is another number."""
+    words = [
+        "model=local", f"model.path={tiny_folder}", "data=text", f"data.path={story_file}", "protocol.ctx=64",
+        "training.context=64", "training.batch=2", "training.steps=4", "training.eval_every=2", "training.warmup=0",
+        "training.eval_tokens=320", "training.lr=0.3", "training.kept=0.5", f"results={tmp_path}",
+    ]  # fmt: skip
+    seen = []
+    run = SimpleNamespace(run_id="r")
+    store = SimpleNamespace(exists=lambda run_id: False)
+    with pytest.MonkeyPatch.context() as patch:
+        fit = scanning.fit_adapter
+        patch.setattr(scanning, "fit_adapter", lambda *given: seen.append(fit(*given)) or seen[-1])
+        found = scanning.trial(
+            compose("train", words), 0.3, Workspace(), tmp_path / "state", store, run, Interrupt()
+        )  # fmt: skip
+    assert found.nats == pytest.approx(seen[0].best_nats, rel=1e-9) and not found.pruned
 
 
 @pytest.mark.slow
