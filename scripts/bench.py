@@ -58,6 +58,7 @@ from qrun.evaluation.trunk import last_hidden, open_trunk
 from qrun.language import corpus
 from qrun.language.models import load, read_shape
 from qrun.quantum.devices.noisy import NoisyDevice
+from qrun.quantum.gates import CZ, RZ, SX, X
 from qrun.quantum.noise import Noise
 from qrun.quantum.wiring import Wiring
 from qrun.studies import configure, module
@@ -205,7 +206,6 @@ def tensorcircuit(q: np.ndarray, x: np.ndarray) -> Callable[[], np.ndarray]:
     import tensorcircuit as tc
 
     from qrun.quantum.devices.base import Device
-    from qrun.quantum.gates import CZ, RY, RZ
 
     tc.set_backend("jax")
     device: Device = NoisyDevice(Wiring(NOISE), None, np.dtype(np.float64))
@@ -229,16 +229,14 @@ def tensorcircuit(q: np.ndarray, x: np.ndarray) -> Callable[[], np.ndarray]:
             before, after = places.errors(places.of(0), first, second, waits[g])
             act(before)
             turn = made.angle[g] + (angles[made.parameter[g]] if made.parameter[g] >= 0 else 0.0)
-            if kind == CZ:
-                act(after, np.diag([1, 1, 1, -1]))
+            if kind in CONSTANT:
+                act(after, CONSTANT[kind])
             elif kind == RZ:
                 circuit.rz(n - 1 - first, theta=turn)
-            elif kind == RY:
+            else:  # RY
                 for rotation in (turn + np.pi, np.pi):
-                    act(after, SX)
+                    act(after, CONSTANT[SX])
                     circuit.rz(n - 1 - first, theta=rotation)
-            else:
-                raise SystemExit(f"tensorcircuit-ng: gate {kind} is not written down here")
         return tc.backend.real(tc.backend.diagonal(circuit.densitymatrix()))
 
     run = jax.jit(jax.vmap(probabilities))
@@ -246,7 +244,9 @@ def tensorcircuit(q: np.ndarray, x: np.ndarray) -> Callable[[], np.ndarray]:
     return lambda: places.measured(np.asarray(run(angles)), made, 0)[:, None]
 
 
-SX = np.array([[1 + 1j, 1 - 1j], [1 - 1j, 1 + 1j]]) / 2
+CONSTANT = {  # matrices of the gates without an angle
+    SX: np.array([[1 + 1j, 1 - 1j], [1 - 1j, 1 + 1j]]) / 2, X: np.array([[0, 1], [1, 0]]), CZ: np.diag([1, 1, 1, -1]),
+}  # fmt: skip
 PEERS = {  # and the slices that each takes, 4^n fewer of n qubits
     "Aer, density matrix": (aer, 32_000 >> 2 * QUICK),
     "PennyLane, default.mixed": (mixed, 8_192 >> 2 * QUICK),
