@@ -40,7 +40,7 @@ def crossings(rates: Sequence[float], gains: NDArray[np.floating]) -> Floats:
     """Rate [...] at which gains [..., rates] first fall below zero, on the straight line between neighbours, which is
     exact for damage in proportion to the rate; 0 where the first is below, infinity where none is."""
     at, below = np.asarray(rates, float), gains < 0
-    k = np.maximum(below.argmax(-1), 1)
+    k = np.maximum(below.argmax(-1), min(1, len(at) - 1))  # of one rate there is no neighbour, and no crossing
     before, behind = (np.take_along_axis(gains, i[..., None], -1)[..., 0] for i in (k - 1, k))
     with np.errstate(divide="ignore", invalid="ignore"):
         found = at[k - 1] + (at[k] - at[k - 1]) * before / (before - behind)

@@ -40,8 +40,10 @@ def test_the_first_of_several_crossings_counts():
 
 
 def test_no_crossing_is_said_and_not_made_up():
-    for gains, side, bound in (([1.0, 0.5], "above", 1e-3), ([-1.0, 2.0], "below", 1e-4)):
-        found = zero_crossing([1e-4, 1e-3], np.array(gains))
+    for gains, side, bound in (
+        ([1.0, 0.5], "above", 1e-3), ([-1.0, 2.0], "below", 1e-4), ([1.0], "above", 1e-4), ([-1.0], "below", 1e-4)
+    ):  # fmt: skip
+        found = zero_crossing([1e-4, 1e-3][: len(gains)], np.array(gains))
         assert (found["side"], found["bound"]) == (side, bound) and math.isnan(found["rate"])
 
 
