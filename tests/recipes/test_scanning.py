@@ -4,6 +4,7 @@ import json
 import math
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 from tests_support import study
 
@@ -13,7 +14,8 @@ from qrun.errors import Interrupted, RunFailed
 from qrun.evaluation.trainings import trainings
 from qrun.recipes import scanning
 from qrun.recipes.scanning import Trial, behind, best, beyond, grid, scan, units
-from qrun.report.page import scans
+from qrun.report.page import About, scans
+from qrun.report.page import _template as template
 from qrun.training.interrupt import Interrupt
 
 
@@ -57,6 +59,19 @@ def test_what_pages_tell_of_trials_is_in_order_of_rates_and_has_null_for_what_do
     assert found["lr"] == pytest.approx([0.1, 0.3, 1, 10**0.5]) and found["nats"] == [None, 3.5, 2.9, 3.0]
     assert found["pruned"] == [0, 1, 0, 0] and found["error"][:2] == [None, None]
     assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+@pytest.mark.parametrize(("best", "edge", "told"), [
+    (1, "no", ""), (2, "yes", "The best rate is the last one tried in 1 of 1 scans."), (0, "yes", "in 1 of 1 scans."),
+])  # fmt: skip
+def test_a_best_rate_with_none_tried_beyond_it_is_told_in_the_table_and_in_the_verdict(best, edge, told):
+    rows = [{"point": "b=4", "lr": 10.0**at, "nats": 3.0 + abs(at - best), "best": at == best, "behind": abs(at - best),
+             "error": 0.1, "tied": False} for at in range(3)]  # fmt: skip
+    trials = pd.DataFrame(rows)
+    assert scans(trials)["edge"].tolist() == [edge]
+    said = template("training", About("dim", "nano", "", "", "", "", "", ""), {"rates": trials})
+    assert told in str(said.ends()) and bool(str(said.ends()).strip()) == bool(told)
+    assert scans(trials[trials["best"]])["edge"].tolist() == ["no"]  # one stated rate is no scan
 
 
 def test_an_interrupted_scan_keeps_its_finished_trials(tmp_path, monkeypatch):

@@ -105,6 +105,7 @@ def test_beside_every_adapter_stand_its_home_text_and_the_second_protocol(defaul
             for cell in own:
                 task = cell.task.config
                 assert (task.data.name, task.protocol.kind.value, task.protocol.ctx) == (text, protocol, 256)
+                assert task.evaluation.max_tokens == 28672 * (4 if name == "second" else 1)  # whole documents
                 assert cell.axes["method"] == "none" or cell.needs["base"].axes == {"beside": name, "method": "none"}
         assert not [cell for cell in grid(study, "data@home=null", "protocol@second=null")[0] if "beside" in cell.axes]
 

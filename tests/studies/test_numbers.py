@@ -1022,6 +1022,19 @@ def test_only_equal_counts_are_compared():
     assert found["gains"].set_index("method")["bytes"].to_dict() == {"cayley": 24576, "lora": 26800, "diagonal": 4000}
 
 
+def test_a_lora_at_some_of_the_projections_is_told_as_such():
+    results = frontier_table((6200, 31.4))
+    assert "LoRA's at" not in make_page(
+        About("frontier", "nano", "", "", "", "", "", ""), results, frontier
+    ).markdown  # fmt: skip
+    table = results.table.assign(only=np.where(results.table["method"] == "lora", "k v o", None))
+    page = make_page(About("frontier", "nano", "", "", "", "", "", ""), Results(table, results.units), frontier)
+    assert "parameters, LoRA's at k v o only) +0.4" in page.verdicts[0][1]
+    assert dict(zip(*page.numbers["gains"][["method", "only"]].to_numpy().T, strict=True)) == {
+        "cayley": "all", "lora": "k v o", "diagonal": "all",
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(("perplexity", "grade"), [(31.4, "reproduced"), (30.6, "not reproduced")])
 def test_lora_at_equal_parameters_decides_and_is_told(perplexity, grade):
     results = frontier_table((6200, perplexity))
