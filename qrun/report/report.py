@@ -8,7 +8,9 @@ results/LOG.md             negative results, an entry a study key, the newest la
 results/gain-<model>.png   gain of all methods over their parameters, from the dim and the controls study
 
 A study meets the standard if its axes, training, evaluation and adapter are the default's or an experiment's, with
-three seeds or more. Others get a folder with their key in its name and never touch the two pages. A folder is written
+three seeds or more. Others get a folder with their key in its name and never touch the two pages. What an earlier
+report left there is graded and written again beside the new studies, so that they can be run one at a time; one that
+met a standard of its day, and today's no more, keeps its place and is called of older settings. A folder is written
 beside its place and swapped in; only folders that carry this program's mark are ever replaced.
 """
 
@@ -60,6 +62,7 @@ class Entry:
     about: About
     results: Results
     standard: str | None  # the experiment whose words it has, the model for the default's; None: below the standard
+    older: bool = False  # the standard is that of the day when it was written
 
     @property
     def folder(self) -> Path:
@@ -75,25 +78,31 @@ def report(
     entries = {}  # the newest study of a kind for each folder
     for entry in _entries(store, source, studies):
         entries[entry.folder] = entry
+    own = set(entries)
     if not entries:
         where = source or store.where
         how = "run `qrun sweep dim`, `qrun sweep noise` or `qrun recover`"
         raise InputError(f"{where}: no finished study there; {how}")
+    for entry in _written(target, studies):
+        entries.setdefault(entry.folder, entry)
     pages, written = [], []
     for folder, entry in sorted(entries.items()):
-        if source is None:
+        if source is None and folder in own:
             entry = replace(entry, results=with_trainings(entry.results, store))
         page = make_page(entry.about, entry.results, studies.module(entry.about.study))
         swap(target / folder, entry, page)
-        written.append(target / folder)
         if entry.standard:
             pages.append((folder, entry, page))
         words = f"{len(page.verdicts)} verdicts" if entry.standard else "below the standard: not on the claims page"
-        say(f"{target / folder}: {words}")
+        if folder in own:
+            written.append(target / folder)
+            say(f"{target / folder}: {words}")
     if pages:
         log = target / "LOG.md"
         before = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
-        shown = {"README.md": claims_page(pages) + "".join(overviews(target, pages)), log.name: log_page(pages, before)}
+        new = [page for page in pages if page[0] in own]
+        shown = {"README.md": claims_page(pages) + "".join(overviews(target, pages))}
+        shown |= {log.name: log_page(new, before)} if new else {}
         for name, text in shown.items():
             with replaced(target / name) as file:
                 file.write_text(text)
@@ -122,7 +131,25 @@ def _entries(store: Store, source: str | None, studies: Catalogue) -> Iterator[E
         if entry is None:
             say(f"{folder}: left out, a grid of -m or no study of this version")
         else:
-            yield entry
+            yield entry if source is None else _of_its_day(entry, folder)
+
+
+def _written(target: Path, studies: Catalogue) -> Iterator[Entry]:
+    """What earlier reports left below `target`; what cannot be read is left as it is."""
+    for path in sorted(target.glob(f"*/*/{MARK}")):
+        try:
+            entry = open_entry(path.parent, studies)
+        except InputError as error:
+            say(f"left as it is, {error}")
+            continue
+        if entry is not None and path.parent == target / (placed := _of_its_day(entry, path.parent)).folder:
+            yield placed
+
+
+def _of_its_day(entry: Entry, folder: Path) -> Entry:
+    """An entry with the standard that it met when a report wrote it into `folder`, if it meets none today."""
+    met = entry.standard or folder.name == entry.folder.name or not (folder / MARK).is_file()
+    return entry if met else replace(entry, standard=folder.name, older=True)
 
 
 def open_entry(folder: Path, studies: Catalogue) -> Entry | None:
@@ -250,10 +277,11 @@ def claims_page(pages: list[tuple[Path, Entry, Page]]) -> str:
     rows = []
     for key, claim in CLAIMS.items():
         shown = [claim.text, f"{claim.paper}; margin: {claim.margin}"]
-        for path, _, page in pages:
+        for path, entry, page in pages:
             for verdict, sentence in page.verdicts:
                 if verdict.claim == key:
                     where = f"[{page.about.model}, {page.about.study}]({path}/page.md)"
+                    where += ", older settings" if entry.older else ""
                     rows.append([*shown, where, f"**{verdict.outcome.value}**", sentence, f"`{page.about.shown}`"])
                     shown = ["", ""]
         rows.append([*shown, "at the paper's scale", "not testable here", f"needs {claim.needs}", f"`{claim.command}`"])

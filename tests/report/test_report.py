@@ -1,12 +1,14 @@
 """What `qrun report` writes and where, from studies made by hand; what it must never touch."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from omegaconf import OmegaConf
 
 from qrun import studies
@@ -171,6 +173,33 @@ def test_a_report_made_from_a_report_is_the_same_to_the_byte(tmp_path, write, ma
     assert tree(tmp_path / "again") == tree(tmp_path / "out")
     made("again", "again")  # and over itself
     assert tree(tmp_path / "again") == tree(tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_studies_are_reported_one_at_a_time_beside_those_that_lie_there(tmp_path, write, made):
+    """Each graded by today's code, those of another day's defaults in their place and called so."""
+    write()
+    made()
+    dim = tmp_path / "out" / "dim" / "nano"
+    settings = yaml.safe_load(json.loads((dim / ABOUT).read_text())["config"])
+    settings["study"]["dims"] = [2, 4]  # as if that had been the default
+    about = json.loads((dim / ABOUT).read_text())
+    (dim / ABOUT).write_text(json.dumps(about | {"config": yaml.safe_dump(settings)}))
+    (dim / "page.md").write_text("as an older version wrote it")
+    shutil.rmtree(tmp_path / "source")
+    write(questions_results(), "questions", command="qrun eval questions", study_key="feedbeef" * 2)
+    assert made() == [tmp_path / "out" / "questions" / "nano"]
+    readme, log = ((tmp_path / "out" / name).read_text() for name in ("README.md", "LOG.md"))
+    assert "[nano, dim](dim/nano/page.md), older settings | **reproduced** |" in readme
+    assert "[nano, questions](questions/nano/page.md) |" in readme and "## dim, [nano]" in log
+    assert (dim / "page.md").read_text().startswith("# dim, nano")
+    before = tree(tmp_path / "out")
+    made("out", "out")  # graded again in their places
+    assert tree(tmp_path / "out") == before
+    (dim / ABOUT).write_text("{")  # what is broken does not stop the others
+    assert (
+        made() and (dim / ABOUT).read_text() == "{" and "dim/nano" not in (tmp_path / "out" / "README.md").read_text()
+    )
 
 
 @pytest.mark.parametrize(
