@@ -35,7 +35,8 @@ from qrun.errors import InputError
 from qrun.foreign import said
 
 PLACES = ("results", "name", "tracking", "cache")  # where things are, which is nobody else's business
-FAILURES = (HydraException, OmegaConfBaseException, YAMLError, AssertionError, ValueError)  # of Hydra on a user's words
+# of Hydra on a user's words
+FAILURES = (HydraException, OmegaConfBaseException, YAMLError, AssertionError, OSError, ValueError)
 NOWHERE = (ConfigKeyError, ConfigAttributeError)
 
 

@@ -2,11 +2,22 @@
 
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import Enum
 
 from omegaconf import MISSING
 
 from qrun.errors import InputError
+
+
+@contextmanager
+def because_of(key: str, given: object) -> Iterator[None]:
+    """An InputError inside, about what a value of `key` led to, names that key too."""
+    try:
+        yield
+    except InputError as error:
+        raise error if key in str(error) else InputError(f"{key}={given}: {error}") from None
 
 
 def require(condition: bool, key: str, given: object, possible: str) -> None:

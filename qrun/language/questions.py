@@ -97,7 +97,8 @@ def _continuation(config: QuestionsConfig, seed: int) -> list[Question]:
     need = config.context + 2 * config.characters
     documents = [d for d in documents if len(d) > need]
     if len(documents) < 4:
-        raise InputError(f"questions.context={config.context}: fewer than four held-out documents are that long")
+        asked = f"questions.context={config.context}, questions.characters={config.characters}"
+        raise InputError(f"{asked}: fewer than four held-out documents are that long")
     rng = random.Random(seed)
 
     def cut(document: str, before: int) -> tuple[str, str]:

@@ -21,9 +21,7 @@ from qrun.cells.cell import Cell
 from qrun.config.devices import DeviceConfig, EstimateConfig, SignsConfig
 from qrun.config.ranges import require
 from qrun.config.schema import AdapterConfig
-from qrun.config.tree import option
 from qrun.evaluation.results import Results
-from qrun.quantum.noise import Noise
 from qrun.quantum.synthesis import CZS as GENERIC
 from qrun.recipes.tasks import CUT, Measure
 from qrun.report.grade import Verdict, together, within
@@ -37,6 +35,7 @@ from qrun.studies.grid import (
     different,
     exact_cell,
     measurement,
+    presets_of,
     require_cayley,
     train_cell,
     usable,
@@ -71,6 +70,8 @@ class Axes(StudyAxes):
         for key in ("dims", "wide"):
             for dim in getattr(self, key):
                 require(dim >= 4 and dim & (dim - 1) == 0, f"study.{key}", dim, "give powers of two from 4")
+        for dim in self.others:
+            require(dim >= 2, "study.others", dim, "give block dimensions from 2")
         require(not self.controls, "study.controls", self.controls, "the controls are in `qrun sweep controls`")
 
     def trained(self, dim: int) -> list[int]:
@@ -101,7 +102,7 @@ class Config(StudyRun):
 def cells(config: Config, say: Say) -> Iterator[Cell]:
     """Site set x b x seed: Cayley blocks, trained and measured, whole and cut; circuits of every k."""
     study, base, beside = config.study, base_cell(config, {}), Beside(config, say)
-    presets = {name: option("noise", name, Noise) for name in study.noises}
+    presets = presets_of(study.noises)
 
     def measured(trained: Cell, czs: int | None = None) -> Iterator[Cell]:
         """Exact, and at every noise; with `czs` the blocks cut to so many CZ."""

@@ -12,7 +12,7 @@ from qrun.adapters.methods import names, spec
 from qrun.adapters.sites import adapted, check_divides
 from qrun.cells.cell import Cell, Scalar
 from qrun.config.devices import DeviceConfig, EstimateConfig, Estimator, Sign, SignsConfig
-from qrun.config.ranges import at_least, check_seeds, require
+from qrun.config.ranges import at_least, because_of, check_seeds, require
 from qrun.config.schema import (
     AdapterConfig,
     DataConfig,
@@ -22,6 +22,7 @@ from qrun.config.schema import (
     ProtocolKind,
     TrainingConfig,
 )
+from qrun.config.tree import option
 from qrun.config.verbs import RunConfig, TrainConfig, check_readout
 from qrun.errors import InputError
 from qrun.language.models import model_shape
@@ -122,7 +123,19 @@ def way(words: str, key: str = "study.ways") -> Way:
     require(len(parts) == 3, key, words, "give circuit/estimate/signs, such as line/calibrated/input")
     for part, known in ((parts[1], Estimator), (parts[2], Sign)):
         require(part in known.__members__, key, words, f"{part} is none of {', '.join(known.__members__)}")
-    return Way(parts[0], Estimator[parts[1]], Sign[parts[2]])
+    with because_of(key, words):
+        found = Way(parts[0], Estimator[parts[1]], Sign[parts[2]])
+        check_readout(DeviceConfig(circuit=found.circuit), EstimateConfig(found.estimate), SignsConfig(found.sign))
+    return found
+
+
+def presets_of(noises: Sequence[str]) -> dict[str, Noise]:
+    """The noises of `study.noises` by name. Raises InputError for what is none."""
+    found = {}
+    for name in noises:
+        with because_of("study.noises", name):
+            found[name] = option("noise", name, Noise)
+    return found
 
 
 @dataclass
@@ -169,6 +182,9 @@ SITES = {
 }
 
 
+DIMS = ("dims", "others", "wide")  # axes of block dimensions
+
+
 def usable(config: StudyRun, say: Say, dims: Sequence[int] | None = None) -> Iterator[tuple[SiteSet, int]]:
     """Site sets and the block dimensions, study.dims or those given, that divide each of their sites. The others are
     said with study.indivisible=skip, and an InputError with stop."""
@@ -182,7 +198,9 @@ def usable(config: StudyRun, say: Say, dims: Sequence[int] | None = None) -> Ite
                     check_divides(adapted(shape, adapter), dim, adapter.side)
             except InputError as error:
                 if study.indivisible is Indivisible.stop:
-                    raise InputError(f"{error} (study.indivisible=skip leaves such dimensions out)") from None
+                    key = next(key for key in DIMS if dim in getattr(study, key, ()))
+                    why = f"{str(error).partition(': ')[2]} (study.indivisible=skip leaves such dimensions out)"
+                    raise InputError(f"study.{key}={dim}: {why}") from None
                 why = str(error).partition(": ")[2].partition(";")[0]
                 say(f"left out, sites={chosen.value} b={dim}: {why}")
                 continue

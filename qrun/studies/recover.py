@@ -22,7 +22,7 @@ import pandas as pd
 
 from qrun.cells.cell import Cell, Scalar
 from qrun.compression.forms import check
-from qrun.config.ranges import require
+from qrun.config.ranges import because_of, require
 from qrun.config.schema import AdapterConfig, CompressionConfig
 from qrun.config.verbs import CompressConfig
 from qrun.evaluation.intervals import over_documents, recovery
@@ -106,9 +106,10 @@ def cells(config: Config, say: Say) -> Iterator[Cell]:
             made: Cell | None = None
             point: dict[str, Scalar] = {"text": text_name, "ratio": ratio}
             if ratio < 1:
-                compression = replace(config.compression, ratio=ratio)
-                if shape is not None:
-                    check(compression, shape)
+                with because_of("study.ratios", ratio):
+                    compression = replace(config.compression, ratio=ratio)
+                    if shape is not None:
+                        check(compression, shape)
                 own = compression.calibrated  # else one model serves both texts
                 words = CompressConfig(config.model, data if own else config.data, compression)
                 made = Cell(point if own else {"ratio": ratio}, Compress(words, config.results))

@@ -20,10 +20,8 @@ import numpy as np
 import pandas as pd
 
 from qrun.cells.cell import Cell
-from qrun.config.ranges import require
-from qrun.config.tree import option
+from qrun.config.ranges import because_of, require
 from qrun.evaluation.results import Results
-from qrun.quantum.noise import Noise
 from qrun.recipes.tasks import Measure
 from qrun.report.grade import ABOVE_ZERO, Fact, Outcome, Verdict, together, within
 from qrun.studies.grid import (
@@ -37,6 +35,7 @@ from qrun.studies.grid import (
     exact_cell,
     fits,
     matched,
+    presets_of,
     require_alone,
     require_cayley,
     train_cell,
@@ -94,8 +93,11 @@ class Config(NoisyRun):
 def cells(config: Config, say: Say) -> Iterator[Cell]:
     """Site set x b x seed trained, with controls beside; then way x noise, way x rate, and the nulls of every way."""
     study, base = config.study, base_cell(config, {})
-    presets = {name: option("noise", name, Noise) for name in study.noises}
-    moved = [(rate, config.noise.along("proportional", rate)) for rate in study.rates]
+    presets = presets_of(study.noises)
+    moved = []
+    for rate in study.rates:
+        with because_of("study.rates", rate):
+            moved.append((rate, config.noise.along("proportional", rate)))
     yield base
     for chosen, dim in usable(config, say):
         mains, beside = (

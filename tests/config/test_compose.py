@@ -372,6 +372,13 @@ def test_an_own_file_with_the_name_of_another_is_refused_when_it_is_used(own):
         compose("perplexity", ["noise=paper", "device=noisy"])
 
 
+def test_an_own_file_that_is_no_mapping_is_one_line(own):
+    (own / "noise" / "five.yaml").write_text("5")
+    tree.use(str(own))
+    with pytest.raises(InputError, match=r"^noise: Invalid loaded object type: int"):
+        compose("perplexity", ["noise=five", "device=noisy"])
+
+
 def test_a_missing_folder_of_own_files_is_one_line(own, monkeypatch):
     tree.use("nowhere")
     with pytest.raises(InputError, match=r"^--config-dir nowhere: no such folder"):

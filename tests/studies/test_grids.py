@@ -1,6 +1,7 @@
 """The whole grids of the studies, before anything runs: which cells, with which axes, rates and needs."""
 
 import dataclasses
+import re
 import json
 import math
 from collections import Counter
@@ -88,6 +89,24 @@ def test_every_measurement_of_an_adapter_needs_its_own_training(default):
             assert need.task.kind == "train" and need.axes.items() <= cell.axes.items()
             assert need.task.config.seed == cell.axes["seed"] and need.task.config.adapter.method == cell.axes["method"]
             assert cell.needs["base"].axes["method"] == "none"
+
+
+@pytest.mark.parametrize(("study", "word", "said"), [
+    ("wall", "study.ways=[nope/sqrt/input]", "study.ways=nope/sqrt/input: device.circuit=nope"),
+    ("wall", "study.beside=[line/posterior/two_settings]", "study.beside=line/posterior/two_settings: signs="),
+    ("sites", "study.ways=[merged/sqrt/reference]", "study.ways=merged/sqrt/reference: signs=reference"),
+    ("wall", "study.dims=[128]", "study.dims=128: does not divide the input width 192"),
+    ("circuits", "study.wide=[4096]", "study.wide=4096: does not divide"),
+    ("circuits", "study.others=[0]", "study.others=0: give"),
+    ("circuits", "study.noises=[nope]", "study.noises=nope: noise=nope: no such option"),
+    ("wall", "study.noises=[nope]", "study.noises=nope: noise=nope: no such option"),
+    ("wall", "study.rates=[0.9]", "study.rates=0.9: noise=paper axis=proportional"),
+    ("recover", "study.ratios=[1e-300]", "study.ratios=1e-300: compression.ratio=1e-300"),
+])  # fmt: skip
+def test_an_axis_is_named_by_what_one_of_its_values_leads_to(study, word, said):
+    with pytest.raises(InputError, match=re.escape(said)) as stop:
+        grid(study, word)
+    assert len(str(stop.value)) <= 300
 
 
 # --- beside: home text, second protocol
