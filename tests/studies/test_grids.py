@@ -1,9 +1,9 @@
 """The whole grids of the studies, before anything runs: which cells, with which axes, rates and needs."""
 
 import dataclasses
-import re
 import json
 import math
+import re
 from collections import Counter
 from contextlib import nullcontext
 from itertools import pairwise
