@@ -44,6 +44,12 @@ VALUES = [
     "''", "[]", "[1]", "[null]", "[[]]", "{}", "x", "../..", "/", "~", "${seed}", "${nope}", "${oc.env:HOME}", "1,2",
     "'", "[", "range(3)", "\\", "é☃", "=", "#", "@", "%20", "?x=1", "{a: 1}", "a b", "' '", "a" * 5000, "\n",
 ]  # fmt: skip
+LEGAL = [  # somewhere, but not beside every other word
+    "exact", "shots", "noisy", "fake", "lora", "hra", "oft", "circuit", "text", "hub", "mmlu", "own", "hf_strided",
+    "lm_eval_wikitext", "reference", "two_settings", "soft", "posterior", "merged", "qiskit", "bfloat16", "mpo",
+    "0.01", "0.5", "0.9", "2", "3", "16", "128", "[3]", "[128]", "[0.9]", "[nope]", "[lora]", "[exact]", "[v_proj]",
+    "first", "none", "paper", "heron_r2", "FakeFez", "smollm2", "llama",
+]  # fmt: skip
 ODD: list[Any] = [
     None, True, -1, 0, 1, 7, 1.5, 1e308, float("nan"), 2**70, "", "x", "a" * 5000, "\ud800", [], [1], [None], ["x"], {},
     {"a": 1}, [[[]]], "../../x", "/etc/passwd",
@@ -118,13 +124,17 @@ def bench(folder: Path) -> Bench:
 
 
 def words(rng: random.Random, made: Bench) -> Input:
-    """Any key or group of a verb with any value: composed, not run."""
+    """Any key or group of a verb with any value: composed, or listed as a study's grid, not run."""
     verb = rng.choice(list(made.keys))
-    key, value = rng.choice(made.keys[verb]), rng.choice(VALUES)
+    key, value = rng.choice(made.keys[verb]), rng.choice([*VALUES, *LEGAL])
     before = {"generate": ["text"], "compress": ["--out", str(made.folder / "small")]}.get(verb, [])
-    return Input(
-        "words", [*verb.split(), *before, f"{key}={value}", "--cfg", "hash"], (key, key.partition("@")[2] or key)
-    )
+    grid = verb.split()[0] in ("sweep", "recover") and rng.random() < 0.5
+    after = ["--dry-run", f"results={made.folder}/results"] if grid else ["--cfg", "hash"]
+    choice = (
+        key.partition(".")[0] + "=" if key.endswith((".kind", ".method", ".source")) else key
+    )  # an option's own key
+    names = key, key.partition("@")[2] or key, choice
+    return Input("words", [*verb.split(), *before, f"{key}={value}", *after], names)
 
 
 def runs(rng: random.Random, made: Bench) -> Input:
@@ -263,11 +273,12 @@ def names(rng: random.Random, made: Bench) -> Input:
 
 
 def presets(rng: random.Random, made: Bench) -> Input:
-    """Noise values that are no physics."""
+    """Noise values that are no physics, in any preset."""
     keys = [key for key in made.keys["circuit"] if key.startswith("noise.")]
     chosen = rng.sample(keys, 2)
-    given = [f"{key}={rng.choice(VALUES[:14])}" for key in chosen]
-    return Input("noise", ["circuit", *given], tuple(chosen))
+    given = [f"{key}={rng.choice([*VALUES[:14], '0.01', '1', '1e-300'])}" for key in chosen]
+    preset = rng.choice(["none", "paper", "gates", "depolarizing", "heron_r2", "FakeFez", "FakeTorino"])
+    return Input("noise", ["circuit", f"noise={preset}", *given], tuple(chosen))
 
 
 KINDS: dict[str, tuple[Callable[[random.Random, Bench], Input], int]] = {  # and how often

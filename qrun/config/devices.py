@@ -106,7 +106,7 @@ class DeviceConfig:
         budget = self.budget_s is None or self.budget_s > 0
         need(self, "device.kind", self.kind in DEVICES, f"use {', '.join(DEVICES)}")
         at_least(self, 1, "device.shots", null=", or null for exact probabilities")
-        need(self, "device.shots", counts, f"{self.kind} only counts; give a number of shots")
+        need(self, "device.shots", counts, f"device.kind={self.kind} only counts; give a number of shots")
         need(self, "device.circuit", self.circuit in CIRCUITS, f"use {', '.join(CIRCUITS)}")
         need(self, "device.coupling", self.coupling in ("line", "full"), "use line or full")
         chips = self.kind not in PROCESSORS or self.coupling == "line"

@@ -145,9 +145,10 @@ class DataConfig:
         for key in ("split", "column", "rows"):
             need(self, f"data.{key}", self.source == "hub" or getattr(self, key) is None, "only data=hub has it")
         named = self.source != "hub" or bool(self.hub_id or self.path)
-        need(self, "data.hub_id", named, "data=hub needs data.hub_id=<owner/name> or data.path=<folder>")
+        need(self, "data.hub_id", named, "data.source=hub needs data.hub_id=<owner/name> or data.path=<folder>")
         need(self, "data.column", self.source != "hub" or bool(self.column), "name the column that holds the text")
-        need(self, "data.path", self.source != "text" or bool(self.path), "data=text needs data.path=<file or folder>")
+        there = self.source != "text" or bool(self.path)
+        need(self, "data.path", there, "data.source=text needs data.path=<file or folder>")
         need(self, "data.validation", 0 < self.validation < 1, "give a share between 0 and 1")
         need(self, "data.test", 0 < self.test < 1 - self.validation, "give a share between 0 and 1 - data.validation")
 
@@ -283,11 +284,11 @@ class ProtocolConfig:
         stride, key = self.stride, "protocol.stride"
         need(self, "protocol.ctx", self.ctx is None or self.ctx >= 2, "a window needs 2 tokens or more")
         if self.kind is ProtocolKind.hf_strided:
-            need(self, key, stride is not None and stride >= 1, "hf_strided needs a stride of 1 or more")
+            need(self, key, stride is not None and stride >= 1, "protocol.kind=hf_strided needs a stride of 1 or more")
             gaps = f"must not exceed protocol.ctx={self.ctx}, or tokens between windows are never scored"
             need(self, key, self.ctx is None or (stride or 0) <= self.ctx, gaps)
         else:
-            need(self, key, stride is None, f"{self.kind.value} has no stride; use protocol=hf_strided")
+            need(self, key, stride is None, f"protocol.kind={self.kind.value} has no stride; use protocol=hf_strided")
 
 
 @dataclass

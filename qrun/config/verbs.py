@@ -172,7 +172,7 @@ class PlanConfig:
     def __post_init__(self) -> None:
         at_least(self, 1, "tokens")
         kind = self.device.kind
-        require(kind in ("fake", "ibm"), "device", kind, "a plan is for device=ibm or device=fake")
+        require(kind in ("fake", "ibm"), "device.kind", kind, "a plan is for device=ibm or device=fake")
         check_readout(self.device, self.estimate, self.signs)
 
 
@@ -219,8 +219,9 @@ class CircuitConfig:
 
 
 def _check_noise(device: DeviceConfig, noise: Noise) -> None:
+    given = ", ".join(f"noise.{field.name}" for field in fields(Noise) if getattr(noise, field.name) != field.default)
     possible = f"device={device.kind} has no noise model; use device=noisy, aer or pennylane, or noise=none"
-    require(device.takes_noise or noise.ideal, "noise", noise.name, possible)
+    require(device.takes_noise or noise.ideal, "noise", noise.name, f"{possible} (here {given})"[:250])
 
 
 def check_readout(device: DeviceConfig, estimate: EstimateConfig, signs: SignsConfig) -> None:

@@ -92,7 +92,8 @@ def load(config: DataConfig) -> Corpus:
     if empty:
         count = sum(map(len, corpus.splits.values()))
         has = f"{corpus.source} has {count} documents" + (f" ({corpus.told})" if corpus.told else "")
-        raise InputError(f"data={corpus.name}: no text in split {', '.join(empty)}: {has}; give more, or larger shares")
+        how = "give more, or larger data.validation, data.test or data.documents"
+        raise InputError(f"data={corpus.name}: no text in split {', '.join(empty)}: {has}; {how}")
     return corpus
 
 

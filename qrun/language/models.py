@@ -65,11 +65,15 @@ class LanguageModel:
 
 
 def local_folder(config: ModelConfig) -> Path | None:
-    """The folder on this machine, or None for a hub model. Raises InputError for an empty model.path."""
+    """The folder on this machine, or None for a hub model. Raises InputError for an empty model.path and for the
+    name of no embedded model."""
     if config.path == "":
         raise InputError("model.path=: give a folder, or model.path=null for the model that `model` names")
     if config.embedded and config.path is None:
-        return Path(str(files("qrun.language"))) / config.name
+        shipped = Path(str(files("qrun.language"))) / config.name
+        if not (shipped / "config.json").is_file():
+            raise InputError(f"model.name={config.name}: no model of that name is embedded; leave it at nano")
+        return shipped
     return Path(config.path) if config.path else None
 
 

@@ -135,7 +135,8 @@ def _mmlu(config: QuestionsConfig) -> tuple[list[Question], str]:
             if root.is_file():
                 subjects = [root.stem.removesuffix("_test")]
     elif config.hub_id is None:
-        raise InputError(f"questions={config.name}: give questions.path=<.csv, .jsonl or .parquet file, or a folder>")
+        how = "give questions.path=<.csv, .jsonl or .parquet file, or a folder>"
+        raise InputError(f"questions={config.name} (questions.source={config.source}): {how}")
     else:
         read, source = partial(_hub, config), f"{config.hub_id} at {config.revision}"
         subjects = subjects or ["all"]

@@ -34,6 +34,9 @@ Duration = Annotated[float, Field(ge=0, lt=math.inf)]
 Time = Annotated[float, Field(gt=0, lt=math.inf)] | None
 
 
+LOWER = "; lower noise.factor, if it is above 1"  # of what a scaled calibration comes to
+
+
 @dataclass(frozen=True)
 class Qubit:
     """Reported values of a working qubit: average infidelity of sx, times in microseconds (None: not reported),
@@ -116,7 +119,7 @@ class Calibration:
                 block=base.block,
             )
         except InputError as error:
-            raise InputError(f"noise={base.name}, qubit {qubit} of {self.name}: {error}") from None
+            raise InputError(f"noise={base.name}, qubit {qubit} of {self.name}: {error}{LOWER}") from None
 
     def pair(self, base: Noise, edge: Edge) -> tuple[Noise, Noise]:
         """The noise of both qubits of a cz, whose depolarising error they share."""
@@ -127,7 +130,7 @@ class Calibration:
         try:
             one, two = (replace(self.noise(base, qubit, coupler), cz=shared) for qubit in edge)
         except InputError as error:
-            raise InputError(f"noise={base.name}, coupler {edge[0]}-{edge[1]} of {self.name}: {error}") from None
+            raise InputError(f"noise={base.name}, coupler {edge[0]}-{edge[1]} of {self.name}: {error}{LOWER}") from None
         return one, two
 
     @property

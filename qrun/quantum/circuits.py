@@ -219,7 +219,7 @@ def _merged(blocks: NDArray[np.float64], prepared: Preparation, edges: Edges, re
     """Q = Q' G on a path of three; where none is found G = 1 and Q' = Q."""
     if len(blocks[0]) != 8 or edges != path(3) or reference:
         raise InputError(
-            f"circuit=merged: for b = 8 on a path, without a reference; b = {len(blocks[0])} has circuit=line"
+            f"device.circuit=merged: for b = 8 on a path, without a reference; b = {len(blocks[0])} has circuit=line"
         )
     angles, solved = synthesise_angles(blocks, MERGED)
     solved &= np.linalg.det(blocks) > 0

@@ -184,7 +184,8 @@ class Noise:
             value = getattr(self, key)
             _within(key, value, 0 <= value < math.inf, "give a duration of 0 or more", why)
         t1 = self.t1_us or math.inf
-        _within("t2_us", self.t2_us, (self.t2_us or 0) <= 2 * t1, f"unphysical, T2 cannot exceed 2 T1 = {2 * t1:g}")
+        most = f"unphysical, T2 cannot exceed 2 noise.t1_us = {2 * t1:g}"
+        _within("t2_us", self.t2_us, (self.t2_us or 0) <= 2 * t1, most)
 
     def channels(self, qubits: int) -> list[Channel]:
         """The channels that do something after a gate on 1 or 2 qubits, in order."""
@@ -255,7 +256,9 @@ class Noise:
         key = {"one_qubit": "sx", "readout": "mean readout error"}.get(axis, "cz")
         reference = (self.read_1_given_0 + self.read_0_given_1) / 2 if axis == "readout" else float(getattr(self, key))
         if reference == 0:
-            raise InputError(f"{where}: its {key} is 0 and has no proportion to scale; choose another noise or axis")
+            named = key if axis == "readout" else f"noise.{key}"
+            zero = f"its {named} is 0 and has no proportion to scale; choose another noise, noise.factor or axis"
+            raise InputError(f"{where}: {zero}")
         by, name = rate / reference, f"{self.name}-{axis}-{rate:g}".replace("+", "")
         start = self.only(axis) if axis in ("one_qubit", "readout") else self
         if by == 1:

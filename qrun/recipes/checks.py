@@ -60,7 +60,7 @@ def check_device(model: ModelConfig, device: DeviceConfig, adapter: str | None) 
     check_model(model)
     if device.kind != "exact" and not adapter:
         how = "give adapter.path=<folder written by `qrun train`>"
-        raise InputError(f"device={device.kind}: no adapter to run there; {how}")
+        raise InputError(f"device.kind={device.kind}: no adapter to run there; {how}")
 
 
 def check_lengths(config: RunConfig | GenerateConfig) -> None:

@@ -92,10 +92,11 @@ class Config(StudyRun):
     def __post_init__(self) -> None:
         super().__post_init__()
         noisy = not self.study.noises or self.device.kind == "noisy"
-        require(noisy, "device", self.device.kind, "study.noises are for device=noisy")
+        require(noisy, "device.kind", self.device.kind, "study.noises are for device=noisy")
         ways = (self.device.circuit, self.estimate.kind.value, self.signs.kind.value)
         stated = not self.study.noises or ways == ("line", "calibrated", "two_settings")
-        require(stated, "study.noises", self.study.noises, "they stand on line, calibrated and two_settings")
+        on = "they stand on device.circuit=line, estimate.kind=calibrated and signs.kind=two_settings"
+        require(stated, "study.noises", self.study.noises, on)
         require_cayley(self.adapter)
 
 

@@ -2,6 +2,7 @@
 measure one adapter."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -78,7 +79,8 @@ class StudyAxes:
         for name in self.controls:
             require(name in known, "study.controls", name, f"use {', '.join(known)}")
         for name, lr in self.control_lr.items():
-            require(name in names() and lr > 0, f"study.control_lr.{name}", lr, "give a method's learning rate above 0")
+            sane = name in names() and 0 < lr < math.inf
+            require(sane, f"study.control_lr.{name}", lr, "give a method's learning rate above 0")
 
 
 def different(key: str, values: Sequence[object], empty: bool = False) -> None:
@@ -88,9 +90,8 @@ def different(key: str, values: Sequence[object], empty: bool = False) -> None:
 
 def require_cayley(adapter: AdapterConfig) -> None:
     """Studies whose numbers compare with Cayley blocks train those."""
-    require(
-        adapter.method == "cayley", "adapter", adapter.method, "this study's adapter is cayley; others stand beside"
-    )
+    own = adapter.method == "cayley"
+    require(own, "adapter.method", adapter.method, "this study's adapter is cayley; others stand beside")
 
 
 def require_alone(home: DataConfig | None, second: ProtocolConfig | None) -> None:
@@ -147,7 +148,7 @@ class NoisyRun(StudyRun):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.device.kind == "noisy", "device", self.device.kind, "this study stands on device=noisy")
+        require(self.device.kind == "noisy", "device.kind", self.device.kind, "this study stands on device=noisy")
         for found in self.ways():
             self.measured(found, self.noise)
 
@@ -192,10 +193,10 @@ def usable(config: StudyRun, say: Say, dims: Sequence[int] | None = None) -> Ite
     dims = study.dims if dims is None else dims
     for chosen in study.sites:
         adapter, kept = at_sites(config.adapter, chosen), 0
+        here = adapted(shape, adapter) if shape is not None else []
         for dim in dims:
             try:
-                if shape is not None:
-                    check_divides(adapted(shape, adapter), dim, adapter.side)
+                check_divides(here, dim, adapter.side)
             except InputError as error:
                 if study.indivisible is Indivisible.stop:
                     key = next(key for key in DIMS if dim in getattr(study, key, ()))

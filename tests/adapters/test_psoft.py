@@ -48,7 +48,9 @@ def test_steps_shrink_with_the_rank_as_a_blocks_do():
 
 
 def test_a_rank_above_the_weights_is_refused(tiny):
-    with pytest.raises(InputError, match=r"adapter\.rank=17: give psoft 2 to 16, .* layers\.0\.self_attn\.k_proj"):
+    with pytest.raises(
+        InputError, match=r"adapter\.rank=17: adapter.method=psoft needs 2 to 16, .* layers\.0\.self_attn\.k_proj"
+    ):
         PSOFT.check(config(17), sites(tiny.shape))
-    with pytest.raises(InputError, match=r"adapter\.rank=1: give psoft"):
+    with pytest.raises(InputError, match=r"adapter\.rank=1: adapter.method=psoft needs"):
         PSOFT.check(config(1), sites(tiny.shape))

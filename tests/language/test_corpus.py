@@ -168,7 +168,7 @@ def test_one_split_of_a_dataset_is_cut_in_three_by_hash(tmp_path):
         ({"split": "dev"}, r"data=mine: \S+ could not be read \(\w+: .*dev.*train"),
         ({"path": "/nowhere/at/all"}, r"data.path=/nowhere/at/all: no such folder$"),
         ({"path": None, "hub_id": "owner/name"}, r"data=mine: owner/name could not be read \(HF_HUB_OFFLINE is set\)$"),
-        ({"path": None}, r"data.hub_id=None: data=hub needs"),
+        ({"path": None}, r"data.hub_id=None: data.source=hub needs"),
     ],
     ids=lambda value: "" if isinstance(value, str) else " ".join(value),
 )

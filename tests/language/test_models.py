@@ -176,6 +176,7 @@ def test_what_files_tell_is_told_before_torch_is_imported(tiny_folder, tmp_path)
         "hidden_size=32, model=llama has 4096": ["train", "model=llama", *tiny],
         "hidden_size=32, model=nano has 192": ["train", *tiny],
         "model.path=: give a folder": ["train", "model.path="],
+        "model.name=gpt: no model of that name is embedded": ["train", "model.name=gpt"],
         "training.context=512: the model has 128": ["train", "model=local", *tiny, "protocol.ctx=64"],
         "protocol.ctx=129: the model has 128": ["eval", "perplexity", "model=local", *tiny, "protocol.ctx=129"],
         "tokens=200: the model has 128": ["generate", "x", "model=local", *tiny, "tokens=200"],

@@ -615,7 +615,7 @@ def test_the_first_question_of_a_file_is_told_before_anything_runs(tmp_path):
     picked = ["questions.subjects=[quiz]", "questions.pick=[1]", "questions.reported=[always no]"]
     _, told = grid("questions", "questions=own", f"questions.path={tmp_path / 'quiz.csv'}", *picked)
     assert told[1:] == ["  quiz 1: Is it red?  *a bit | no", "    the paper: always no"]
-    with pytest.raises(InputError, match=r"questions=own: give questions\.path="):
+    with pytest.raises(InputError, match=r"questions\.source=mmlu\): give questions\.path="):
         grid("questions", "questions=own")
 
 
@@ -673,8 +673,8 @@ def test_the_rate_of_circuits_falls_with_the_directions_they_turn_a_block_in(def
         (["study.wide=[48]"], r"study\.wide=48: give powers of two"),
         (["study.controls=[lora]"], "qrun sweep controls"),
         (["study.cuts=[2,2]"], "different values"),
-        (["adapter=circuit"], "adapter=circuit: this study's adapter is cayley"),
-        (["circuit=qiskit"], "they stand on line, calibrated and two_settings"),
+        (["adapter=circuit"], "adapter.method=circuit: this study's adapter is cayley"),
+        (["circuit=qiskit"], "they stand on device.circuit=line"),
         (["device=shots"], "study.noises are for device=noisy"),
         (["study.noises=[nothing]"], "noise=nothing: no such option"),
     ],

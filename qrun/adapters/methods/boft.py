@@ -26,7 +26,7 @@ class Boft(OwnMethod):
             if site.in_features % multiple or config.dim % 2:
                 what = f"{config.factors} butterfly factors of even blocks b={config.dim}"
                 need = f"need a width that is a multiple of {multiple}; {site.name} has {site.in_features}"
-                raise InputError(f"adapter.factors={config.factors}: {what} {need}")
+                raise InputError(f"adapter.factors={config.factors}: {what} (adapter.method=boft) {need}")
 
     def count(self, config: AdapterConfig, sites: Sequence[Site]) -> int:
         return config.factors * parameters(sites, config.dim, config.side)

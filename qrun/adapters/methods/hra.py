@@ -23,7 +23,9 @@ class Hra(Method):
 
     def check(self, config: AdapterConfig, sites: Sequence[Site]) -> None:
         if config.rank % 2:
-            raise InputError(f"adapter.rank={config.rank}: reflections start in pairs; give hra an even rank")
+            raise InputError(
+                f"adapter.rank={config.rank}: reflections start in pairs; adapter.method=hra needs an even rank"
+            )
 
     def count(self, config: AdapterConfig, sites: Sequence[Site]) -> int:
         return config.rank * sum(site.in_features for site in sites)

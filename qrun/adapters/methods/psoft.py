@@ -27,7 +27,9 @@ class Psoft(Method):
         for site in sites:
             most = min(site.in_features, site.out_features)
             if not 2 <= config.rank <= most:
-                raise InputError(f"adapter.rank={config.rank}: give psoft 2 to {most}, the rank of {site.name}")
+                raise InputError(
+                    f"adapter.rank={config.rank}: adapter.method=psoft needs 2 to {most}, the rank of {site.name}"
+                )
 
     def count(self, config: AdapterConfig, sites: Sequence[Site]) -> int:
         rank = config.rank
