@@ -99,7 +99,8 @@ def _tokens(tokenizer: Any, text: str, special: bool) -> tuple[Array, Array]:
     """ids and end offsets."""
     encoded = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
     if not encoded["input_ids"]:
-        raise InputError("the text is empty")
+        where = f"model.path={tokenizer.name_or_path}"
+        raise InputError(f"{where}: its tokenizer makes no token of {len(text):,} characters of text")
     ends = np.maximum.accumulate(np.array([end for _, end in encoded["offset_mapping"]]))
     ends[-1] = len(text)
     return np.array(encoded["input_ids"]), ends

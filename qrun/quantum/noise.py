@@ -184,8 +184,8 @@ class Noise:
             value = getattr(self, key)
             _within(key, value, 0 <= value < math.inf, "give a duration of 0 or more", why)
         t1 = self.t1_us or math.inf
-        most = f"unphysical, T2 cannot exceed 2 noise.t1_us = {2 * t1:g}"
-        _within("t2_us", self.t2_us, (self.t2_us or 0) <= 2 * t1, most)
+        above = f"unphysical, T2 cannot exceed 2 noise.t1_us = {2 * t1:g}"
+        _within("t2_us", self.t2_us, (self.t2_us or 0) <= 2 * t1, above)
 
     def channels(self, qubits: int) -> list[Channel]:
         """The channels that do something after a gate on 1 or 2 qubits, in order."""
