@@ -124,7 +124,7 @@ def test_a_file_of_ones_own_is_told_apart_by_its_ending_and_gives_the_subject_it
     (tmp_path / "sums.tsv").write_text("One?\t1\t2\tB\n")
     with pytest.raises(InputError, match=r"sums.tsv: give a .csv, .jsonl or .parquet file"):
         load(replace(own, path=str(tmp_path / "sums.tsv")), 0)
-    with pytest.raises(InputError, match=r"questions=own: give questions.path="):
+    with pytest.raises(InputError, match=r"questions=own \(questions.source=mmlu\): give questions.path="):
         load(own, 0)
 
 

@@ -145,7 +145,7 @@ def test_only_means_over_documents_are_paired():
         (["tasks=[]"], "tasks=[]: name one or more"),
         (["tasks=[arc_easy]", "include_path=/nowhere"], "include_path=/nowhere: no such folder"),
         (["tasks=[arc_easy]"], "tasks=[arc_easy]: their data could not be read (HF_HUB_OFFLINE is set)"),
-        (["tasks=[made]", "device=shots"], "device=shots: no adapter to run there"),
+        (["tasks=[made]", "device=shots"], "device.kind=shots: no adapter to run there"),
     ],
     ids=str,
 )
