@@ -130,10 +130,7 @@ def words(rng: random.Random, made: Bench) -> Input:
     before = {"generate": ["text"], "compress": ["--out", str(made.folder / "small")]}.get(verb, [])
     grid = verb.split()[0] in ("sweep", "recover") and rng.random() < 0.5
     after = ["--dry-run", f"results={made.folder}/results"] if grid else ["--cfg", "hash"]
-    choice = (
-        key.partition(".")[0] + "=" if key.endswith((".kind", ".method", ".source")) else key
-    )  # an option's own key
-    names = key, key.partition("@")[2] or key, choice
+    names = key, key.partition("@")[2] or key
     return Input("words", [*verb.split(), *before, f"{key}={value}", *after], names)
 
 

@@ -220,20 +220,21 @@ class CircuitConfig:
 
 def _check_noise(device: DeviceConfig, noise: Noise) -> None:
     given = ", ".join(f"noise.{field.name}" for field in fields(Noise) if getattr(noise, field.name) != field.default)
-    possible = f"device={device.kind} has no noise model; use device=noisy, aer or pennylane, or noise=none"
+    possible = f"device.kind={device.kind} has no noise model; use device=noisy, aer or pennylane, or noise=none"
     require(device.takes_noise or noise.ideal, "noise", noise.name, f"{possible} (here {given})"[:250])
 
 
 def check_readout(device: DeviceConfig, estimate: EstimateConfig, signs: SignsConfig) -> None:
     """What estimates and signs need of each other and of the device."""
     two = signs.kind is Sign.two_settings
-    leaning = f"estimate={estimate.kind.value} takes signs from x; use signs=input"
+    leaning = f"estimate.kind={estimate.kind.value} takes signs from x; use signs=input"
     counted = two or signs.kind is Sign.reference
-    require(not (counted and estimate.leans), "signs", signs.kind.value, leaning)
+    require(not (counted and estimate.leans), "signs.kind", signs.kind.value, leaning)
     shared = device.allocation is Allocation.effect and estimate.leans
-    require(not shared, "device.allocation", "effect", f"estimate={estimate.kind.value} counts all alike; use equal")
+    alike = f"estimate.kind={estimate.kind.value} counts all alike; use equal"
+    require(not shared, "device.allocation", "effect", alike)
     merged = device.circuit == "merged" and signs.kind is Sign.reference
-    require(not merged, "signs", "reference", "has no circuit=merged; use line")
+    require(not merged, "signs.kind", "reference", "has no device.circuit=merged; use line")
     few = "two settings share the shots; give 2 or more"
     require(not two or device.shots is None or device.shots >= 2, "device.shots", device.shots, few)
 

@@ -54,7 +54,7 @@ def test_every_kind_of_device_has_a_module_that_opens_it_and_says_whether_it_tak
     if config.takes_noise:
         np.testing.assert_allclose(run(device, rotations(1, 1), unit_slices(1, 2, 1)), 0.5, atol=1e-6)
     else:
-        with pytest.raises(InputError, match=f"device={kind} has no noise model; use device=noisy"):
+        with pytest.raises(InputError, match=f"device.kind={kind} has no noise model; use device=noisy"):
             compose("perplexity", [f"device={kind}", "noise=none", "noise.cz=0.1"])
 
 

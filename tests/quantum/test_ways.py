@@ -112,8 +112,8 @@ def test_an_adapters_estimate_beside_a_reference_is_the_product(estimator):
 
 @pytest.mark.parametrize(("words", "said"), [
     (["estimate=posterior", "signs=reference"], "takes signs from x"),
-    (["circuit=merged", "signs=reference"], "has no circuit=merged"),
-    (["estimate=posterior", "device.allocation=effect"], "effect: estimate=posterior counts all alike"),
+    (["circuit=merged", "signs=reference"], "has no device.circuit=merged"),
+    (["estimate=posterior", "device.allocation=effect"], "effect: estimate.kind=posterior counts all alike"),
     (["circuit=nothing"], "circuit has direct, line, merged, qiskit"),
     (["device.circuit=nothing"], "use line, qiskit, merged, direct"),
 ])  # fmt: skip

@@ -131,7 +131,7 @@ def test_a_recorded_processor_measures_and_resumes_from_its_counts(qrun, adapter
     [
         (["device=nope"], "device has aer, exact, fake"),
         (["device=noisy", "noise=nope"], "noise has FakeFez"),
-        (["device=shots", "noise=paper"], "device=shots has no noise model"),
+        (["device=shots", "noise=paper"], "device.kind=shots has no noise model"),
         (["device=noisy", "noise=gates", "noise.cz=0.9"], r"noise.cz=0.9"),
         (["device=noisy", "noise=gates", "noise.t1_us=10", "noise.t2_us=30"], "T2 cannot exceed 2 noise.t1_us"),
         (["device=noisy", "device.shots=0"], "device.shots=0"),

@@ -93,8 +93,8 @@ def test_every_measurement_of_an_adapter_needs_its_own_training(default):
 
 @pytest.mark.parametrize(("study", "word", "said"), [
     ("wall", "study.ways=[nope/sqrt/input]", "study.ways=nope/sqrt/input: device.circuit=nope"),
-    ("wall", "study.beside=[line/posterior/two_settings]", "study.beside=line/posterior/two_settings: signs="),
-    ("sites", "study.ways=[merged/sqrt/reference]", "study.ways=merged/sqrt/reference: signs=reference"),
+    ("wall", "study.beside=[line/posterior/two_settings]", "study.beside=line/posterior/two_settings: signs.kind="),
+    ("sites", "study.ways=[merged/sqrt/reference]", "study.ways=merged/sqrt/reference: signs.kind=reference"),
     ("wall", "study.dims=[128]", "study.dims=128: does not divide the input width 192"),
     ("circuits", "study.wide=[4096]", "study.wide=4096: does not divide"),
     ("circuits", "study.others=[0]", "study.others=0: give"),
