@@ -20,8 +20,8 @@ TINY = [
 ]  # fmt: skip
 
 
-def test_sizes_are_those_of_the_paper_and_nano():
-    assert SIZES == ["llama", "nano", "smollm2"]
+def test_sizes_are_those_of_the_paper_and_nano_at_all_sites_and_at_one():
+    assert SIZES == ["llama", "nano", "nano_v_proj", "smollm2"]
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -53,7 +53,7 @@ def test_a_word_that_no_command_has_is_refused(qrun):
         configure(["reproduce=nano", "study.dimz=[2]"])
     code, _, err = qrun("reproduce", "reproduce=nano", "experiment=routed")
     assert code == 2 and err == "qrun: experiment=routed: no command takes it; each command has its own\n"
-    assert "reproduce has llama, nano, smollm2" in qrun("reproduce", "reproduce=big")[2]
+    assert "reproduce has llama, nano, nano_v_proj, smollm2" in qrun("reproduce", "reproduce=big")[2]
 
 
 def test_folders_that_commands_leave_go_into_later_ones(tmp_path):
