@@ -20,19 +20,21 @@ depend on them.
 import argparse
 import copy
 import json
+import logging
 import os
 import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import redirect_stderr
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("TQDM_DISABLE", "1")  # the harness's bars
 os.environ.setdefault("NUMBA_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
 
 import numpy as np
@@ -67,6 +69,8 @@ from qrun.training.losses import Hidden, window_loss
 NOISE = Noise("bench", sx=1.5e-4, cz=2.25e-3, read_1_given_0=0.01, read_0_given_1=0.01)
 SHOTS = 8192
 TILE = 2**26  # numbers of the one table of logits of the plain way
+for quiet in ("lm_eval", "bitsandbytes"):  # what they say of a model that is there, and of kernels for 4 bits
+    logging.getLogger(quiet).setLevel(logging.ERROR)
 PACKAGES = ("torch", "numpy", "numba", "transformers", "peft", "qiskit", "qiskit-aer", "pennylane", "tensorcircuit-ng",
             "jax", "lm-eval")  # fmt: skip
 
@@ -418,11 +422,15 @@ def evaluation(machine: Machine) -> Iterator[Row]:
             tokenizer = copy.deepcopy(language.tokenizer)  # the harness changes its padding
             harness = HFLM(pretrained=model, tokenizer=tokenizer, max_length=512, batch_size=batch)
             asked = [Instance(request_type="loglikelihood_rolling", doc={}, arguments=(d,), idx=0) for d in documents]
-            found["lm-evaluation-harness"] = Candidate(
-                lambda h=harness, a=asked: h.loglikelihood_rolling(a, disable_tqdm=True), scored, limit
-            )
+            found["lm-evaluation-harness"] = Candidate(lambda h=harness, a=asked: rolling(h, a), scored, limit)
         found["plain transformers"] = Candidate(lambda b=batch: plain(model, task, b), scored, limit)
         yield from race(f"evaluation, batch {batch}", "tokens/s", found)
+
+
+def rolling(harness: Any, asked: list[Any]) -> Any:
+    """The harness's own windows; its inner bars, which no word of it turns off, are not shown."""
+    with redirect_stderr(StringIO()):
+        return harness.loglikelihood_rolling(asked, disable_tqdm=True)
 
 
 @torch.no_grad()
