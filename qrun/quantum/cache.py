@@ -20,7 +20,7 @@ from qrun.quantum.circuits import Circuits
 from qrun.quantum.encoding import Floats
 from qrun.quantum.wiring import Wiring
 
-VERSION = "4"  # of synthesis and conventions: raise it and old entries are not found
+VERSION = "5"  # of synthesis and conventions: raise it and old entries are not found
 FIELDS = ("shape", "wires", "offsets", "split", "kind", "first", "second", "angle", "parameter")  # of Circuits
 Arrays = dict[str, NDArray[Any]]
 

@@ -308,9 +308,12 @@ def _followed(
 
 @cache
 def _reflection(n: int, edges: Edges) -> tuple[NDArray[np.float64], list[int]]:
-    """diag(1, .., 1, -1), a CZ of all qubits, in whatever order they lie, and where their states end: 0, 1, 9 and 35
+    """diag(1, .., 1, -1), a CZ of all qubits, in whatever order they lie, and where their states end: 0, 1, 8 and 25
     (on a star 18) CZ for n = 1 to 4."""
-    return _qiskit(np.diag([1.0] * (2**n - 1) + [-1.0]), n, edges)
+    from qiskit.circuit.library import DiagonalGate
+
+    signs = [1.0] * (2**n - 1) + [-1.0]
+    return _qiskit(np.diag(signs), n, edges) if n < 3 else _transpiled(DiagonalGate(signs), n, edges)
 
 
 def _two_steps(matrix: NDArray[np.float64], shape: Ansatz) -> NDArray[np.float64] | None:
@@ -323,24 +326,30 @@ def _two_steps(matrix: NDArray[np.float64], shape: Ansatz) -> NDArray[np.float64
 
 def _qiskit(matrix: NDArray[np.float64], n: int, edges: Edges) -> tuple[NDArray[np.float64], list[int]]:
     """Q as rows of COLUMNS, by Qiskit, on the coupling, and the qubit that each qubit's state ends on."""
-    from qiskit import QuantumCircuit, transpile
     from qiskit.circuit.library import CZGate, UnitaryGate
     from qiskit.synthesis import OneQubitEulerDecomposer, TwoQubitBasisDecomposer
-    from qiskit.transpiler import CouplingMap
 
     if n == 1:
         circuit = OneQubitEulerDecomposer("ZSX")(matrix)
     elif n == 2:
         circuit = TwoQubitBasisDecomposer(CZGate(), euler_basis="ZSX")(matrix.astype(complex))
     else:
-        whole = QuantumCircuit(n)
-        whole.append(UnitaryGate(matrix), range(n))
-        coupling = None if len(edges) == n * (n - 1) // 2 else CouplingMap([*edges, *((b, a) for a, b in edges)])
-        options = {"basis_gates": list(BASIS[:4]), "optimization_level": 3, "seed_transpiler": 0}
-        circuit = transpile(whole, coupling_map=coupling, initial_layout=range(n), **options)
-        moved = circuit.layout.final_index_layout() if circuit.layout else list(range(n))
-        return from_circuit(circuit), moved
+        return _transpiled(UnitaryGate(matrix), n, edges)
     return from_circuit(circuit), list(range(n))
+
+
+def _transpiled(gate: Any, n: int, edges: Edges) -> tuple[NDArray[np.float64], list[int]]:
+    """A gate on n > 2 qubits, as `_qiskit` gives it."""
+    from qiskit import QuantumCircuit, transpile
+    from qiskit.transpiler import CouplingMap
+
+    whole = QuantumCircuit(n)
+    whole.append(gate, range(n))
+    coupling = None if len(edges) == n * (n - 1) // 2 else CouplingMap([*edges, *((b, a) for a, b in edges)])
+    options = {"basis_gates": list(BASIS[:4]), "optimization_level": 3, "seed_transpiler": 0}
+    circuit = transpile(whole, coupling_map=coupling, initial_layout=range(n), **options)
+    moved = circuit.layout.final_index_layout() if circuit.layout else list(range(n))
+    return from_circuit(circuit), moved
 
 
 def from_circuit(circuit: Any) -> NDArray[np.float64]:

@@ -116,16 +116,16 @@ def gains_by_method(model: str, numbers: Frames) -> dict[str, Figure]:
 
 
 def gain_over_parameters(title: str, rows: pd.DataFrame, base: float) -> Figure:
-    """Gain with its interval over seeds, two panels per site set: trained methods over their parameters, then what is
-    untrained or on the device. Intervals that reach far beyond all gains end in arrows."""
+    """Gain with its interval over seeds, two panels per site set: trained methods over their parameters, and what is
+    untrained or on the device, if any. Intervals that reach far beyond all gains end in arrows."""
     sets = list(dict.fromkeys(rows["sites"]))
     nulls = list(dict.fromkeys(rows[rows["null"] != "trained"]["null"]))
-    shape = {"width_ratios": [3.4, 0.1 + 0.6 * len(nulls)] * len(sets)}
+    widths = [3.4, 0.1 + 0.6 * len(nulls)] if nulls else [3.4]
     title = f"{title}: what trained methods gain, by their parameters, without noise"
-    figure = sheet(2 + (3.8 + 0.6 * len(nulls)) * len(sets), 4.2, title)
-    panels = figure.subplots(1, 2 * len(sets), squeeze=False, gridspec_kw=shape)[0]
+    figure = sheet(max(2 + (3.8 + 0.6 * len(nulls)) * len(sets), 7.2), 4.2, title)  # the title's length at least
+    panels = figure.subplots(1, len(widths) * len(sets), squeeze=False, width_ratios=widths * len(sets))[0]
     shown: dict[str, Artist] = {}
-    for sites, axes, beside in zip(sets, panels[::2], panels[1::2], strict=True):
+    for sites, (axes, *beside) in zip(sets, panels.reshape(len(sets), -1), strict=True):
         own = rows[rows["sites"] == sites]
         low, high = min(own["gain"].min(), 0), own["gain"].max()
         room = 0.3 * (high - low)
@@ -145,24 +145,30 @@ def gain_over_parameters(title: str, rows: pd.DataFrame, base: float) -> Figure:
         axes.set_xscale("log")
         axes.set_xlabel("trained parameters", fontsize=9)
         plain(axes, str(SITES.get(sites, sites)))
-        own = own[own["null"] != "trained"].set_index("null").reindex(nulls)
-        _gains(
-            beside, pd.Series(range(len(nulls)), nulls), own, limits, linestyle="", color="k", marker="X", markersize=5
-        )
-        beside.set_xticks(range(len(nulls)), [fill(name, 9) for name in nulls])
-        beside.set_xlim(-0.6, len(nulls) - 0.4)
-        plain(beside, "nulls, device" if nulls else "")
-        beside.tick_params(labelsize=7)
-        beside.set_facecolor(PALE)
-        for each in (axes, beside):
+        if beside:
+            _untrained(beside[0], nulls, own[own["null"] != "trained"], limits)
+        for each in (axes, *beside):
             each.axhline(0, color=GREY, linestyle="--", linewidth=1)
             each.set_ylim(limits)
-        beside.set_yticks([])
     panels[0].set_ylabel(_gain_from(base), fontsize=9)
     names = [name.removeprefix("_") if name.startswith("_") else f"   {name}" for name in shown]
     figure.legend(list(shown.values()), names, loc="outside right upper", frameon=False, fontsize=8, title_fontsize=8,
                   title="bars: 95 % over seeds\nhollow: one seed", alignment="left")  # fmt: skip
     return figure
+
+
+def _untrained(axes: Axes, nulls: list[str], rows: pd.DataFrame, limits: tuple[float, float]) -> None:
+    """Gains of what is untrained or on the device, side by side."""
+    places = pd.Series(range(len(nulls)), nulls)
+    _gains(
+        axes, places, rows.set_index("null").reindex(nulls), limits, linestyle="", color="k", marker="X", markersize=5
+    )
+    axes.set_xticks(places.tolist(), [fill(name, 9) for name in nulls])
+    axes.set_xlim(-0.6, len(nulls) - 0.4)
+    plain(axes, "nulls, device")
+    axes.tick_params(labelsize=7)
+    axes.set_facecolor(PALE)
+    axes.set_yticks([])
 
 
 def frontier(model: str, numbers: Frames) -> dict[str, Figure]:

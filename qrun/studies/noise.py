@@ -6,7 +6,7 @@ Axes of noise (Noise.along): `gates` with readout at the preset's value, `readou
 Margins: b = 4 at one site costs at most 0.16 % (twice the paper's 0.08 %); b = 8 there costs 1.4 to 5.6 % (half to
 twice 2.8 %), or at all sites multiplies perplexity by 17.5 to 70 (half to twice 35); a transition is sharp if the gain
 ends within half the 0.95 decades over which proportional damage ends it. All by intervals over seeds and documents; a
-width is fitted again for each draw of them, a critical rate, which is not graded, for each seed alone.
+width is fitted, and a critical rate, which is not graded, read again for each draw of them.
 """
 
 import math
