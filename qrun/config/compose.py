@@ -159,6 +159,8 @@ def _told(error: BaseException, verb: str, found: Sequence[Override], word: Over
     if isinstance(cause, NOWHERE):
         key = word.get_key_element() if word is not None and word.key_or_group != "experiment" else key
         return f"{key}: no such key for this command; {_near(key, verb)}"
+    if what.startswith("Unexpected type for root: NoneType"):
+        return f"{key}: {key.rpartition('.')[0]} is null here, and has no keys"
     below = [word.get_key_element() for word in found if word.get_key_element().startswith(f"{key}.")]
     return f"{' or '.join(below) or key}: {what}" if key else what  # a group that could not be made is a word's fault
 

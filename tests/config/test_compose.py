@@ -102,6 +102,7 @@ def test_plain_values_flatten_to_dotted_keys_with_enums_as_text():
         ("adapter.dim=2,4", "several are a study: qrun sweep dim study.dims=[...]"),
         ("model=null", "model=null: no such option; model has llama"),
         ("model=nan", "model=nan: no such option; model has llama"),
+        ("model.shape.layers=0", "model.shape.layers: model.shape is null here, and has no keys"),
         ("model={}", "model={}: no such option; model has llama"),
         ("model=[nano]", "no such option; model has llama"),
         ("experiment=null", "experiment=null: no such option; experiment has"),
