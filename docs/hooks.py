@@ -9,7 +9,16 @@ from pathlib import Path
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).resolve().parents[1]
-SHOWN = ("*.md", "LICENSE", "CITATION.cff", "results/*.md", "results/*.png", "results/*/*/page.md", "results/*/*/*.png")
+SHOWN = (
+    "*.md",
+    "LICENSE",
+    "CITATION.cff",
+    "results/*.md",
+    "results/*.png",
+    "results/bench/*.md",
+    "results/*/*/page.md",
+    "results/*/*/*.png",
+)
 
 
 def on_files(files, config):
