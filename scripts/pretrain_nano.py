@@ -3,7 +3,7 @@ on this machine.
 
     python scripts/pretrain_nano.py --tokens 20e6 --out qrun/language/nano
     python scripts/pretrain_nano.py --size small --optimizer adamw --out models/small-adamw     and so on; then, say,
-    qrun sweep sites model=local model.path=models/small-adamw model.name=small-adamw
+    qrun sweep ladder study.rungs=[models/small-adamw]
 
 A LlamaForCausalLM in SmolLM2's proportions (3 heads x 64 = 192 wide, 1 key/value head, FFN 512, tied embeddings) with
 its own byte-level BPE tokenizer, trained on the docstrings of installed scientific packages (`data=libdocs`) and never
@@ -229,6 +229,7 @@ def save(model, tokenizer, args, history, characters, libdocs, train_tokens, sec
             "characters": characters,
             "versions": {p: version(p) for p in ("numpy", "scipy", "torch", "transformers", "qiskit", "pennylane")},
         },
+        "size": args.size, "optimizer": args.optimizer,
         "parameters": sum(p.numel() for p in model.parameters()), "lost_by_half": lost_by_half(model),
         "validation_bits_per_byte": history, "seconds": round(seconds), "python": platform.python_version(),
         "torch": torch.__version__,

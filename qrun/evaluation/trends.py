@@ -1,8 +1,8 @@
-"""Statistics over seeds: intervals of means, ordered trends, crossings, power laws."""
+"""Statistics over seeds: intervals of means, ordered trends, crossings, power laws, lines through several groups."""
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy  # its stats are read when first used: they take half a second
@@ -73,6 +73,38 @@ def power_law(x: Sequence[float], y: NDArray[np.floating]) -> tuple[Floats, Floa
             level, slope = level + np.clip(steps[0], -0.5, 0.5), slope + np.clip(steps[1], -0.5, 0.5)
         settled = np.abs(steps[1]) < 1e-8
     return np.where(settled, slope, np.nan), np.where(settled, np.exp(level), np.nan)
+
+
+class Line(NamedTuple):
+    """A slope that all groups share, and what the line says of one further observation of one of them."""
+
+    slope: float
+    slope_interval: Interval
+    value: float
+    interval: Interval  # of a new observation, not of the line
+    freedom: int
+
+
+def common_line(x: Sequence[float], groups: Sequence[str], y: Sequence[float], at: float, group: str) -> Line | None:
+    """Least squares of y = a_group + s x, and its prediction for `group` at x = `at`, with 95 % intervals by Student's
+    t over points - groups - 1 degrees of freedom; intervals are nan where none is left. None where the group has no
+    point, or no group has two x."""
+    names = list(dict.fromkeys(groups))
+    spans = [np.ptp([v for v, own in zip(x, groups, strict=True) if own == name]) for name in names]
+    if group not in names or max(spans) == 0:
+        return None
+    design = np.array([[*(float(own == name) for name in names), v] for v, own in zip(x, groups, strict=True)])
+    point = np.array([*(float(group == name) for name in names), at])
+    inverse = np.linalg.inv(design.T @ design)
+    found = inverse @ design.T @ np.asarray(y, float)
+    freedom = len(design) - len(found)
+    value, slope, reach = float(point @ found), float(found[-1]), np.array([math.nan, math.nan])
+    if freedom > 0:
+        variance = float(np.square(design @ found - y).sum()) / freedom
+        errors = np.array([inverse[-1, -1], 1 + point @ inverse @ point])
+        reach = scipy.stats.t.ppf(0.975, freedom) * np.sqrt(variance * errors)
+    about = [Interval(middle - float(r), middle + float(r)) for middle, r in zip((slope, value), reach, strict=True)]
+    return Line(slope, about[0], value, about[1], freedom)
 
 
 def sharpness(rates: Sequence[float], gains: NDArray[np.floating], quiet: Sequence[float]) -> dict[str, float]:

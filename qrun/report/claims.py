@@ -71,6 +71,12 @@ CLAIMS = {
         "b = 8, all sites: the paper's readout keeps nothing of the gain, a calibrated one 40 % or more",
         "qrun sweep wall experiment=smollm2_wall", HUB,
     ),
+    "size": Claim(
+        "(Ours.) The gain of one adapted projection does not fall with the size of the model.",
+        "two models, 135M and 8B",
+        "v_proj of the last layer, b = 4: the slope of the gain in percent over log10(parameters) at or above 0",
+        "qrun train experiment=llama_v_proj", GATED,
+    ),
     "few_cz": Claim(
         "(Ours.) Blocks trained as circuits of 6 CZ keep most of the gain.", "blocks of b = 8 as 14 CZ or more",
         "b = 8, all sites: 60 % or more of the Cayley blocks' gain",

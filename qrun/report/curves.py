@@ -63,6 +63,7 @@ AXES = {
     "sites": Axis("device", ["sites", "b", "way"], "count", float,
                   {"gain": "gain", "penalty_nats": "nats", "perplexity": "perplexity"}),
     "frontier": Axis("gains", ["sites", "method"], "parameters", float, GAIN),
+    "ladder": Axis("gains", ["sites", "b", "method", "optimizer"], "size", float, {**GAIN, "gain_percent": "percent"}),
     "circuits": Axis("gains", ["sites", "what", "b"], "k", float, GAIN),
     "recover": Axis("recovery", ["text", "what", "b"], "ratio", lambda ratio: 1000 * ratio,
                     {"recovery": "recovery", "recovery_low": "recovery_document_low",

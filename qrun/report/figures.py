@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from qrun.report.curves import COLOURS
+from qrun.report.ladder import by_size
 from qrun.report.look import (
     BLUE,
     GREEN,
@@ -60,7 +61,8 @@ OWN = ("adapter", "sign")  # how the arms of a recovery begin that are the paper
 def draw(study: str, model: str, numbers: Frames) -> dict[str, Figure]:
     """Figures of a study by name; none for a study without."""
     makers = {"dim": dimension_curves, "controls": gains_by_method, "noise": phase_diagrams, "recover": recoveries,
-              "wall": walls, "circuits": gain_by_czs, "sites": by_count, "frontier": frontier}  # fmt: skip
+              "wall": walls, "circuits": gain_by_czs, "sites": by_count, "frontier": frontier,
+              "ladder": by_size}  # fmt: skip
     found = makers[study](model, numbers) if study in makers else {}
     return found | (convergence(model, numbers["curves"]) if study in TRAINS and "curves" in numbers else {})
 

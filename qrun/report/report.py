@@ -169,8 +169,8 @@ def open_entry(folder: Path, studies: Catalogue) -> Entry | None:
 
 
 def standard(about: About, results: Results, studies: Catalogue) -> str | None:
-    """The model's name for default axes, or the experiment whose axes they are, with three seeds or more; else
-    None."""
+    """The model's name for default axes, or the experiment whose axes they are, with the model's behind where it is
+    another than the experiment's; None for others, or with fewer than three seeds."""
     try:
         config = from_yaml(about.config)
     except InputError as error:
@@ -186,7 +186,11 @@ def standard(about: About, results: Results, studies: Catalogue) -> str | None:
         return about.model
     names = sorted(path.stem for path in (TREE / "experiment").glob("*.yaml"))
     names.sort(key=lambda name: f"experiment={name}" not in about.command.split())  # several may have the same words
-    return next((name for name in names if own == deciding(about.study, name, studies)), None)
+    name = next((name for name in names if own == deciding(about.study, name, studies)), None)
+    if name is None or about.study == "questions":  # which are asked of a model that another study made
+        return name
+    model = plain(studies.configure(about.study, [f"experiment={name}"]))["model"]["name"]
+    return name if about.model == model else f"{name}-{about.model}"
 
 
 def _filled(key: str, found: object, today: object) -> object:

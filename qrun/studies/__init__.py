@@ -27,6 +27,10 @@ STUDIES = {  # name of module and template -> verbs before it, what it says of i
         "sweep", "Gain against trained parameters, of all methods at one site, a layer and all; equal counts compared.",
         r"qrun sweep frontier study.dims=[4,16] study.controls=\[lora]",
     ),
+    "ladder": (
+        "sweep", "Gain, penalty, the rate where the gain ends, and recovery over the size of the frozen model.",
+        r"qrun sweep ladder study.rungs=\[models/small-muon] study.sites=\[one]",
+    ),
     "circuits": (
         "sweep", "Blocks trained as circuits of k CZ: gain against CZ, with Cayley blocks, whole and cut, beside them.",
         "qrun sweep circuits study.czs=[2,6,14]",

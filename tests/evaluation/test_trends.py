@@ -5,7 +5,16 @@ import pytest
 from scipy import stats
 
 from qrun.evaluation.intervals import over_documents, recovery
-from qrun.evaluation.trends import crossings, mean_interval, monotone_trend, power_law, sharpness, widths, zero_crossing
+from qrun.evaluation.trends import (
+    common_line,
+    crossings,
+    mean_interval,
+    monotone_trend,
+    power_law,
+    sharpness,
+    widths,
+    zero_crossing,
+)
 
 
 def test_mean_interval_is_students():
@@ -120,3 +129,42 @@ def test_recovery_is_the_share_of_the_loss_and_its_interval_holds_it():
     p, q, r = (np.exp(x.sum() / weight.sum()) for x in (compressed, adapted, original))
     assert value == pytest.approx((p - q) / (p - r)) and low < value < high and high - low < 0.2
     assert over_documents(recovery, (compressed, compressed, original), weight, 999, 0) == (0, 0)
+
+
+# --- a slope that groups share
+
+
+def test_a_line_through_one_group_has_the_slope_and_intervals_of_the_textbook():
+    x, y = [5.9, 6.2, 6.5, 7.0], [0.4, 0.7, 0.6, 1.1]
+    line, oracle = common_line(x, ["a"] * 4, y, 8.1, "a"), stats.linregress(x, y)
+    assert (line.slope, line.value) == pytest.approx((oracle.slope, oracle.intercept + oracle.slope * 8.1), rel=1e-9)
+    reach = stats.t.ppf(0.975, 2)
+    assert line.slope_interval.high - line.slope == pytest.approx(reach * oracle.stderr, rel=1e-9)
+    spread = math.sqrt(sum((b - oracle.intercept - oracle.slope * a) ** 2 for a, b in zip(x, y, strict=True)) / 2)
+    apart = math.sqrt(1 + 1 / 4 + (8.1 - np.mean(x)) ** 2 / (4 * np.var(x)))
+    assert line.interval.high - line.value == pytest.approx(reach * spread * apart, rel=1e-9) and line.freedom == 2
+
+
+def test_groups_share_a_slope_and_keep_their_levels():
+    x, groups = [6.0, 6.5, 7.0, 6.0, 7.0], ["a", "a", "a", "b", "b"]
+    y = [2 * at + {"a": 1.0, "b": 5.0}[name] for at, name in zip(x, groups, strict=True)]
+    found = {name: common_line(x, groups, y, 8.0, name) for name in "ab"}
+    assert {name: line.value for name, line in found.items()} == pytest.approx({"a": 17.0, "b": 21.0}, abs=1e-9)
+    assert found["a"].slope == pytest.approx(2.0) and found["a"].freedom == 2
+
+
+def test_a_line_of_as_many_points_as_numbers_has_no_interval_and_of_one_size_there_is_none():
+    line = common_line([6.0, 7.0], ["a", "a"], [1.0, 2.0], 8.0, "a")
+    assert line.value == pytest.approx(3.0) and np.isnan(line.interval).all() and np.isnan(line.slope_interval).all()
+    assert common_line([6.0, 6.0], ["a", "b"], [1.0, 2.0], 8.0, "a") is None
+    assert common_line([6.0, 7.0], ["a", "a"], [1.0, 2.0], 8.0, "b") is None
+
+
+def test_a_new_observation_lies_in_its_interval_as_often_as_said():
+    rng, x, groups = np.random.default_rng(0), [6.0, 6.5, 7.0, 6.0, 6.5, 7.0], list("aaabbb")
+    held = 0
+    for _ in range(1000):
+        y = [0.5 * at + (name == "b") + rng.normal(0, 0.2) for at, name in zip(x, groups, strict=True)]
+        line = common_line(x, groups, y, 8.1, "b")
+        held += line.interval.low < 0.5 * 8.1 + 1 + rng.normal(0, 0.2) < line.interval.high
+    assert 930 < held < 970

@@ -13,7 +13,7 @@ from qrun.evaluation.questions import binomial_interval
 from qrun.report.claims import CLAIMS
 from qrun.report.grade import Outcome, together, within
 from qrun.report.page import interval as told
-from qrun.studies import circuits, controls, dim, frontier, noise, questions, recover, sites, wall
+from qrun.studies import circuits, controls, dim, frontier, ladder, noise, questions, recover, sites, wall
 
 YES, NO, OPEN, PART, NONE = (
     Outcome.reproduced, Outcome.not_reproduced, Outcome.undecided, Outcome.in_part, Outcome.untestable,
@@ -449,13 +449,29 @@ def test_only_lora_of_equal_parameters_decides_the_frontier(pairs, expected):
     assert [v.outcome.value for v in frontier.grades(frontier_numbers(*pairs))] == [expected]
 
 
+def ladder_numbers(low=0.1, high=0.3, b=4, sites="one", quantity="gain, cayley"):
+    row = {"quantity": quantity, "sites": sites, "b": b, "slope_low": low, "slope_high": high}
+    return {"lines": pd.DataFrame([row]), "models": pd.DataFrame([{}] * 5), "gains": pd.DataFrame([{"seeds": 3}])}
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [({}, "reproduced"), ({"low": 0.0, "high": 0.0}, "reproduced"), ({"low": -0.1}, "undecided"),
+     ({"low": -0.2, "high": -0.1}, "not reproduced"), ({"low": math.nan}, "not testable here"),
+     ({"b": 8}, "not testable here"), ({"sites": "all"}, "not testable here"),
+     ({"quantity": "gain, lora"}, "not testable here")],
+)  # fmt: skip
+def test_the_slope_of_the_gain_of_one_site_decides_whether_it_falls_with_size(words, expected):
+    assert [v.outcome.value for v in ladder.grades(ladder_numbers(**words))] == [expected]
+
+
 def test_every_verdict_is_about_a_stated_claim():
     found = [
         *dim.grades(dim_numbers()), *controls.grades(controls_numbers()), *recover.grades(recover_numbers((0.7, 0.8))),
         *questions.grades(questions_numbers(1, 4)), *noise.grades(noise_numbers()),
         *noise.grades(noise_numbers(dim=8)), *noise.grades(noise_numbers(dim=8, sites="all")),
         *wall.grades(wall_numbers()), *circuits.grades(circuits_numbers()), *sites.grades(sites_numbers()),
-        *frontier.grades(frontier_numbers()),
+        *frontier.grades(frontier_numbers()), *ladder.grades(ladder_numbers()),
     ]  # fmt: skip
     assert {verdict.claim for verdict in found} == set(CLAIMS) - {"two_questions", "hardware"}
 

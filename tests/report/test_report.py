@@ -144,7 +144,7 @@ def test_a_study_of_the_standard_gets_its_folder_and_the_two_pages(tmp_path, wri
     assert "**reproduced** Perplexity improves monotonically" in page
     readme = found["README.md"].decode()
     assert "[nano, dim](dim/nano/page.md) | **reproduced** |" in readme
-    assert readme.count("not testable here") == len(CLAIMS) == 18  # one row a claim for the paper's own scale
+    assert readme.count("not testable here") == len(CLAIMS) == 19  # one row a claim for the paper's own scale
     assert "No such" not in readme and "# Negative results" in found["LOG.md"].decode()
 
 
@@ -259,6 +259,12 @@ def test_a_study_of_all_to_all_circuits_from_before_there_was_a_choice_is_that_e
     seeds = Results(pd.DataFrame({"seed": [0, 1, 2]}), {})
     assert standard(about, seeds, CATALOGUE) == "all_to_all"
     assert standard(replace(about, config=defaults("noise")), seeds, CATALOGUE) == "nano"
+
+
+def test_an_experiment_of_another_model_has_a_folder_of_its_own(defaults):
+    about = About("dim", "nano", "", defaults("dim", "experiment=one_v_proj"), "c0ffee00", KEY, "5eed", "")
+    assert standard(about, dim_results(), CATALOGUE) == "one_v_proj"
+    assert standard(replace(about, model="small"), dim_results(), CATALOGUE) == "one_v_proj-small"
 
 
 @pytest.mark.slow

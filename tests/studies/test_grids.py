@@ -13,9 +13,11 @@ import pytest
 from qrun.cells.cell import whole, with_needs
 from qrun.config.schema import Side
 from qrun.errors import InputError
+from qrun.language.models import local_folder
 from qrun.recipes.checks import check_unseen
 from qrun.studies import configure, module
 from qrun.studies.grid import home_is_known
+from qrun.studies.ladder import RECORD as LADDER_RECORD
 
 SWEEPS = ("dim", "controls", "noise", "wall", "circuits", "sites", "frontier")
 
@@ -742,3 +744,86 @@ def test_the_frontier_has_every_size_of_a_control_once(default):
     assert len(layer.projections) == 7 and layer.layers == ["last"]
     least, most = (f([c.task.parameters() for c in trained(cells, method="cayley")]) for f in (min, max))
     assert least == 96 and most == 314_496
+
+
+# --- ladder
+
+
+@pytest.fixture
+def rungs(tmp_path):
+    """Two more rungs, of 4 and 8 layers, without weights."""
+    folder = local_folder(configure("ladder", ["study.rungs=[]"]).model)
+    found = []
+    for layers, optimizer in ((4, "adamw"), (8, "muon")):
+        rung = tmp_path / f"{layers}-{optimizer}"
+        rung.mkdir()
+        for name, change in (("config.json", {"num_hidden_layers": layers}), (LADDER_RECORD, {"optimizer": optimizer})):
+            (rung / name).write_text(json.dumps(json.loads((folder / name).read_text()) | change))
+        found.append(rung)
+    return found
+
+
+def ladder(rungs, *words):
+    return grid("ladder", f"study.rungs=[{','.join(map(str, rungs))}]", *words)
+
+
+def test_every_rung_has_the_same_cells_and_its_own_sizes(rungs):
+    cells, said = ladder(rungs)
+    # per rung, site set and b: adapter and LoRA of 3 seeds, exact, and the adapter at the preset and 10 rates; at home
+    # the model, the compressed one, and 3 adapters of it
+    one = {"scan": 2 * 2 * 2 + 1, "train": 3 * 2 * 2 * 2 + 3, "compress": 1, "measure": 1 + 4 * 3 * (2 + 11) + 2 + 3}
+    assert kinds(whole(cells)) == {kind: 3 * count for kind, count in one.items()} and said == []
+    frozen = [cell for cell in cells if "size" in cell.axes]
+    assert [(c.axes["rung"], c.axes["optimizer"]) for c in frozen] == [
+        ("nano", "muon"), ("4-adamw", "adamw"), ("8-muon", "muon"),
+    ]  # fmt: skip
+    sizes = [c.axes["size"] for c in frozen]
+    assert sizes[0] == 3_148_224 and sizes[2] - sizes[0] == sizes[0] - sizes[1] == 2 * (sizes[0] - 192 * 4097) / 6
+    assert {c.task.parameters() for c in trained(cells, sites="one", b=4, method="cayley")} == {288}
+    assert [c.task.config.adapter.layers for c in trained(cells, sites="one", seed=0, b=4)] == [["last"]] * 6
+    for cell in cells:
+        model = cell.task.config.model
+        assert model.name == cell.axes["rung"] and (model.path is None) == (model.name == "nano")
+
+
+def test_nanos_rung_is_made_of_cells_of_other_studies(default):
+    cells, _ = grid("ladder", "study.rungs=[]")
+
+    def tasks(cells, **axes):
+        return {repr(c.task) for c in cells if all(c.axes.get(key) == value for key, value in axes.items())}
+
+    noisy = {**{"axis": "gates", "sites": "one"}, "sign": "input"}
+    mine, theirs = tasks(cells, axis="gates", sites="one"), tasks(default["noise"][0], **noisy)
+    assert mine and mine < theirs
+    home = {repr(c.task) for c in trained(cells, text="home")}
+    assert home and home < {repr(c.task) for c in trained(default["recover"][0], text="home", ratio=0.75)}
+    lora = {repr(c.task) for c in trained(cells, method="lora")}
+    assert len(lora) == 12 and lora < {repr(c.task) for c in trained(default["dim"][0], method="lora")}
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [(["study.ratios=[1.0]"], r"study.ratios"), (["study.rates=[1e-2,1e-3]"], r"study.rates"),
+     (["data@home=null"], r"study.ratios=\[0.75\]: compression is judged on data@home"),
+     (["protocol@second=lm_eval_wikitext"], "second"), (["compression.bond=4"], "compression.bond"),
+     (["study.rates=[0.9]"], r"study.rates=0.9: "), (["study.ratios=[1e-300]"], r"study.ratios=1e-300: "),
+     (["study.dims=[6]"], r"study.dims"), (["device=exact"], "device")],
+)  # fmt: skip
+def test_the_ladder_refuses_what_it_cannot_do(rungs, words, text):
+    with pytest.raises(InputError, match=text):
+        ladder(rungs, *words)
+
+
+def test_a_rung_is_a_model_of_known_text_with_a_name_of_its_own(rungs, tmp_path):
+    (rungs[0] / LADDER_RECORD).write_text("{}")
+    with pytest.raises(InputError, match=r"study.rungs=\S+4-adamw: .*optimizer"):
+        ladder(rungs)
+    (rungs[0] / LADDER_RECORD).unlink()
+    with pytest.raises(InputError, match=r"study.rungs=\S+4-adamw: no training_record.json there; rungs are made by"):
+        ladder(rungs)
+    with pytest.raises(InputError, match=r"study.rungs=models/none: model.path=models/none: no such folder"):
+        ladder(["models/none"])
+    (tmp_path / "other").mkdir()
+    rungs[1].rename(tmp_path / "other" / "nano")
+    with pytest.raises(InputError, match=r"study.rungs=\S+nano: another rung has this name"):
+        ladder([tmp_path / "other" / "nano"])

@@ -17,10 +17,22 @@ from qrun.evaluation.intervals import (
 )
 from qrun.evaluation.questions import binomial_interval
 from qrun.evaluation.results import Results, read
-from qrun.evaluation.trends import zero_crossing
+from qrun.evaluation.trends import common_line, zero_crossing
 from qrun.report.figures import draw
 from qrun.report.page import About, make_page
-from qrun.studies import circuits, controls, dim, frontier, noise, questions, recover, sites, statistics, wall
+from qrun.studies import (
+    circuits,
+    controls,
+    dim,
+    frontier,
+    ladder,
+    noise,
+    questions,
+    recover,
+    sites,
+    statistics,
+    wall,
+)
 
 T = {2: 12.706204736432095, 3: 4.302652729911275, 5: 2.7764451051977987}  # 97.5 % quantiles of Student's t by seeds
 DOCUMENTS = 30
@@ -1043,3 +1055,122 @@ def test_lora_at_equal_parameters_decides_and_is_told(perplexity, grade):
     told = ["sites=one, b=4: lora with 6,200 parameters gains 0.400 more than the adapter with 6,144"]
     assert page.negatives == (told if grade == "not reproduced" else [])
     assert set(draw("frontier", "nano", frontier.numbers(results))) == {"frontier"}
+
+
+# --- ladder
+
+
+RUNGS = {"small-m": (8e5, "muon"), "small-a": (8e5, "adamw"), "nano": (3e6, "muon"), "large-m": (1e7, "muon"),
+         "large-a": (1e7, "adamw")}  # fmt: skip
+
+
+def ladder_table(slope=0.5, spread=0.0, rungs=RUNGS, cost=0.002, home=True):
+    """A gain of 1 + slope log10(size / 8e5) percent, half a percent more where AdamW trained; a penalty of cost a
+    decade of rates above 1e-4, half the damage of compression recovered."""
+    table = Table()
+    for at, (name, (size, optimizer)) in enumerate(rungs.items()):
+        rung = {"rung": name, "kind": "measure"}
+        lost = {"lost": 0.5, "lost_random": 0.6, "bits_per_byte": 1.4}
+        table.measure(30.0, method="none", size=size, optimizer=optimizer, **lost, **rung)
+        gain = 1 + slope * math.log10(size / 8e5) + 0.5 * (optimizer == "adamw") + spread * (-1) ** at
+        for seed in range(3):
+            for method, more in (("cayley", 0.0), ("lora", 0.2)):
+                axes = {**rung, "method": method, "seed": seed, "sites": "one", "b": 4, "parameters": 288}
+                exact = 30 * (1 - (gain + more) / 100) * (1 + 1e-5 * seed)
+                table.measure(exact, 0.01, gain=30 - exact, **axes)
+                if method == "lora":
+                    continue
+                for axis, rate in (("preset", math.nan), ("gates", 1e-3), ("gates", 1e-2)):
+                    noisy = exact * (1 + cost * (1 if axis == "preset" else rate / 1e-3))
+                    table.measure(noisy, 0.01, gain=30 - noisy, axis=axis, rate=rate, **axes)
+        for ratio, perplexity in ((1.0, 20.0), (0.75, 40.0)) if home else ():
+            table.measure(perplexity, 0.01 * ratio, text="home", ratio=ratio, method="none", **rung)
+        for seed in range(3 if home else 0):
+            back = 30 + seed / 1000
+            axes = {"text": "home", "ratio": 0.75, "method": "cayley", "sites": "all", "b": 4, "seed": seed}
+            table.measure(back, 0.005, gain=10.0, parameters=288, **axes, **rung)
+    return table.results
+
+
+def line_of(found, quantity, optimizer="muon"):
+    return only(found["lines"], quantity=quantity, optimizer=optimizer)
+
+
+def test_a_ladder_has_gain_penalty_end_damage_and_recovery_of_every_rung():
+    found = ladder.numbers(ladder_table())
+    assert found["models"]["rung"].tolist() == list(RUNGS) and found["models"]["size"].tolist() == [
+        8e5,
+        8e5,
+        3e6,
+        1e7,
+        1e7,
+    ]
+    gain = only(found["gains"], rung="large-a", method="cayley")
+    assert gain["percent"] == pytest.approx(1 + 0.5 * math.log10(12.5) + 0.5, abs=2e-3)
+    assert gain["percent_low"] < gain["percent"] < gain["percent_high"]
+    device = only(found["device"], rung="small-m")
+    assert device["penalty"] == pytest.approx(0.2, abs=1e-3) and device["left"] == pytest.approx(0.8, abs=4e-3)
+    assert device["end_rate"] == pytest.approx(5e-3, rel=0.02)  # 1 % of gain, 0.2 % of damage at a thousandth
+    assert device["end_low"] <= device["end_rate"] <= device["end_high"]
+    home = only(found["compressed"], rung="nano")
+    assert home["damage"] == pytest.approx(math.log(2)) and home["recovery"] == pytest.approx(0.5, abs=0.001)
+    assert (home["original"], home["compressed"], home["ratio"]) == (20.0, 40.0, 0.75)
+
+
+def test_its_lines_are_shared_by_optimisers_and_reach_to_smollm2():
+    found = ladder.numbers(ladder_table(spread=0.05))
+    muon, adamw = (line_of(found, "gain, cayley", name) for name in ("muon", "adamw"))
+    assert (
+        muon["slope"] == adamw["slope"] == pytest.approx(0.5, abs=0.1) and muon["rungs"] == 5 and muon["freedom"] == 2
+    )
+    assert muon["there_low"] < 1 + 0.5 * math.log10(134_515_008 / 8e5) < muon["there_high"]
+    assert adamw["there"] - muon["there"] == pytest.approx(0.5, abs=0.15)
+    x = [math.log10(size) for size, _ in RUNGS.values()]
+    own = found["gains"][found["gains"]["method"] == "cayley"]["percent"].tolist()
+    by_hand = common_line(x, [name for _, name in RUNGS.values()], own, math.log10(134_515_008), "muon")
+    assert (muon["there"], muon["there_low"], muon["slope_high"]) == pytest.approx(
+        (by_hand.value, by_hand.interval.low, by_hand.slope_interval.high)
+    )
+
+
+def test_how_far_a_line_may_be_trusted_is_seen_at_the_largest_rung():
+    found = ladder.numbers(ladder_table())
+    row = line_of(found, "gain, cayley")
+    assert row["largest"] == "large-m" and row["foretold"] == pytest.approx(row["known"], abs=2e-3)
+    assert row["known"] == pytest.approx(1 + 0.5 * math.log10(12.5), abs=2e-3)
+    end = line_of(found, "end")  # in its own unit, not as a logarithm
+    assert 1e-3 < end["known"] < 1e-2 and end["foretold"] == pytest.approx(end["known"], rel=0.1)
+
+
+def test_where_nothing_ends_or_nothing_is_compressed_there_is_no_line_of_it():
+    found = ladder.numbers(ladder_table(cost=1e-6, home=False))
+    assert set(found["lines"]["quantity"]) == {"gain, cayley", "gain, lora", "penalty"} and found["compressed"].empty
+    assert set(found["device"]["end_side"]) == {"above"}
+    alone = ladder.numbers(ladder_table(rungs={"nano": (3e6, "muon")}))
+    assert alone["lines"].empty and [v.outcome.value for v in ladder.grades(alone)] == ["not testable here"]
+    page = make_page(
+        About("ladder", "nano", "", "", "", "", "", ""), ladder_table(rungs={"nano": (3e6, "muon")}), ladder
+    )
+    assert "Lines towards" not in page.markdown and "| nano |" in page.markdown
+
+
+@pytest.mark.parametrize(
+    ("slope", "spread", "grade"), [(0.5, 0.01, "reproduced"), (-0.5, 0.01, "not reproduced"), (0.1, 0.2, "undecided")]
+)
+def test_a_gain_that_falls_with_size_is_told_from_one_that_does_not(slope, spread, grade):
+    results = ladder_table(slope, spread)
+    page = make_page(About("ladder", "nano", "", "", "", "", "", ""), results, ladder)
+    assert [v.outcome.value for v, _ in page.verdicts] == [grade]
+    assert page.verdicts[0][1].startswith("The slope over 5 rungs is ") and "% (adamw)" in page.verdicts[0][1]
+    assert page.negatives == ["sites=one, b=4: LoRA of like size gains more on 5 of 5 rungs"]
+    assert "is an extrapolation longer than the ladder." in page.markdown
+
+
+def test_the_figure_of_a_ladder_has_a_row_of_panels_per_site_set_and_one_of_compression():
+    figure = draw("ladder", "nano", ladder.numbers(ladder_table(spread=0.05)))["ladder"]
+    assert [axes.get_title("left") for axes in figure.axes] == [
+        "one site: gain in percent", "one site: penalty in percent", "one site: two-qubit error that ends the gain",
+        "damage of compression in nats", "recovered in percent",
+    ]  # fmt: skip
+    assert {text.get_text() for text in figure.legends[0].get_texts()} == {"b = 4", "LoRA, for b = 4", "75% kept"}
+    assert len(draw("ladder", "nano", ladder.numbers(ladder_table(home=False)))["ladder"].axes) == 3

@@ -230,6 +230,45 @@ def test_circuits_are_trained_and_cut_beside_the_dim_studys_cayley_blocks(dims, 
     assert "Share of the gain of Cayley blocks" in capsys.readouterr().out
 
 
+@pytest.fixture(scope="module")
+def rungs(tiny_folder, tmp_path_factory):
+    """The tiny model, and one of a layer, as scripts/pretrain_nano.py would leave them."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("rungs")
+    for name, optimizer in (("two", "muon"), ("one", "adamw")):
+        shutil.copytree(tiny_folder, folder / name)
+        record = {"optimizer": optimizer, "lost_by_half": {"svd": 0.5, "gaussian": 0.6}}
+        (folder / name / "training_record.json").write_text(json.dumps(record))
+    config = LlamaConfig.from_pretrained(tiny_folder, num_hidden_layers=1)
+    LlamaForCausalLM(config).save_pretrained(folder / "one")
+    return folder
+
+
+def test_a_ladder_measures_every_rung_on_its_own_model(words, rungs, story_file, tmp_path, capsys):
+    more = [f"model.path={rungs / 'two'}", "model.name=two", f"study.rungs=[{rungs / 'one'}]", "study.dims=[4]",
+            "study.controls=[lora]", "study.rates=[1e-2,1e-1]", "study.ratios=[0.75]", "compression=svd", "noise=gates",
+            "data@home=text", f"home.path={story_file}", "evaluation.max_tokens=320",
+            *(word for word in NOISE if word.startswith("noise."))]  # fmt: skip
+    mine = [word for word in words if not word.startswith(("protocol@second", "data@home"))]
+    results = study("ladder", [*mine, *more], results=tmp_path, name="ladder")
+    from qrun.studies import module
+
+    found = module("ladder").numbers(results)
+    assert found["models"][["rung", "optimizer"]].to_numpy().tolist() == [["two", "muon"], ["one", "adamw"]]
+    assert found["models"]["size"].nunique() == found["models"]["perplexity"].nunique() == 2
+    trained = rows(results, "train")
+    assert trained.groupby("rung")["key"].count().to_dict() == {"two": 6, "one": 6} and trained["key"].is_unique
+    device = rows(results, "measure")
+    device = device[device["axis"].notna()]
+    assert device.groupby(["rung", "axis"])["rate"].nunique().to_dict() == {
+        (rung, axis): (2 if axis == "gates" else 0) for rung in ("two", "one") for axis in ("preset", "gates")
+    }
+    assert (device["penalty"] != 0).all() and found["device"]["penalty"].nunique() == 2
+    assert (found["compressed"]["compressed"] != found["compressed"]["original"]).all()
+    assert len(rows(results, "compress")) == 2 and "## Rungs" in capsys.readouterr().out
+
+
 def test_a_failed_cell_is_named_and_does_not_stop_the_others(qrun, words, dims, tmp_path, monkeypatch):
     from qrun.errors import RunFailed
     from qrun.training import loop
