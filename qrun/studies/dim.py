@@ -72,10 +72,23 @@ def numbers(results: Results) -> Mapping[str, pd.DataFrame]:
     own = trained[trained["method"] == "cayley"].rename(columns=lambda name: name.removeprefix("blocks/"))
     blocks = own.groupby(["sites", "b"], sort=False)[[name for name in BLOCKS if name in own]].mean().reset_index()
     found = gains(results, base, adapted, ["sites", "method", "b"], beside)
+    found = found.merge(ahead(results, adapted), how="left", on=["sites", "method", "b"])
     return {
         "text": text(results, base), "gains": found.assign(ratio=ratio(found)),
         "trends": trends(results, adapted[adapted["method"] == "cayley"]), "blocks": blocks,
     }  # fmt: skip
+
+
+def ahead(results: Results, adapted: pd.DataFrame) -> pd.DataFrame:
+    """Per control, site set and b: the adapter's gain less the control's, with its interval over seeds and documents,
+    paired."""
+    rows = []
+    for (sites, method, b), control in adapted[adapted["method"] != "cayley"].groupby(["sites", "method", "b"]):
+        own = adapted[(adapted["sites"] == sites) & (adapted["method"] == "cayley") & (adapted["b"] == b)]
+        over = both_interval(perplexity_difference, results, control, own) if len(own) and len(control) > 1 else None
+        rows.append({"sites": sites, "method": method, "b": b, "ahead": own["gain"].mean() - control["gain"].mean(),
+                     **limits("ahead", over)})  # fmt: skip
+    return pd.DataFrame(rows, columns=["sites", "method", "b", "ahead", "ahead_low", "ahead_high"])
 
 
 def trends(results: Results, adapted: pd.DataFrame) -> pd.DataFrame:

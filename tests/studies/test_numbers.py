@@ -255,6 +255,24 @@ def test_a_step_that_all_seeds_take_but_not_all_documents_is_open(tilt, grade):
     assert {v.claim: v.outcome.value for v in dim.grades(found)}["monotone"] == grade
 
 
+def test_the_adapter_is_ahead_of_lora_by_their_paired_difference():
+    table = Table()
+    table.measure(32.0, method="none")
+    for seed in range(3):
+        for method, level in (("cayley", 31.0), ("lora", 31.2)):
+            level += seed / 10
+            table.measure(level, 0.1, method=method, sites="one", b=4, seed=seed, gain=32 - level, parameters=288)
+        table.train(method="cayley", sites="one", b=4, seed=seed)
+    results = table.results
+    found = dim.numbers(results)["gains"]
+    row = only(found, method="lora")
+    groups = (results.table[results.table["method"] == name] for name in ("lora", "cayley"))
+    over = drawn(perplexity_difference, results, *(rows[rows["kind"] == "measure"] for rows in groups))
+    assert row["ahead"] == pytest.approx(0.2) and (row["ahead_low"], row["ahead_high"]) == (over.low, over.high)
+    assert over.high - over.low < (row["both_high"] - row["both_low"]) / 5  # seeds differ alike in both methods
+    assert math.isnan(only(found, method="cayley")["ahead"])
+
+
 def test_a_rise_between_means_is_counted():
     rising = {**CURVES, 8: [31.6, 31.5, 31.7]}
     row = dim.numbers(dim_table(rising))["trends"].iloc[0]
