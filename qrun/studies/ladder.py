@@ -223,9 +223,9 @@ def numbers(results: Results) -> Mapping[str, pd.DataFrame]:
             alone = exact[(exact[POINT] == list(point)).all(axis=1) & (exact["method"] == "cayley")]
             device.append({**about, **dict(zip(POINT, point, strict=True)), **on_device(results, base, alone, group)})
         compressed += [{**about, **row} for row in compression(results, home[home["rung"] == name])]
-    frames = {"models": models, "gains": found, "device": device, "compressed": compressed}
-    numbers = {name: pd.DataFrame(rows) for name, rows in frames.items()}
-    return {"text": text(results, base), **numbers, "lines": pd.DataFrame(lines(numbers))}
+    each = {"models": models, "gains": found, "device": device, "compressed": compressed}
+    frames = {name: pd.DataFrame(rows) for name, rows in each.items()}
+    return {"text": text(results, base), **frames, "lines": pd.DataFrame(lines(frames))}
 
 
 def percent(name: str, results: Results, base: pd.DataFrame, group: pd.DataFrame, sign: int = -1) -> dict[str, float]:
