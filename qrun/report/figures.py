@@ -37,6 +37,7 @@ from qrun.report.look import (
 )  # fmt: skip
 
 Frames = Mapping[str, pd.DataFrame]
+ACROSS = "gain-"  # how figures across studies are named
 PAPER_RECOVERS = 83  # percent
 PROPORTIONAL = "two-qubit error rate, all rates in proportion"
 RATE = {
@@ -75,7 +76,7 @@ def across(model: str, studies: Mapping[str, Frames]) -> dict[str, Figure]:
     dims, controls = studies["dim"]["gains"].assign(null="trained"), studies["controls"]["gains"]
     rows = pd.concat([dims, controls]).sort_values("seeds", ascending=False, kind="stable")
     rows = rows.drop_duplicates(["sites", "method", "null", "parameters"])
-    return {f"gain-{model}": gain_over_parameters(model, rows, bases.pop())}
+    return {f"{ACROSS}{model}": gain_over_parameters(model, rows, bases.pop())}
 
 
 def dimension_curves(model: str, numbers: Frames) -> dict[str, Figure]:

@@ -32,7 +32,7 @@ from qrun.evaluation.results import Results, read
 from qrun.files import replaced
 from qrun.report.claims import CLAIMS
 from qrun.report.curves import with_trainings
-from qrun.report.figures import across, draw
+from qrun.report.figures import ACROSS, across, draw
 from qrun.report.page import About, Graded, Page, make_page, markdown
 from qrun.report.screen import say
 from qrun.tracking.store import Store
@@ -260,11 +260,16 @@ def write(folder: Path, entry: Entry, page: Page) -> None:
 
 
 def overviews(target: Path, pages: list[tuple[Path, Entry, Page]]) -> Iterator[str]:
-    """Figures across the studies of a model that ran their default; the Markdown that shows each."""
+    """Figures across the studies of a model that ran their default, in place of earlier ones; Markdown shows each."""
+    figures = {}
     for model in dict.fromkeys(entry.standard for _, entry, _ in pages if entry.standard == entry.about.model):
         studies = {entry.about.study: page.numbers for _, entry, page in pages if entry.standard == model}
-        for name, figure in across(str(model), studies).items():
-            yield picture(target, name, figure)
+        figures |= across(str(model), studies)
+    for path in (*target.glob(f"{ACROSS}*.png"), *target.glob(f"{ACROSS}*.svg")):
+        if path.stem not in figures:
+            path.unlink()  # of studies that are no longer of one text
+    for name, figure in figures.items():
+        yield picture(target, name, figure)
 
 
 def picture(folder: Path, name: str, figure: Figure) -> str:

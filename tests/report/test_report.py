@@ -134,6 +134,8 @@ def tree(folder):
 
 def test_a_study_of_the_standard_gets_its_folder_and_the_two_pages(tmp_path, write, made):
     write()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "gain-nano.png").write_bytes(b"of dim and controls as they were; controls is gone")
     assert made() == [tmp_path / "out" / "dim" / "nano"]
     found = tree(tmp_path / "out")
     assert set(found) == {"README.md", "LOG.md", *(f"dim/nano/{name}" for name in (
