@@ -8,9 +8,9 @@ on this machine.
 A LlamaForCausalLM in SmolLM2's proportions (3 heads x 64 = 192 wide, 1 key/value head, FFN 512, tied embeddings) with
 its own byte-level BPE tokenizer, trained on the docstrings of installed scientific packages (`data=libdocs`) and never
 on `data=pydoc`, so that an adapter trained on pydoc meets a shifted domain. Muon on the matrices of the layers, AdamW
-on embeddings and norms, bfloat16 autocast, one pass over shuffled windows, linear decay to zero. Writes the model
-folder (float16 safetensors), training_record.json and grams.xz, the 13-grams that `data.clean` cuts out of other text.
-About 40 minutes on two cores.
+on embeddings and norms, bfloat16 autocast, 20 million tokens of shuffled windows, 1.3 passes, linear decay to zero.
+Writes the model folder (float16 safetensors), training_record.json and grams.xz, the 13-grams that `data.clean` cuts
+out of other text. About 40 minutes on two cores.
 
 --size small | nano | large: 0.8, 3.1 and 10.2 million parameters. --optimizer adamw trains all of it by AdamW, which
 leaves steeper spectra than Muon. The record says how steep: what a truncated SVD of half the parameters loses of the
@@ -93,7 +93,7 @@ def bits_per_byte(model: LlamaForCausalLM, stream: torch.Tensor, characters: int
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=float, default=20e6)
-    parser.add_argument("--out", type=Path, default=Path("qrun/language/nano"))
+    parser.add_argument("--out", type=Path, help="folder of the model")
     parser.add_argument("--size", choices=SIZES, default="nano")
     parser.add_argument("--optimizer", choices=LR, default="muon")
     parser.add_argument("--layers", type=int, help="other than the size's")
@@ -104,6 +104,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--grams", action="store_true", help="only write grams.xz, of the model in --out")
     args = parser.parse_args()
+    if args.out is None:
+        parser.error("--out: name a folder, such as models/small-adamw; nano ships from qrun/language/nano")
     size = SIZES[args.size]
     args.layers, args.lr = args.layers or size.layers, args.lr or LR[args.optimizer]
 

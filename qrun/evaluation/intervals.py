@@ -117,10 +117,10 @@ def over_seeds_and_documents(
     return Interval(float(low), float(high)) if np.isfinite([low, high]).all() else None
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=2)
 def _draws(count: int, size: int, resamples: int, seed: int) -> tuple[Floats, Floats]:
     """Shares of each seed [resamples, count], and how often each document was drawn [resamples, size]: the same for all
-    intervals of a page."""
+    intervals of a page, and for all of its fits, which are fewer."""
     rng = np.random.default_rng(seed)
     seeds = rng.multinomial(count, np.full(count, 1 / count), resamples) / count
     return seeds, rng.multinomial(size, np.full(size, 1 / size), resamples).astype(float)

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Claim:
-    """`margin` is what studies/<study>.py grades by; `command` runs the claim on the paper's model, with `needs`."""
+    """`margin` is what studies/<study>.py grades by, if one does; `command` runs the claim on the paper's model, with
+    `needs`."""
 
     text: str
     paper: str
@@ -93,7 +94,7 @@ CLAIMS = {
     ),
     "two_questions": Claim(
         "The adapter corrects the answers to two MMLU questions.",
-        "Llama: jovian rings 25-35 % to 60-90 % right; gene flow wrong to right", "both right after, wrong before",
+        "Llama: jovian rings 25-35 % to 60-90 % right; gene flow wrong to right", "not graded here",
         "qrun eval questions experiment=llama_questions adapter.path=<from train>", GATED,
     ),
     "schmidt": Claim(

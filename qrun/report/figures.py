@@ -54,7 +54,7 @@ KINDS = {
     "free numbers": ("diagonal", "block", "dense"),
 }  # fmt: skip
 KIND_COLOURS = dict(zip(KINDS, (BLUE, PURPLE, ORANGE, GREEN), strict=True))
-TRAINS = ("dim", "controls", "frontier", "sites", "recover")  # what the others train, these train, too
+TRAINS = ("dim", "controls", "frontier", "sites", "recover")  # whose trainings are drawn
 QUESTION = "the paper's question: the adapter"
 OWN = ("adapter", "sign")  # how the arms of a recovery begin that are the paper's question
 
@@ -351,7 +351,7 @@ def noise_curves(title: str, relative: pd.DataFrame, ends: pd.DataFrame) -> Figu
         plain(axes, "")
         below.set_yticks(range(len(dims)), [f"b = {b:g}" for b in dims])
         below.set_ylim(-0.7, len(dims) - 0.3)
-        plain(below, "rate at which the gain ends (95 % over seeds)")
+        plain(below, "rate at which the gain ends (95 % over both)")
         below.set_xlabel(RATE[kind], fontsize=9)
     key = {line.get_label(): line for axes in panels[0] for line in axes.get_legend_handles_labels()[0]}
     figure.legend(list(key.values()), list(key), loc="outside lower center", ncols=len(key), frameon=False, fontsize=8)

@@ -44,6 +44,15 @@ def within(interval: Interval | None, low: float = -math.inf, high: float = math
     return Outcome.not_reproduced if interval.high < low or interval.low > high else Outcome.undecided
 
 
+def jointly(outcomes: Iterable[Outcome]) -> Outcome:
+    """Grade of a claim that says several things of one setting at once: refuted where one is, tested where all are."""
+    found = list(outcomes)
+    for decides in (Outcome.not_reproduced, Outcome.untestable, Outcome.undecided):
+        if decides in found or not found:
+            return decides if found else Outcome.untestable
+    return Outcome.reproduced
+
+
 def together(outcomes: Iterable[Outcome]) -> Outcome:
     """Grade of a claim over several settings: all, none, some of them; undecided where one is and none decides."""
     found = [outcome for outcome in outcomes if outcome is not Outcome.untestable]

@@ -46,6 +46,7 @@ def by_size(model: str, numbers: Frames) -> dict[str, Figure]:
             if column in rows:
                 found = lines if lines.empty else where(lines, **point)
                 _over_size(axes, rows[rows[column].notna()], column, quantity, found, shown)
+                _beyond(axes, rows[rows[column].isna()], quantity)
             axes.set_xscale("log")
             if quantity in LOGARITHMS and column in rows and (rows[column] > 0).any():
                 axes.set_yscale("log")
@@ -81,6 +82,13 @@ def _over_size(
             line = lines if lines.empty else where(lines, quantity=name, optimizer=optimizer, **keys)
             if len(line) and np.isfinite(float(line["there"].iloc[0])):
                 _to_there(axes, line.iloc[0], float(some["size"].min()), look, quantity in LOGARITHMS)
+
+
+def _beyond(axes: Axes, rows: pd.DataFrame, quantity: str) -> None:
+    """Arrows at the last rate asked, where a gain ends beyond it."""
+    for row in rows.to_dict("records") if quantity == "end" else ():
+        look = {**of_dim(row["b"]), "marker": "^" if row["end_side"] == "above" else "v"}
+        axes.plot(row["size"], row["end_bound"], linestyle="", markerfacecolor="w", **look)
 
 
 def _to_there(axes: Axes, line: pd.Series, start: float, look: Mapping[str, Any], logarithm: bool) -> None:

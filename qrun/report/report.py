@@ -7,14 +7,15 @@ results/LOG.md             negative results, an entry a study key, the newest la
                            studies again and leaves all others
 results/gain-<model>.png   gain of all methods over their parameters, from the dim and the controls study
 
-A study meets the standard if its axes, training, evaluation and adapter are the default's or an experiment's, with
-three seeds or more. Others get a folder with their key in its name and never touch the two pages. What an earlier
+A study meets the standard if its axes, texts, training, evaluation and adapter are the default's or an experiment's,
+with three seeds or more. Others get a folder with their key in its name and never touch the two pages. What an earlier
 report left there is graded and written again beside the new studies, so that they can be run one at a time; one that
 met a standard of its day, and today's no more, keeps its place and is called of older settings. A folder is written
 beside its place and swapped in; only folders that carry this program's mark are ever replaced.
 """
 
 import json
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -37,12 +38,13 @@ from qrun.report.page import About, Graded, Page, make_page, markdown
 from qrun.report.screen import say
 from qrun.tracking.store import Store
 
+TITLE = "# Claims of arXiv:2605.05914, and what became of them here"
 ABOUT, MARK = "study.json", ".qrun-report"
 LEAST_SEEDS = 3
 SUPERSEDED = "Superseded by study"  # of an entry of the log
 DPI = 100
-DECIDING = ("study", "training", "evaluation", "protocol", "adapter", "compression", "device", "noise", "temperatures",
-            "trials", "questions", "estimate", "signs")  # fmt: skip
+DECIDING = ("study", "data", "home", "training", "evaluation", "protocol", "second", "adapter", "compression", "device",
+            "noise", "temperatures", "trials", "questions", "estimate", "signs")  # fmt: skip
 
 
 class Catalogue(Protocol):
@@ -75,6 +77,10 @@ def report(
 ) -> list[Path]:
     """Write everything below `out`; returns the study folders. `source` is a folder that a report wrote before."""
     target, store = _target(out), Store(results, tracking_uri)
+    readme = target / "README.md"
+    earlier = readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else TITLE
+    if not earlier.startswith(TITLE):
+        raise InputError(f"{readme}: not written by `qrun report`; move it away or choose another --out")
     entries = {}  # the newest study of a kind for each folder
     for entry in _entries(store, source, studies):
         entries[entry.folder] = entry
@@ -101,12 +107,12 @@ def report(
         log = target / "LOG.md"
         before = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
         new = [page for page in pages if page[0] in own]
-        shown = {"README.md": claims_page(pages) + "".join(overviews(target, pages))}
+        shown = {readme.name: claims_page(pages) + "".join(overviews(target, pages, earlier))}
         shown |= {log.name: log_page(new, before)} if new else {}
         for name, text in shown.items():
             with replaced(target / name) as file:
                 file.write_text(text)
-        say(f"{target / 'README.md'}: {len(CLAIMS)} claims; {target / 'LOG.md'}")
+        say(f"{readme}: {len(CLAIMS)} claims; {target / 'LOG.md'}")
     return written
 
 
@@ -208,7 +214,7 @@ def _filled(key: str, found: object, today: object) -> object:
     elif key == "training":
         before = {"patience": None, "sample": "whole"} if "patience" not in found else {}
         before |= {"average": 0.0} if "average" not in found else {}
-    elif key == "adapter" and "path" in today:  # where the asked adapter lies
+    elif key in ("adapter", "data", "home") and "path" in today:  # where the asked adapter, the same text lies
         before = {"path": today["path"]}
     return {**today, **{word: value for word, value in found.items() if word in today}, **before}
 
@@ -259,15 +265,16 @@ def write(folder: Path, entry: Entry, page: Page) -> None:
     entry.results.write(folder)
 
 
-def overviews(target: Path, pages: list[tuple[Path, Entry, Page]]) -> Iterator[str]:
-    """Figures across the studies of a model that ran their default, in place of earlier ones; Markdown shows each."""
-    figures = {}
+def overviews(target: Path, pages: list[tuple[Path, Entry, Page]], earlier: str) -> Iterator[str]:
+    """Figures across the studies of a model that ran their default; the Markdown that shows each. What the `earlier`
+    README shows and today's studies do not make is removed."""
+    figures: dict[str, Figure] = {}
     for model in dict.fromkeys(entry.standard for _, entry, _ in pages if entry.standard == entry.about.model):
         studies = {entry.about.study: page.numbers for _, entry, page in pages if entry.standard == model}
         figures |= across(str(model), studies)
-    for path in (*target.glob(f"{ACROSS}*.png"), *target.glob(f"{ACROSS}*.svg")):
-        if path.stem not in figures:
-            path.unlink()  # of studies that are no longer of one text
+    for name in set(re.findall(rf"\]\(({ACROSS}[\w.-]+)\.png\)", earlier)) - set(figures):
+        for suffix in (".png", ".svg"):
+            (target / f"{name}{suffix}").unlink(missing_ok=True)
     for name, figure in figures.items():
         yield picture(target, name, figure)
 
@@ -296,7 +303,7 @@ def claims_page(pages: list[tuple[Path, Entry, Page]]) -> str:
         rows.append([*shown, "at the paper's scale", "not testable here", f"needs {claim.needs}", f"`{claim.command}`"])
     head = ["claim", "paper", "model", "verdict", "ours, with 95% intervals", "command"]
     return "\n".join([
-        "# Claims of arXiv:2605.05914, and what became of them here", "",
+        TITLE, "",
         "Written by `qrun report`. Verdicts are about the model named in the row, not about the paper's models; rows",
         "marked \"at the paper's scale\" stay open until somebody runs them. A verdict is `reproduced` if the whole",
         "95% interval lies inside the margin, `not reproduced` if it lies wholly outside, else `undecided`. Negative",

@@ -73,6 +73,8 @@ class Axes(StudyAxes):
         for dim in self.others:
             require(dim >= 2, "study.others", dim, "give block dimensions from 2")
         require(not self.controls, "study.controls", self.controls, "the controls are in `qrun sweep controls`")
+        some = bool(self.czs or self.cuts or (self.wide and self.wide_czs))
+        require(some, "study.czs", self.czs, "with study.cuts and study.wide empty there is no circuit; name some k")
 
     def trained(self, dim: int) -> list[int]:
         """k of the circuits that are trained at b = dim."""

@@ -26,6 +26,7 @@ from qrun.studies.grid import (
     exact_cell,
     matched,
     measurement,
+    require_cayley,
     train_cell,
     usable,
 )
@@ -43,6 +44,10 @@ class Config(StudyRun):
     noise: Noise = field(default_factory=Noise)
     estimate: EstimateConfig = field(default_factory=EstimateConfig)
     signs: SignsConfig = field(default_factory=SignsConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_cayley(self.adapter)
 
 
 def cells(config: Config, say: Say) -> Iterator[Cell]:

@@ -4,6 +4,7 @@ Margins, of intervals over seeds and documents: each neighbouring pair of dimens
 site at b = 4 gains at all (above 0).
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -26,6 +27,7 @@ from qrun.studies.grid import (
     base_cell,
     exact_cell,
     matched,
+    require_cayley,
     train_cell,
     usable,
 )
@@ -51,6 +53,10 @@ class Config(StudyRun):
     """`qrun sweep dim`."""
 
     study: Axes = field(default_factory=Axes)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_cayley(self.adapter)
 
 
 def cells(config: Config, say: Say) -> Iterator[Cell]:
@@ -92,8 +98,8 @@ def ahead(results: Results, adapted: pd.DataFrame) -> pd.DataFrame:
 
 
 def trends(results: Results, adapted: pd.DataFrame) -> pd.DataFrame:
-    """Per site set: Page's p over seeds, and the smallest gain from one dimension to the next with its intervals over
-    seeds and over both."""
+    """Per site set: Page's p over seeds, the smaller of all lower and of all upper limits of the gains from one
+    dimension to the next, over seeds and over both, and the step, from b to b, whose lower limit over both is least."""
     rows = []
     for chosen, group in adapted.groupby("sites", sort=False):
         curve = group.pivot(index="seed", columns="b", values="perplexity")
@@ -101,9 +107,12 @@ def trends(results: Results, adapted: pd.DataFrame) -> pd.DataFrame:
         own = [group[group["b"] == b] for b in curve.columns]
         both = [both_interval(perplexity_difference, results, *pair) for pair in pairwise(own)]
         page = monotone_trend(curve.to_numpy().tolist())
+        named = [(step, *ends) for step, ends in zip(both, pairwise(curve.columns), strict=True) if step is not None]
+        weakest, start, stop = min(named, default=(None, math.nan, math.nan))
         rows.append({
             "sites": chosen, "seeds": len(curve), "dims": len(curve.columns), **page,
             **limits("step", least(seeds)), **limits("step_both", least(both)),
+            **limits("weakest", weakest), "weakest_from": start, "weakest_to": stop,
         })  # fmt: skip
     return pd.DataFrame(rows)
 

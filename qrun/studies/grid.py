@@ -220,6 +220,16 @@ def fits(circuit: str, sign: Sign, dim: int, say: Say) -> bool:
     return not (reference or merged)
 
 
+def some_left(cells: Iterator[Cell], axis: str, key: str, given: object, why: str) -> Iterator[Cell]:
+    """The cells of a grid. Raises InputError at its end, before any is computed, where none has a value on the axis
+    that the study is about, since all were left out."""
+    found = False
+    for cell in cells:
+        found = found or cell.axes.get(axis) is not None
+        yield cell
+    require(found, key, given, why)
+
+
 def matched(config: StudyRun, adapter: AdapterConfig, method: str) -> AdapterConfig:
     """A control at the adapter's sites with about its parameters."""
     shape = model_shape(config.model)

@@ -112,11 +112,18 @@ class Lost(TypedDict):
     gaussian: float
 
 
+class Pretraining(TypedDict):
+    """The text that a model was trained on."""
+
+    digest: str
+
+
 class Record(TypedDict):
     """What scripts/pretrain_nano.py says of a model, as far as a ladder needs it."""
 
     optimizer: str
     lost_by_half: Lost
+    corpus: Pretraining
 
 
 @dataclass(frozen=True)
@@ -129,8 +136,9 @@ class Rung:
 
 def rungs(config: Config) -> Iterator[Rung]:
     """`model` and the folders of study.rungs by their names. Raises InputError for one that is no model of
-    scripts/pretrain_nano.py, or has the name of another."""
+    scripts/pretrain_nano.py, has the name of another, or was trained on another text."""
     seen: set[str] = set()
+    texts: set[str] = set()
     for words in (None, *config.study.rungs):
         key, given = ("model", config.model.name) if words is None else ("study.rungs", words)
         with because_of(key, given):
@@ -143,6 +151,9 @@ def rungs(config: Config) -> Iterator[Rung]:
                 raise InputError(f"no {RECORD} there; rungs are made by scripts/pretrain_nano.py")
             require(model.name not in seen, key, given, "another rung has this name")
             record = typed(Record, read_json(folder / RECORD), folder / RECORD)
+            texts.add(record["corpus"]["digest"])
+            why = "its pretraining text is not the first rung's (installed packages differ); train it again here"
+            require(len(texts) == 1, key, given, why)
         seen.add(model.name)
         facts: dict[str, Scalar] = {"size": parameters(shape), "optimizer": record["optimizer"]}
         lost = record["lost_by_half"]
@@ -279,9 +290,11 @@ def quantities(found: Mapping[str, pd.DataFrame]) -> Iterator[tuple[str, Mapping
 
 def lines(found: Mapping[str, pd.DataFrame]) -> Iterator[dict[str, Any]]:
     """A row per quantity and optimiser: slope per decade of parameters, what the line says of SmolLM2's size, and what
-    the line through smaller rungs says of the optimiser's largest, beside what that is."""
+    the line through smaller rungs says of the optimiser's largest, beside what that is. No line where a rung has no
+    value, such as a gain that ends beyond the rates asked: through the others it would lean to their side."""
     for name, point, rows, column in quantities(found):
-        rows = rows[rows[column] > 0] if name in LOGARITHMS else rows[rows[column].notna()]
+        if not (rows[column] > 0 if name in LOGARITHMS else rows[column].notna()).all():
+            continue
         rows = rows.assign(y=rows[column].astype(float))
         if name in LOGARITHMS:
             rows["y"] = np.log10(rows["y"])

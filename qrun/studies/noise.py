@@ -27,7 +27,7 @@ from qrun.evaluation.results import Results
 from qrun.evaluation.trends import ENDS, POWERS, mean_interval, sharpness, widths
 from qrun.quantum.noise import AXES, Noise
 from qrun.recipes.tasks import Measure
-from qrun.report.grade import Verdict, together, within
+from qrun.report.grade import Outcome, Verdict, together, within
 from qrun.studies.grid import (
     NoisyRun,
     Say,
@@ -39,6 +39,8 @@ from qrun.studies.grid import (
     exact_cell,
     fits,
     require_alone,
+    require_cayley,
+    some_left,
     train_cell,
     usable,
 )  # fmt: skip
@@ -95,6 +97,7 @@ class Config(NoisyRun):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_alone(self.home, self.second)
+        require_cayley(self.adapter)
         above = "rates stand in a preset's proportions; its cz is 0 (set noise.cz and noise.factor above it)"
         require(self.noise.cz > 0, "noise", self.noise.name, above)
 
@@ -103,7 +106,13 @@ class Config(NoisyRun):
 
 
 def cells(config: Config, say: Say) -> Iterator[Cell]:
-    """Site set x b x seed trained (as in the dim study), then x sign x shots x points of noise measured."""
+    """Site set x b x seed trained (as in the dim study), then x sign x shots x points of noise measured. Raises
+    InputError where no point has a rate."""
+    given = f"{config.study.axes}, study.dims={config.study.dims}"
+    return some_left(_cells(config, say), "rate", "study.axes", given, "these leave no rate to measure at")
+
+
+def _cells(config: Config, say: Say) -> Iterator[Cell]:
     study, base = config.study, base_cell(config, {})
     yield base
     for chosen, dim in usable(config, say):
@@ -218,9 +227,9 @@ def curve_ends(
 
 
 def over_both(results: Results, base: pd.DataFrame, group: pd.DataFrame, end: Mapping[str, Any]) -> dict[str, float]:
-    """Interval over seeds and documents of a curve's width, which it must have in every seed; a draw of them without
-    one may have any."""
-    if not end["width"] > 0:
+    """Interval over seeds and documents of the width of a curve that ends inside the rates. A draw of them without a
+    width, such as one that begins below 90 % of its gain, may have any, and so may a seed without one."""
+    if not end["width"] > 0 and end["critical_side"]:
         return limits("width_both", None)
     rates, points = zip(*group[group["axis"] == end["axis"]].groupby("rate"), strict=True)
 
@@ -261,7 +270,8 @@ def grades(found: Mapping[str, pd.DataFrame]) -> list[Verdict]:
     ends, preset = found["ends"], found["preset"]
     seeds = int(preset["seeds"].max())
     sharp = [within(interval_of(row, "width_"), high=ENDS / 2) for row in ends.to_dict("records")]
-    verdicts = [Verdict("transition", together(sharp), {"seeds": seeds})]
+    told = sum(outcome is not Outcome.untestable for outcome in sharp)
+    verdicts = [Verdict("transition", together(sharp), {"seeds": seeds, "told": told, "curves": len(sharp)})]
     paper = preset[(preset["sign"] == "input") & (preset["shots"] > 0)].drop_duplicates(["sites", "b"])
     rows = {(row["sites"], row["b"]): row for row in paper.to_dict("records")}
     for claim, point, low, high in (

@@ -42,6 +42,7 @@ from qrun.studies.grid import (
     exact_cell,
     fits,
     require_cayley,
+    some_left,
     train_cell,
     usable,
     way,
@@ -84,7 +85,13 @@ class Config(NoisyRun):
 
 
 def cells(config: Config, say: Say) -> Iterator[Cell]:
-    """Site set x b x count x seed: trained, measured exactly and beside, then on the device by every way."""
+    """Site set x b x count x seed: trained, measured exactly and beside, then on the device by every way. Raises
+    InputError where no b has circuits of any way."""
+    given = f"{config.study.ways}, study.dims={config.study.dims}"
+    return some_left(_cells(config, say), "way", "study.ways", given, "none of these has such circuits")
+
+
+def _cells(config: Config, say: Say) -> Iterator[Cell]:
     base, beside = base_cell(config, {}), Beside(config, say)
     yield from (base, *beside.bases.values())
     for chosen, dim in usable(config, say):
@@ -108,10 +115,11 @@ def of_counts(config: Config, whole: AdapterConfig, say: Say) -> Iterator[tuple[
     their trainings are found; larger counts than the set has are said and left out."""
     shape = model_shape(config.model)
     most = len(adapted(shape, whole)) if shape is not None else None
-    for count in config.study.counts:
+    counts = [most if count is None else count for count in config.study.counts]
+    for count in dict.fromkeys(counts):  # all of the set may be among the numbers, too
         if most is not None and count is not None and count > most:
             say(f"left out, count={count}: there are {most} sites")
-        elif count is None or count == most:
+        elif count == most:
             yield most, whole
         else:
             alone = count == 1 and whole == at_sites(whole, SiteSet.all)
@@ -154,7 +162,9 @@ def numbers(results: Results) -> Mapping[str, pd.DataFrame]:
 
 
 def over_both(results: Results, counts: Sequence[float], exact: pd.DataFrame, device: pd.DataFrame) -> Interval | None:
-    """Interval over seeds and documents of the exponent."""
+    """Interval over seeds and documents of the exponent; one count has none."""
+    if len(counts) < 2:
+        return None
 
     def exponent(*sums: Floats) -> Floats:
         nats = np.concatenate(sums[:-1], axis=-1) / sums[-1]

@@ -22,7 +22,8 @@ from qrun.evaluation.intervals import (
 from qrun.evaluation.results import Results
 from qrun.evaluation.trends import crossings, mean_interval, zero_crossing
 
-RESAMPLES, SEED = 9999, 0  # of every bootstrap over documents
+RESAMPLES, SEED = 9999, 0  # of every bootstrap
+DRAWN = 2**25  # documents at most, in all resamples of an interval that a verdict rests on
 
 
 def nats(results: Results, rows: pd.DataFrame) -> NDArray[np.float64]:
@@ -41,9 +42,12 @@ def documents_interval(results: Results, first: pd.DataFrame, second: pd.DataFra
     return over_documents(perplexity_difference, arrays, weight(results, first), RESAMPLES, SEED)
 
 
-def both_interval(statistic: Callable[..., Floats], results: Results, *groups: pd.DataFrame) -> Interval | None:
+def both_interval(
+    statistic: Callable[..., Floats], results: Results, *groups: pd.DataFrame, finer: int = 10
+) -> Interval | None:
     """95 % interval over seeds and documents together of statistic(nats of each group, weight). A group of one row has
-    no seeds, such as the frozen model; of the others the seeds that all have, in pairs."""
+    no seeds, such as the frozen model; of the others the seeds that all have, in pairs. Verdicts rest on it, so it has
+    `finer` times RESAMPLES where DRAWN allows: its limits then move by a 300th of their distance with the draws."""
     several = [set(rows["seed"]) for rows in groups if len(rows) > 1]
     seeds = sorted(set.intersection(*several)) if several else []
     own = [rows.set_index("seed").loc[seeds] if len(rows) > 1 else rows for rows in groups]
@@ -51,7 +55,9 @@ def both_interval(statistic: Callable[..., Floats], results: Results, *groups: p
     arrays = [found if len(rows) > 1 else found[0] for found, rows in zip(each, groups, strict=True) if len(found)]
     if len(arrays) < len(groups):
         return None
-    return over_seeds_and_documents(statistic, arrays, weight(results, groups[0]), RESAMPLES, SEED)
+    size = weight(results, groups[0])
+    resamples = int(np.clip(DRAWN // len(size), RESAMPLES, finer * (RESAMPLES + 1) - 1))
+    return over_seeds_and_documents(statistic, arrays, size, resamples, SEED)
 
 
 def fitted_interval(
@@ -62,7 +68,7 @@ def fitted_interval(
     not allow stays open."""
 
     def filled(value: float) -> Interval | None:
-        return both_interval(lambda *sums: np.nan_to_num(fit(*sums), nan=value), results, *groups)
+        return both_interval(lambda *sums: np.nan_to_num(fit(*sums), nan=value), results, *groups, finer=1)
 
     low, high = filled(least), filled(most)
     return None if low is None or high is None else Interval(low.low, high.high)
@@ -78,7 +84,7 @@ def gain_ends(results: Results, base: pd.DataFrame, rows: pd.DataFrame, along: s
         return np.clip(crossings(at, perplexity(frozen, size)[..., None] - np.exp(nats / size)), at[0], at[-1])
 
     found = zero_crossing(at, np.array([own["gain"].mean() for own in points]))
-    interval = None if found["side"] else both_interval(ends, results, base, *points)
+    interval = None if found["side"] else both_interval(ends, results, base, *points, finer=1)  # not graded
     return {**found, "low": interval.low if interval else math.nan, "high": interval.high if interval else math.nan}
 
 

@@ -23,7 +23,7 @@ from qrun.cells.cell import Cell
 from qrun.config.ranges import because_of, require
 from qrun.evaluation.results import Results
 from qrun.recipes.tasks import Measure
-from qrun.report.grade import ABOVE_ZERO, Fact, Outcome, Verdict, together, within
+from qrun.report.grade import ABOVE_ZERO, Fact, Outcome, Verdict, jointly, together, within
 from qrun.studies.grid import (
     NoisyRun,
     Say,
@@ -38,6 +38,7 @@ from qrun.studies.grid import (
     presets_of,
     require_alone,
     require_cayley,
+    some_left,
     train_cell,
     usable,
     way,
@@ -91,7 +92,13 @@ class Config(NoisyRun):
 
 
 def cells(config: Config, say: Say) -> Iterator[Cell]:
-    """Site set x b x seed trained, with controls beside; then way x noise, way x rate, and the nulls of every way."""
+    """Site set x b x seed trained, with controls beside; then way x noise, way x rate, and the nulls of every way.
+    Raises InputError where no b has circuits of any way."""
+    given = f"{config.study.ways}, study.dims={config.study.dims}"
+    return some_left(_cells(config, say), "way", "study.ways", given, "none of these has such circuits")
+
+
+def _cells(config: Config, say: Say) -> Iterator[Cell]:
     study, base = config.study, base_cell(config, {})
     presets = presets_of(study.noises)
     moved = []
@@ -188,12 +195,15 @@ def grades(found: Mapping[str, pd.DataFrame]) -> list[Verdict]:
     """Whose the wall is, and whether the paper's way reaches b = 8."""
     rows = found["kept"][found["kept"]["rate"].isna() & (found["kept"]["sites"] == "all")]
     ours, theirs = rows[rows["way"] == OURS], rows[rows["way"] == PAPER]
-    whose = [within(interval_of(row), high=-ABOVE_ZERO) for row in theirs[theirs["b"] == 8].to_dict("records")]
-    whose += [within(interval_of(row), low=KEPT) for row in ours[ours["b"] == 8].to_dict("records")]
-    larger = [within(interval_of(row), low=ABOVE_ZERO) for row in theirs[theirs["b"] >= 8].to_dict("records")]
-    both_ways = len(ours[ours["b"] == 8]) and len(theirs[theirs["b"] == 8])
-    compared = {"wall": whose if both_ways else [], "scales": larger}
     noises = list(dict.fromkeys(rows["noise"]))
+    whose = []
+    for noise in noises:
+        halves = [own[(own["b"] == 8) & (own["noise"] == noise)].to_dict("records") for own in (theirs, ours)]
+        if all(halves):
+            ends, keeps = (interval_of(own[0]) for own in halves)
+            whose.append(jointly([within(ends, high=-ABOVE_ZERO), within(keeps, low=KEPT)]))
+    larger = [within(interval_of(row), low=ABOVE_ZERO) for row in theirs[theirs["b"] >= 8].to_dict("records")]
+    compared = {"wall": whose, "scales": larger}
     facts: dict[str, Fact] = {
         "seeds": int(found["kept"]["seeds"].max()), "noises": noises, "paper": [reach(theirs, n) for n in noises],
         "ours": [reach(ours, n) for n in noises],
@@ -202,7 +212,9 @@ def grades(found: Mapping[str, pd.DataFrame]) -> list[Verdict]:
 
 
 def reach(rows: pd.DataFrame, noise: str) -> float:
-    """The largest b whose gain is left, whole interval above 0; 0 if none is."""
+    """The largest b whose gain is left, whole interval above 0; 0 if none is, nan if that cannot be told."""
     own = rows[rows["noise"] == noise].to_dict("records")
-    left = [row["b"] for row in own if within(interval_of(row), low=ABOVE_ZERO) is Outcome.reproduced]
-    return float(max(left, default=0)) if own else math.nan
+    told = {row["b"]: within(interval_of(row), low=ABOVE_ZERO) for row in own}
+    if not told or Outcome.untestable in told.values():
+        return math.nan
+    return float(max((b for b, outcome in told.items() if outcome is Outcome.reproduced), default=0))

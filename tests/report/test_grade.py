@@ -343,7 +343,10 @@ def test_hits_are_compared_with_chance_by_their_exact_interval(right, changed, e
         ((-3.0, -2.0), (0.45, 0.7), YES),
         ((-3.0, 0.1), (0.45, 0.7), OPEN),
         ((-3.0, -2.0), (0.35, 0.7), OPEN),
-        ((-3.0, -2.0), (0.1, 0.3), PART),
+        ((-3.0, -2.0), (0.1, 0.3), NO),  # one half refuted refutes the claim
+        ((0.5, 0.6), (0.5, 0.6), NO),  # no wall at all
+        ((-3.0, 0.1), (0.1, 0.3), NO),
+        ((-3.0, -2.0), (NAN, NAN), NONE),
         ((0.1, 0.3), (0.1, 0.3), NO),
         ((-3.0, 0.0), (0.45, 0.7), OPEN),  # nothing is not less than nothing
         ((NAN, NAN), (NAN, NAN), NONE),
@@ -353,6 +356,16 @@ def test_the_wall_is_the_estimators_where_the_papers_way_loses_all_and_ours_keep
     assert grade(wall, wall_numbers(paper, ours), "wall") is expected
     assert grade(wall, wall_numbers(paper, ours, b=4), "wall") is NONE
     assert grade(wall, wall_numbers(paper, ours, sites="one"), "wall") is NONE
+
+
+def test_a_wall_of_the_estimator_at_one_noise_of_two_is_one_in_part():
+    both = [wall_numbers()["kept"], wall_numbers(ours=(0.1, 0.3), noise="FakeMarrakesh")["kept"]]
+    assert grade(wall, {"kept": pd.concat(both)}, "wall") is PART
+
+
+def test_where_there_is_no_interval_no_reach_is_told():
+    facts = wall.grades(wall_numbers((NAN, NAN), (NAN, NAN)))[0].facts
+    assert np.isnan([*facts["paper"], *facts["ours"]]).all()
 
 
 @pytest.mark.parametrize(("paper", "expected"), [((0.1, 0.3), YES), ((0.0, 0.3), OPEN), ((-0.3, -0.1), NO)])

@@ -19,7 +19,7 @@ from qrun.evaluation.results import Results
 from qrun.report import report as report_module
 from qrun.report.claims import CLAIMS
 from qrun.report.page import About, Page, fill, interval, table
-from qrun.report.report import ABOUT, MARK, log_page, report, standard
+from qrun.report.report import ABOUT, MARK, TITLE, log_page, report, standard
 
 KEY = "0123456789abcdef"
 
@@ -134,8 +134,6 @@ def tree(folder):
 
 def test_a_study_of_the_standard_gets_its_folder_and_the_two_pages(tmp_path, write, made):
     write()
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "gain-nano.png").write_bytes(b"of dim and controls as they were; controls is gone")
     assert made() == [tmp_path / "out" / "dim" / "nano"]
     found = tree(tmp_path / "out")
     assert set(found) == {"README.md", "LOG.md", *(f"dim/nano/{name}" for name in (
@@ -148,6 +146,20 @@ def test_a_study_of_the_standard_gets_its_folder_and_the_two_pages(tmp_path, wri
     assert "[nano, dim](dim/nano/page.md) | **reproduced** |" in readme
     assert readme.count("not testable here") == len(CLAIMS) == 19  # one row a claim for the paper's own scale
     assert "No such" not in readme and "# Negative results" in found["LOG.md"].decode()
+
+
+def test_a_report_removes_a_figure_that_its_own_readme_showed_and_nothing_else(tmp_path, write, made):
+    write()
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("gain-nano.png", "gain-nano.svg", "gain-mine.png"):
+        (out / name).write_bytes(b"of dim and controls as they were")
+    (out / "README.md").write_text("# Notes\n")
+    with pytest.raises(InputError, match=r"README.md: not written by `qrun report`"):
+        made()
+    (out / "README.md").write_text(f"{TITLE}\n\n![gain](gain-nano.png)\n")
+    made()
+    assert sorted(path.name for path in out.glob("gain-*")) == ["gain-mine.png"]
 
 
 @pytest.mark.slow
@@ -213,12 +225,31 @@ def test_studies_are_reported_one_at_a_time_beside_those_that_lie_there(tmp_path
         (dim_results(), ("study.trials=1",)),
         (dim_results(), ("evaluation.max_tokens=512",)),
         (dim_results(), ("adapter.side=output",)),
+        (dim_results(), ("data=libdocs",)),
+        (dim_results(), ("data.clean=false",)),
+        (dim_results(), ("data@home=null",)),
+        (dim_results(), ("protocol@second=fixed_window",)),
     ],
-    ids=["two seeds", "other dims", "other rate", "no scan of rates", "less text", "other side"],
+    ids=[
+        "two seeds",
+        "other dims",
+        "other rate",
+        "no scan of rates",
+        "less text",
+        "other side",
+        "other text",
+        "text as it comes",
+        "no home",
+        "other second protocol",
+    ],
 )
 def test_fewer_seeds_and_other_words_are_below_the_standard(defaults, results, words):
     assert standard(about_dim(defaults), dim_results(), CATALOGUE) == "nano"
     assert standard(about_dim(defaults, *words), results, CATALOGUE) is None
+
+
+def test_where_the_text_lies_is_no_part_of_the_standard(defaults):
+    assert standard(about_dim(defaults, "data.path=/data/here"), dim_results(), CATALOGUE) == "nano"
 
 
 @pytest.mark.slow

@@ -705,6 +705,8 @@ def test_counts_of_sites_grow_from_the_papers_to_all_and_find_the_trainings_of_o
     assert [c.needs["rate"].task for c in other] == [c.needs["rate"].task for c in own]  # one scan for every order
     some, said = grid("sites", "study.counts=[2,42,43]", "study.dims=[4]", "study.seeds=[0]")
     assert [c.axes["count"] for c in trained(some)] == [2, 42] and said == ["left out, count=43: there are 42 sites"]
+    once, _ = grid("sites", "study.counts=[1,42,null]", "study.dims=[4]", "study.seeds=[0]")
+    assert [c.axes["count"] for c in trained(once)] == [1, 42]
     only = trained(grid("sites", "study.sites=[layer]", "study.counts=[1]", "study.dims=[4]", "study.seeds=[0]")[0])
     assert only[0].task.config.adapter.count == 1 and only[0].task.config.adapter.layers == ["last"]
 
@@ -814,9 +816,32 @@ def test_the_ladder_refuses_what_it_cannot_do(rungs, words, text):
         ladder(rungs, *words)
 
 
+@pytest.mark.parametrize(
+    ("study", "words", "text"),
+    [("noise", ["study.dims=[2]", "study.axes=[gates]"], r"study\.axes=\['gates'\], study.dims=\[2\]: .*no rate"),
+     ("noise", ["circuit=merged", "study.dims=[4]"], "no rate to measure at"),
+     ("wall", ["study.dims=[4]", "study.ways=[merged/calibrated/input]", "study.beside=[]"], r"study\.ways=.*circuits"),
+     ("sites", ["study.dims=[4]", "study.ways=[merged/calibrated/input]"], r"study\.ways=.*none of these"),
+     ("circuits", ["study.czs=[]", "study.cuts=[]", "study.wide=[]", "study.others=[]"], r"study\.czs=.*name some k")],
+)  # fmt: skip
+def test_a_grid_with_nothing_left_on_its_axis_is_refused_before_it_is_computed(study, words, text):
+    with pytest.raises(InputError, match=text):
+        grid(study, *words)
+
+
+@pytest.mark.parametrize("study", ["dim", "controls", "noise"])
+def test_studies_whose_numbers_are_of_cayley_blocks_refuse_another_adapter(study):
+    with pytest.raises(InputError, match=r"adapter\.method=circuit: this study's adapter is cayley"):
+        grid(study, "adapter=circuit")
+
+
 def test_a_rung_is_a_model_of_known_text_with_a_name_of_its_own(rungs, tmp_path):
     (rungs[0] / LADDER_RECORD).write_text("{}")
     with pytest.raises(InputError, match=r"study.rungs=\S+4-adamw: .*optimizer"):
+        ladder(rungs)
+    record = json.loads((rungs[1] / LADDER_RECORD).read_text())
+    (rungs[0] / LADDER_RECORD).write_text(json.dumps(record | {"corpus": {"digest": "0123"}}))
+    with pytest.raises(InputError, match=r"study.rungs=\S+4-adamw: .*pretraining text is not the first rung's"):
         ladder(rungs)
     (rungs[0] / LADDER_RECORD).unlink()
     with pytest.raises(InputError, match=r"study.rungs=\S+4-adamw: no training_record.json there; rungs are made by"):

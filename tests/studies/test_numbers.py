@@ -232,7 +232,7 @@ def drawn(statistic, results, *rows):
     """The interval over seeds and documents by its definition, of groups of rows."""
     arrays = [np.array([results.unit(key, "nats") for key in group["key"]]) for group in rows]
     arrays = [array if len(array) > 1 else array[0] for array in arrays]
-    return over_seeds_and_documents(statistic, arrays, np.array(WEIGHT), 9999, 0)
+    return over_seeds_and_documents(statistic, arrays, np.array(WEIGHT), 99_999, 0)
 
 
 @pytest.mark.parametrize(("tilt", "grade"), [(0.1, "reproduced"), (0.9, "undecided")])
@@ -252,6 +252,9 @@ def test_a_step_that_all_seeds_take_but_not_all_documents_is_open(tilt, grade):
     last = drawn(perplexity_difference, table.results, *(measured[measured["b"] == b] for b in (4, 8)))
     first = drawn(perplexity_difference, table.results, *(measured[measured["b"] == b] for b in (2, 4)))
     assert row["step_both_low"] == min(first.low, last.low) and row["step_both_high"] == min(first.high, last.high)
+    weakest, start, stop = min((first, 2, 4), (last, 4, 8))  # an interval of one step, not of two
+    assert (row["weakest_low"], row["weakest_high"]) == weakest
+    assert (row["weakest_from"], row["weakest_to"]) == (start, stop)
     assert {v.claim: v.outcome.value for v in dim.grades(found)}["monotone"] == grade
 
 
@@ -473,6 +476,35 @@ def test_a_width_that_all_seeds_have_but_not_all_documents_is_open(quiet, grade)
     assert {v.claim: v.outcome.value for v in noise.grades(found)}["transition"] == grade
 
 
+def test_a_curve_that_begins_below_its_gain_and_ends_leaves_the_transition_open():
+    """It has no width, being broader than the rates asked: what is left out may not speak for a sharp one."""
+    found = noise.numbers(noise_table(1.0, (1e-3, 1e-3, 1e-3), rates=(3e-4, 6e-4, 9e-4, 1.5e-3)))
+    (end,) = found["ends"].to_dict("records")
+    assert math.isnan(end["width"]) and end["critical_side"] == ""
+    (verdict,) = [v for v in noise.grades(found) if v.claim == "transition"]
+    assert verdict.outcome.value == "undecided" and (verdict.facts["told"], verdict.facts["curves"]) == (1, 1)
+    page = make_page(About("noise", "nano", "", "", "", "", "", ""), noise_table(1.0, rates=(3e-4, 9e-3)), noise)
+    assert "of the 1 of 1 curves that end inside the rates: one gates b=4 none in some seeds, [" in page.markdown
+
+
+def test_limits_that_a_verdict_rests_on_hardly_move_with_the_draws(monkeypatch):
+    results, limit = gain_table(), []
+    for seed in range(4):
+        monkeypatch.setattr(statistics, "SEED", seed)
+        interval = statistics.both_interval(perplexity_difference, results, results.table[:1], results.table[1:])
+        limit.append(interval.low / (interval.high - interval.low))
+    assert 0 < np.std(limit) < 1 / 150
+
+
+@pytest.mark.parametrize(("documents", "resamples"), [(40, 99_999), (1000, 33_554), (10_000, 9999)])
+def test_there_are_as_many_draws_as_memory_allows(monkeypatch, documents, resamples):
+    monkeypatch.setattr(statistics, "over_seeds_and_documents", lambda *words: words[3])
+    monkeypatch.setattr(statistics, "weight", lambda *_: np.ones(documents))
+    results = gain_table()
+    found = statistics.both_interval(perplexity_difference, results, results.table[:1], results.table[1:])
+    assert found == resamples
+
+
 def test_a_draw_without_a_fit_may_have_any():
     """A gain that a fifth of the draws do not have; what they all have is not moved by the limits."""
     results, table = gain_table(), gain_table().table
@@ -483,7 +515,7 @@ def test_a_draw_without_a_fit_may_have_any():
 
     words = {"least": -9.0, "most": 9.0}
     whole = statistics.fitted_interval(gain, results, table[:1], table[1:], **words)
-    assert whole == statistics.both_interval(perplexity_difference, results, table[:1], table[1:])
+    assert whole == statistics.both_interval(perplexity_difference, results, table[:1], table[1:], finer=1)
     some = statistics.fitted_interval(lambda *sums: gain(*sums, least=0.9), results, table[:1], table[1:], **words)
     assert some == (-9.0, 9.0)
     few = statistics.fitted_interval(lambda *sums: gain(*sums, least=whole.low - 0.2), results, table[:1], table[1:],
@@ -561,7 +593,7 @@ def test_the_presets_penalty_and_its_parts():
     arrays = [np.array([results.unit(k, "nats") for k in results.table[results.table["axis"] == axis]["key"]])
               for axis in ("preset", "exact")]  # fmt: skip
     assert (cost["ratio_low"], cost["ratio_high"]) == over_seeds_and_documents(
-        perplexity_ratio, arrays, np.array(WEIGHT), 9999, 0
+        perplexity_ratio, arrays, np.array(WEIGHT), 99_999, 0
     )
 
 
@@ -1159,9 +1191,20 @@ def test_how_far_a_line_may_be_trusted_is_seen_at_the_largest_rung():
     smaller = found["gains"][found["gains"]["method"] == "cayley"]["percent"].tolist()[:3]
     assert row["foretold"] == pytest.approx(common_line(x, groups, smaller, 7.0, "muon").value)  # of them alone
     assert row["foretold"] > row["known"] + 0.3
-    found = ladder.numbers(ladder_table())
+    found = ladder.numbers(ladder_table(cost=0.004))
     end = line_of(found, "end")  # in its own unit, not as a logarithm
     assert 1e-3 < end["known"] < 1e-2 and end["foretold"] == pytest.approx(end["known"], rel=0.1)
+
+
+def test_a_line_is_not_drawn_through_some_of_the_ends():
+    """Beyond the largest rate the largest AdamW rung still gains: through the four others a line would fall short."""
+    found = ladder.numbers(ladder_table())
+    assert found["device"]["end_side"].tolist().count("above") == 1
+    assert "end" not in set(found["lines"]["quantity"]) and "penalty" in set(found["lines"]["quantity"])
+    panel = draw("ladder", "nano", found)["ladder"].axes[2]
+    (arrow,) = [line for line in panel.lines if line.get_marker() == "^"]
+    assert arrow.get_xdata() == found["device"].set_index("end_side").loc["above", "size"]
+    assert arrow.get_ydata() == [1e-2]
 
 
 def test_where_nothing_ends_or_nothing_is_compressed_there_is_no_line_of_it():
