@@ -35,6 +35,7 @@ from qrun.report.look import (
     sheet,
     widest,
 )  # fmt: skip
+from qrun.report.page import where
 
 Frames = Mapping[str, pd.DataFrame]
 ACROSS = "gain-"  # how figures across studies are named
@@ -201,8 +202,8 @@ def convergence(model: str, curves: pd.DataFrame) -> dict[str, Figure]:
                 ends = [*np.flatnonzero(line["plateau"]), len(line) - 1]
                 axes.plot(line["step"], line["nats"], **look, markevery=ends[-1:])
                 axes.plot(line["step"], line["nats"], **look, markevery=ends[:-1], markerfacecolor="w")
-        where = (value if isinstance(value, str) else f"{value:.0%} of the parameters" for value in point)
-        plain(axes, ", ".join(SITES.get(value, value) for value in where))
+        told = (value if isinstance(value, str) else f"{value:.0%} of the parameters" for value in point)
+        plain(axes, ", ".join(SITES.get(value, value) for value in told))
         axes.set_xlabel("step", fontsize=9)
         axes.set_ylabel("validation, nats a token", fontsize=9)
     for axes in grid:  # of the last row, where it is not full
@@ -219,7 +220,7 @@ def by_count(model: str, numbers: Frames) -> dict[str, Figure]:
     each = {str(sites): rows for sites, rows in numbers["exact"].groupby("sites", sort=False)}
     found = {}
     for sites, exact in each.items():
-        device, ends = (_of(numbers[name], sites=sites) for name in ("device", "ends"))
+        device, ends = (where(numbers[name], sites=sites) for name in ("device", "ends"))
         title = f"{model}, sites={sites}: gain and penalty by the number of adapted sites"
         found["sites" if len(each) == 1 else f"sites-{sites}"] = _by_count(title, exact, device, ends)
     return found
@@ -230,16 +231,16 @@ def _by_count(title: str, exact: pd.DataFrame, device: pd.DataFrame, ends: pd.Da
     figure = sheet(9.6, 0.6 + 3.2 * len(dims), title)
     panels = figure.subplots(len(dims), 2, squeeze=False, sharex=True)
     for b, (left, right) in zip(dims, panels, strict=True):
-        own = _of(exact, b=b)
+        own = where(exact, b=b)
         bars = error(own["gain"], *widest(own))
         left.errorbar(own["count"], own["gain"], bars, color="k", marker="s", markersize=5, capsize=3, label="exact")
-        for at, (way, rows) in enumerate(_of(device, b=b).groupby("way", sort=False)):
+        for at, (way, rows) in enumerate(where(device, b=b).groupby("way", sort=False)):
             look = of_series(at)
             left.errorbar(rows["count"], rows["gain"], error(rows["gain"], *widest(rows)), markersize=5, capsize=3,
                           label=str(way), **look)  # fmt: skip
             some = rows[rows["nats"] > 0]
             right.plot(some["count"], some["nats"], linestyle="", markersize=5, **look)
-            for end in _of(ends, b=b, way=way).to_dict("records"):
+            for end in where(ends, b=b, way=way).to_dict("records"):
                 line = end["factor"] * rows["count"] ** end["exponent"]
                 label = f"N^{end['exponent']:.2f} [{end['exponent_both_low']:.2f}, {end['exponent_both_high']:.2f}]"
                 right.plot(rows["count"], line, ":", color=look["color"], label=label)
@@ -282,20 +283,14 @@ def phase_diagrams(model: str, numbers: Frames) -> dict[str, Figure]:
     for (sign, shots), own in rows.groupby(["sign", "shots"], sort=False):
         words = f"signs of {sign}, {int(shots):,} shots" if shots else f"signs of {sign}, no shots"
         if own.groupby("axis")["rate"].nunique().min() > 1:
-            ends = _of(numbers["ends"], sign=sign, shots=shots)
+            ends = where(numbers["ends"], sign=sign, shots=shots)
             found[f"noise-map-{sign}-{int(shots)}"] = noise_maps(f"{model}, {words}", own, ends)
         for sites in dict.fromkeys(own["sites"]):
             here = {"sites": sites, "sign": sign, "shots": shots}
-            frames = {name: _of(numbers[name], **here) for name in ("relative", "ends")}
+            frames = {name: where(numbers[name], **here) for name in ("relative", "ends")}
             title = f"{model}, {SITES.get(sites, sites)}, {words}: what noise leaves of the gain"
             found[f"noise-{sites}-{sign}-{int(shots)}"] = noise_curves(title, frames["relative"], frames["ends"])
     return found
-
-
-def _of(rows: pd.DataFrame, **axes: object) -> pd.DataFrame:
-    for column, value in axes.items():
-        rows = rows[rows[column] == value]
-    return rows
 
 
 def noise_maps(title: str, rows: pd.DataFrame, ends: pd.DataFrame) -> Figure:
@@ -305,9 +300,9 @@ def noise_maps(title: str, rows: pd.DataFrame, ends: pd.DataFrame) -> Figure:
     for sites in dict.fromkeys(rows["sites"]):
         line = []
         for kind in kinds:
-            own = _of(rows, sites=sites, axis=kind)
+            own = where(rows, sites=sites, axis=kind)
             grid = own.pivot(index="b", columns="rate", values="kept").reindex(dims)
-            here = ends_of(_of(ends, sites=sites, axis=kind), "critical_rate", "critical_side")
+            here = ends_of(where(ends, sites=sites, axis=kind), "critical_rate", "critical_side")
             line.append(Map(str(SITES.get(sites, sites)), grid, here))
         panels.append(line)
     return heat_maps(panels, f"{title}: {LEFT}, and where it ends", [RATE[kind] for kind in kinds])
@@ -331,10 +326,10 @@ def noise_curves(title: str, relative: pd.DataFrame, ends: pd.DataFrame) -> Figu
             own, look = own.sort_values("rate"), of_dim(float(str(b)))
             axes.plot(own["rate"], own["kept"], markersize=5, linewidth=1.4, label=f"b = {b:g}", **look)
             axes.fill_between(own["rate"], *widest(own), color=look["color"], alpha=0.15, linewidth=0)
-            alone = _of(relative[relative["rate"].isna()], b=b).set_index("axis").reindex(list(beside))
+            alone = where(relative[relative["rate"].isna()], b=b).set_index("axis").reindex(list(beside))
             bars = error(alone["kept"], *widest(alone))
             axes.errorbar(list(beside.values()), alone["kept"], bars, linestyle="", markersize=5, **look)
-            (end,) = _of(ends, axis=kind, b=b).to_dict("records")
+            (end,) = where(ends, axis=kind, b=b).to_dict("records")
             nulls.append((own, float(alone["kept"]["quiet"]), end, look))
             _end(below, dims.index(b), end, (rates[0], rates[-1]), look)
         for null in nulls:
@@ -398,25 +393,25 @@ def walls(model: str, numbers: Frames) -> dict[str, Figure]:
     for sites, rows in moved.groupby("sites", sort=False):
         if rows["kept"].isna().all():
             continue  # no gain to have a share of
-        where = f"{model}, {SITES.get(sites, sites)}"
-        figures[f"wall-{sites}"] = kept_by_way(where, rows)
+        place = f"{model}, {SITES.get(sites, sites)}"
+        figures[f"wall-{sites}"] = kept_by_way(place, rows)
         dims, rates = sorted(rows["b"].unique()), sorted(rows["rate"].unique())
         line = []
         for way in dict.fromkeys(rows["way"]):
             grid = rows[rows["way"] == way].pivot(index="b", columns="rate", values="kept")
-            ends = _of(numbers["ends"], sites=sites, way=way) if "ends" in numbers else pd.DataFrame()
+            ends = where(numbers["ends"], sites=sites, way=way) if "ends" in numbers else pd.DataFrame()
             line.append(Map(way, grid.reindex(index=dims, columns=rates), ends_of(ends, "rate", "side")))
-        title = f"{where}: {LEFT}, by circuit/estimate/signs, and where it ends"
+        title = f"{place}: {LEFT}, by circuit/estimate/signs, and where it ends"
         words = [PROPORTIONAL if i == len(line) // 2 else "" for i in range(len(line))]
         figures[f"wall-map-{sites}"] = heat_maps([line], title, words)
     return figures
 
 
-def kept_by_way(where: str, rows: pd.DataFrame) -> Figure:
+def kept_by_way(place: str, rows: pd.DataFrame) -> Figure:
     """Share of the gain left over the two-qubit error rate, a panel per b, a curve per way with its interval over seeds
     and documents."""
     dims, ways = sorted(rows["b"].unique()), list(dict.fromkeys(rows["way"]))
-    figure = sheet(4.8 * len(dims), 4.2, f"{where}: what noise leaves of the gain, by circuit/estimate/signs")
+    figure = sheet(4.8 * len(dims), 4.2, f"{place}: what noise leaves of the gain, by circuit/estimate/signs")
     panels = figure.subplots(1, len(dims), squeeze=False, sharey=True)[0]
     for axes, b in zip(panels, dims, strict=True):
         for at, way in enumerate(ways):
@@ -471,10 +466,10 @@ def recoveries(model: str, numbers: Frames) -> dict[str, Figure]:
     for axes, (title, half) in zip(panels, halves.items(), strict=True):
         labels = list(dict.fromkeys(half["label"]))
         for at, (text, ratio) in enumerate(series):
-            here = _of(half, text=text, ratio=ratio)
+            here = where(half, text=text, ratio=ratio)
             value, y = 100 * here["recovery"], [labels.index(label) for label in here["label"]]
             bars = error(value, *(100 * limit for limit in widest(here)))
-            cost = _of(rows, text=text, ratio=ratio).iloc[0]
+            cost = where(rows, text=text, ratio=ratio).iloc[0]
             axes.errorbar(
                 value, np.array(y) + 0.15 * (at - (len(series) - 1) / 2), xerr=bars, linestyle="", markersize=5,
                 capsize=2, color=(BLUE, ORANGE)[texts.index(text) % 2], marker=MARKERS[at % len(MARKERS)],

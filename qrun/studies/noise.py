@@ -50,7 +50,6 @@ from qrun.studies.statistics import (
     fitted_interval,
     gain_ends,
     gain_kept,
-    gains,
     interval_of,
     limits,
     text,
@@ -174,7 +173,7 @@ def numbers(results: Results) -> Mapping[str, pd.DataFrame]:
             ends.append({**here, **end, **over_both(results, base, group, end)})
         costs.append({**here, **preset_costs(results, group, own)})
     return {
-        "text": text(results, base), "exact": gains(results, base, exact, ["sites", "b"]), "relative": relative,
+        "text": text(results, base), "relative": relative,
         "ends": pd.DataFrame(ends), "preset": pd.DataFrame(costs), "collapse": pd.DataFrame(collapse(noisy)),
     }  # fmt: skip
 

@@ -47,7 +47,7 @@ def both_interval(
 ) -> Interval | None:
     """95 % interval over seeds and documents together of statistic(nats of each group, weight). A group of one row has
     no seeds, such as the frozen model; of the others the seeds that all have, in pairs. Verdicts rest on it, so it has
-    `finer` times RESAMPLES where DRAWN allows: with the draws its limits move by less than a 300th of their distance."""
+    `finer` times RESAMPLES where DRAWN allows: draws move its limits by less than a 300th of their distance."""
     several = [set(rows["seed"]) for rows in groups if len(rows) > 1]
     seeds = sorted(set.intersection(*several)) if several else []
     own = [rows.set_index("seed").loc[seeds] if len(rows) > 1 else rows for rows in groups]
