@@ -62,7 +62,9 @@ def test_what_pages_tell_of_trials_is_in_order_of_rates_and_has_null_for_what_do
 
 
 @pytest.mark.parametrize(("best", "edge", "told"), [
-    (1, "no", ""), (2, "yes", "The best rate is the last one tried in 1 of its 1 scans."), (0, "yes", "in 1 of its 1 scans."),
+    (1, "no", ""),
+    (2, "yes", "The best rate is the last one tried in 1 of its 1 scans."),
+    (0, "yes", "in 1 of its 1 scans."),
 ])  # fmt: skip
 def test_a_best_rate_with_none_tried_beyond_it_is_told_in_the_table_and_in_the_verdict(best, edge, told):
     rows = [{"point": "b=4", "lr": 10.0**at, "nats": 3.0 + abs(at - best), "best": at == best, "behind": abs(at - best),

@@ -238,7 +238,11 @@ def rungs(tiny_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("rungs")
     for name, optimizer in (("two", "muon"), ("one", "adamw")):
         shutil.copytree(tiny_folder, folder / name)
-        record = {"optimizer": optimizer, "lost_by_half": {"svd": 0.5, "gaussian": 0.6}, "corpus": {"digest": "one text"}}
+        record = {
+            "optimizer": optimizer,
+            "lost_by_half": {"svd": 0.5, "gaussian": 0.6},
+            "corpus": {"digest": "one text"},
+        }
         (folder / name / "training_record.json").write_text(json.dumps(record))
     config = LlamaConfig.from_pretrained(tiny_folder, num_hidden_layers=1)
     LlamaForCausalLM(config).save_pretrained(folder / "one")
