@@ -110,9 +110,12 @@ def over_seeds_and_documents(
     seeds, drawn = _draws(count, len(weight), resamples, seed)
     widened = scipy.stats.t.ppf(0.975, count - 1) / scipy.stats.norm.ppf(0.975) * np.sqrt(count / (count - 1))
     shares = 1 / count + widened * (seeds - 1 / count)
+    rows = [np.atleast_2d(array) for array in (*arrays, np.asarray(weight, float))]
+    products = drawn @ np.concatenate(rows).T  # [resamples, rows]: the draws are read once
+    parts = np.split(products, np.cumsum([len(each) for each in rows])[:-1], axis=1)
     # every statistic is one of sums over documents, so that it takes [resamples, 1] as it takes [documents]
-    sums = [(shares * (drawn @ a.T)).sum(1) if a.ndim == 2 else drawn @ a for a in (*arrays, np.asarray(weight, float))]
-    found = statistic(*(each[:, None] for each in sums))
+    sums = ((shares * part).sum(1, keepdims=True) if part.shape[1] == count else part for part in parts)
+    found = statistic(*sums)
     low, high = np.quantile(found, [0.025, 0.975])
     return Interval(float(low), float(high)) if np.isfinite([low, high]).all() else None
 
