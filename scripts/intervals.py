@@ -13,16 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from qrun.evaluation.intervals import (
-    Interval,
-    effective_number,
-    over_documents,
-    over_seeds_and_documents,
-    perplexity,
-    perplexity_difference,
-    recovery,
-    share_of_gain,
-)
+from qrun.evaluation.intervals import Interval, effective_number, over_documents, perplexity, perplexity_difference
+from qrun.evaluation.resampling import over_seeds_and_documents, recovery, share_of_gain
 from qrun.evaluation.trends import crossings, mean_interval, power_law, widths
 
 NATS, SPREAD, GAIN, BOTH = 3.28, 0.4, 0.02, 0.3  # of nano on pydoc; BOTH is of the gain

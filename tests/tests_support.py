@@ -47,6 +47,8 @@ def until(condition, process):
 class Dies:
     """A cell whose process is lost; picklable, because this module is importable everywhere."""
 
+    modules = ()
+
     def run(self, workspace, place):
         os._exit(9)
 
@@ -54,12 +56,16 @@ class Dies:
 class Breaks:
     """A cell with a bug."""
 
+    modules = ()
+
     def run(self, workspace, place):
         raise ZeroDivisionError("a bug")
 
 
 class Says:
     """A cell that is done at once."""
+
+    modules = ()
 
     def run(self, workspace, place):
         return f"run of {place.name}"

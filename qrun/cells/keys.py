@@ -123,10 +123,10 @@ class Sources:
         own = {"quantization": config.quantization.value} if config.quantization else {}
         return {"model": made or plain(self.identity(config)), "dtype": config.dtype.value, **own}
 
-    def digest(self, config: DataConfig, *splits: str) -> list[str]:
-        """Digests of parts of a text."""
-        digests = self.text(config).digests
-        return [digests[split] for split in splits]
+    def digest(self, config: DataConfig, *splits: str) -> list[object]:
+        """Digests of parts of a text, and what else its protocol's fingerprint has: name, markup, whether cleaned."""
+        text = self.text(config)
+        return [text.name, text.wikitext, text.cut is not None, *(text.digests[split] for split in splits)]
 
 
 class Keys:

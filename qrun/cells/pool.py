@@ -32,6 +32,7 @@ import psutil
 import torch
 
 from qrun.cells.cell import Place, Task
+from qrun.cells.keys import code_fingerprint
 from qrun.cells.workspace import Workspace
 from qrun.config.schema import Cluster, LauncherConfig, LauncherKind
 from qrun.errors import InputError, Interrupted, RunFailed, interruption, redacted
@@ -104,6 +105,8 @@ def attempt(key: str, task: Task, place: Place, workspace: Workspace) -> Outcome
     started = time.monotonic()
     run_id, error = "", None
     try:
+        if code_fingerprint(task.modules) != place.tags["code"]:
+            raise RunFailed("the program was changed while the study ran; start the study again")
         run_id = task.run(workspace, place)
     except (RunFailed, InputError) as failure:
         error = str(failure)

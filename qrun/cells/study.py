@@ -25,7 +25,7 @@ from qrun.config.compose import PLACES, config_hash, to_yaml
 from qrun.config.schema import LauncherConfig, ModelConfig, TrackingConfig
 from qrun.config.tree import used
 from qrun.errors import InputError
-from qrun.evaluation.intervals import units_needed
+from qrun.evaluation.resampling import units_needed
 from qrun.evaluation.results import IDENTITY, Results
 from qrun.files import below
 from qrun.report.curves import AXES, curves, with_trainings

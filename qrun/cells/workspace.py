@@ -11,15 +11,13 @@ from qrun.adapters.linear import Adapter
 from qrun.cells.keys import Sources
 from qrun.config.compose import to_yaml
 from qrun.config.schema import CacheConfig, DataConfig, EvaluationConfig, ModelConfig, ProtocolConfig
-from qrun.errors import InputError
-from qrun.evaluation import protocols
 from qrun.evaluation.perplexity import fed, pools
-from qrun.evaluation.protocols import Task
+from qrun.evaluation.protocols import Task, check_ids, stated
 from qrun.evaluation.trunk import Trunk, digest, open_trunk
 from qrun.language import models
 from qrun.language.corpus import Corpus
 from qrun.language.models import LanguageModel
-from qrun.language.tokens import Array, stream
+from qrun.language.tokens import stream
 from qrun.report.screen import say
 from qrun.training.loop import training_windows
 
@@ -53,7 +51,8 @@ class Opened:
         """The same, to be measured on passages of so many tokens, but for those that this one has; None where the text
         has no more."""
         had, looks = len(self.task.rows()), self.task.statement["looks"] + 1
-        task = stated(self.language, self.corpus, config, replace(config.evaluation, max_tokens=tokens))
+        further = replace(config.evaluation, max_tokens=tokens)
+        task = stated(self.language, self.corpus, config.model, config.protocol, further)
         if len(task.rows()) == had:
             return None
         return replace(self, task=replace(task, first=had, statement={**task.statement, "looks": looks}))
@@ -97,23 +96,6 @@ class Opened:
         return self.windows[context]
 
 
-def check_ids(language: LanguageModel, ids: Array) -> None:
-    """Raise InputError where the tokenizer gives more tokens than the model has."""
-    size, most = language.model.get_input_embeddings().num_embeddings, int(ids.max(initial=0))
-    if most >= size:
-        name, has = language.identity["name"], f"the model has {size:,} tokens, its tokenizer gives number {most:,}"
-        raise InputError(f"model={name}: {has} on this text; take the tokenizer that belongs to the model")
-
-
-def stated(language: LanguageModel, corpus: Corpus, config: Measurable, evaluation: EvaluationConfig) -> Task:
-    """What is to be measured. Raises InputError where the tokenizer is not the model's."""
-    words = (config.protocol, evaluation, corpus, language.tokenizer, language.shape.max_position_embeddings)
-    task = protocols.build(*words, config.model.dtype, config.model.quantization)
-    for passage in task.passages:
-        check_ids(language, passage.stream.ids)
-    return task
-
-
 class Workspace:
     """Everything opened in this process."""
 
@@ -143,7 +125,7 @@ class Workspace:
         language = self.model(config.model)
         if key not in self._opened:
             text = self.sources.text(config.data)
-            task = stated(language, text, config, config.evaluation)
+            task = stated(language, text, config.model, config.protocol, config.evaluation)
             sizes = ", ".join(f"{split} {len(documents):,}" for split, documents in text.splits.items())
             scored = f"{task.scored:,} tokens scored, protocol {task.statement['protocol']} {task.fingerprint}"
             say(f"data {text.name}: {sizes} documents{f' ({text.told})' if text.told else ''}; {scored}")

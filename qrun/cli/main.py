@@ -144,7 +144,7 @@ def _no_grid(asked: bool) -> None:
 
 FILES = (  # faults of the machine or of a file's name and rights, not of this program
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, errno.ENAMETOOLONG, errno.EACCES, errno.EPERM,
-    errno.ELOOP,
+    errno.ELOOP, errno.EISDIR, errno.ENOTDIR,
 )  # fmt: skip
 Grid = Annotated[bool, typer.Option("-m", "--multirun", help=GRID)]
 NoGrid = Annotated[bool, typer.Option("-m", "--multirun", hidden=True, callback=_no_grid)]

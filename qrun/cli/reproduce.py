@@ -166,7 +166,7 @@ class Stated(Sources):
         """Of a name and a path."""
         return Identity(config.name, str(config.path), config.dtype.value)
 
-    def digest(self, config: DataConfig, *splits: str) -> list[str]:
+    def digest(self, config: DataConfig, *splits: str) -> list[object]:
         """Of the group's values."""
         return [json.dumps(plain(config)), *splits]
 

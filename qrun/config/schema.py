@@ -149,6 +149,8 @@ class DataConfig:
         need(self, "data.column", self.source != "hub" or bool(self.column), "name the column that holds the text")
         there = self.source != "text" or bool(self.path)
         need(self, "data.path", there, "data.source=text needs data.path=<file or folder>")
+        reads = self.path is None or self.source in ("wikitext2", "text", "hub")
+        need(self, "data.path", reads, f"data.source={self.source} reads no file; use data=text, wikitext2 or hub")
         need(self, "data.validation", 0 < self.validation < 1, "give a share between 0 and 1")
         need(self, "data.test", 0 < self.test < 1 - self.validation, "give a share between 0 and 1 - data.validation")
 
@@ -208,7 +210,7 @@ def _layers(given: Any) -> list[str]:
     possible = "use all, first, last, a layer number, a range such as 2-5, or a list of those"
     for word in words:
         first, dash, last = word.partition("-")
-        number = first.isdigit() and (last.isdigit() and int(first) <= int(last) if dash else True)
+        number = first.isdecimal() and (last.isdecimal() and int(first) <= int(last) if dash else True)
         require(number or word in ("all", "first", "last"), "adapter.layers", given, possible)
     require(bool(words), "adapter.layers", given, "name at least one layer")
     return words

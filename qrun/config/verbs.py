@@ -26,6 +26,8 @@ from qrun.config.schema import (
 )
 from qrun.quantum.noise import Noise
 
+LEAST_TEMPERATURE, MOST_TEMPERATURE = 1e-3, 1e3  # of sampling: exp(logit / T) stays a number
+
 
 @dataclass
 class RunConfig:
@@ -116,7 +118,8 @@ class QuestionsRunConfig:
 
     def __post_init__(self) -> None:
         once = len(set(self.temperatures)) == len(self.temperatures) > 0
-        need(self, "temperatures", once and min(self.temperatures) > 0, "give numbers above 0, each once")
+        ok = once and all(LEAST_TEMPERATURE <= t <= MOST_TEMPERATURE for t in self.temperatures)
+        need(self, "temperatures", ok, f"give numbers from {LEAST_TEMPERATURE} to {MOST_TEMPERATURE}, each once")
         require_name("name", self.name)
         require_place(self.results)
         at_least(self, 1, "trials", "batch")
@@ -194,7 +197,8 @@ class GenerateConfig:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "tokens")
-        at_least(self, 0, "temperature")
+        ok = self.temperature == 0 or LEAST_TEMPERATURE <= self.temperature <= MOST_TEMPERATURE
+        need(self, "temperature", ok, f"give 0, or a number from {LEAST_TEMPERATURE} to {MOST_TEMPERATURE}")
         check_seeds("seed", self.seed)
         _check_noise(self.device, self.noise)
         check_readout(self.device, self.estimate, self.signs)

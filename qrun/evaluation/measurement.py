@@ -59,6 +59,13 @@ class Measurement:
         """All of it, with the perplexity for a reader."""
         return json.dumps({**asdict(self), "perplexity": self.perplexity, "bits_per_byte": self.bits_per_byte})
 
+    @property
+    def whole(self) -> bool:
+        """Whether every document has nats, tokens, bytes and words, and it is said how they were made."""
+        many = {len(values) for values in (self.nats, self.tokens, self.bytes, self.words)}
+        said = {"unit", "protocol", "data", "split"} <= self.statement.keys()
+        return said and len(many) == 1 and sum(self.tokens) > 0 and min(self.normaliser) > 0
+
     @classmethod
     def from_json(cls, text: str) -> "Measurement":
         """The inverse; raises ValueError or RecursionError for another text."""

@@ -19,9 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from qrun.config.schema import Dtype, EvaluationConfig, ProtocolConfig, ProtocolKind, Quantization, Sample
+from qrun.config.schema import Dtype, EvaluationConfig, ModelConfig, ProtocolConfig, ProtocolKind, Quantization, Sample
 from qrun.errors import InputError
 from qrun.language.corpus import Corpus, text_digest
+from qrun.language.models import LanguageModel
 from qrun.language.tokens import Array, TokenStream, page_streams, stream, tokenizer_digest
 
 
@@ -227,3 +228,22 @@ def detokenize(page: str) -> str:
     for old, new in _AFTER:
         page = page.replace(old, new)
     return page
+
+
+def check_ids(language: LanguageModel, ids: Array) -> None:
+    """Raise InputError where the tokenizer gives more tokens than the model has."""
+    size, most = language.model.get_input_embeddings().num_embeddings, int(ids.max(initial=0))
+    if most >= size:
+        name, has = language.identity["name"], f"the model has {size:,} tokens, its tokenizer gives number {most:,}"
+        raise InputError(f"model={name}: {has} on this text; take the tokenizer that belongs to the model")
+
+
+def stated(
+    language: LanguageModel, corpus: Corpus, model: ModelConfig, protocol: ProtocolConfig, evaluation: EvaluationConfig
+) -> Task:
+    """What is to be measured. Raises InputError where the tokenizer is not the model's."""
+    words = (protocol, evaluation, corpus, language.tokenizer, language.shape.max_position_embeddings)
+    task = build(*words, model.dtype, model.quantization)
+    for passage in task.passages:
+        check_ids(language, passage.stream.ids)
+    return task

@@ -7,8 +7,6 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-import torch
-
 from qrun.adapters.cut import cut
 from qrun.adapters.linear import Adapter, detach
 from qrun.adapters.methods import spec
@@ -27,7 +25,7 @@ from qrun.language.prompts import uses_chat
 from qrun.recipes.compress import compress_into
 from qrun.recipes.device import open_executor
 from qrun.recipes.fitting import fit_adapter, fit_metrics, prepared, resume
-from qrun.recipes.measuring import attach_saved, measured, rounding, shuffled
+from qrun.recipes.measuring import attach_saved, change_values, measured, rounding
 from qrun.recipes.record import (
     Words,
     adapter_params,
@@ -67,7 +65,7 @@ def train_cell(config: TrainConfig, workspace: Workspace, place: Place) -> str:
     store = Store(place.results, place.uri)
     folder = below(store.folder, "runs", place.name)
     state = folder / "checkpoint.safetensors"
-    with prepared(config, workspace) as job, Interrupt().installed() as interrupt:
+    with prepared(config, workspace, place.key) as job, Interrupt().installed() as interrupt:
         progress, run_id = resume(job, state, store)
         with cell_run(place, tags(config, job.opened), run_id) as run:
             progress = fit_adapter(job, run, state, progress, interrupt)
@@ -83,6 +81,7 @@ def train_cell(config: TrainConfig, workspace: Workspace, place: Place) -> str:
             run.folder(folder / "adapter", "adapter")
             run.model(folder / "adapter", adapter_params(config.adapter, len(job.sites), job.adapter.count()))
     state.unlink(missing_ok=True)
+    interrupt.after()
     return run.run_id
 
 
@@ -92,12 +91,13 @@ def scan_cell(task: Scan, workspace: Workspace, place: Place) -> str:
     folder, config = below(store.folder, "runs", place.name), task.config
     opened = workspace.open(config)
     with Interrupt().installed() as interrupt, cell_run(place, tags(config, opened)) as run:
-        tried = scan(config, task.trials, workspace, folder, store, run, interrupt)
+        tried = scan(config, task.trials, workspace, folder, store, run, interrupt, place.key)
         found = units(tried)
         metrics = {"lr": best(tried).lr, "trials": len(tried), "steps": sum(trial.steps for trial in tried)}
         run.metrics({**metrics, "peak_memory_mb": peak_memory_mb()})
         run.texts({"config.yaml": to_yaml(config), "env.json": _environment(), UNITS: json.dumps(found)})
     shutil.rmtree(folder, ignore_errors=True)
+    interrupt.after()
     return run.run_id
 
 
@@ -126,7 +126,7 @@ def measure_cell(task: Measure, workspace: Workspace, place: Place) -> str:
                 "documents": len(result.nats), "effective_documents": result.effective_documents,
                 "tokens": sum(result.tokens), "peak_memory_mb": peak_memory_mb(),
             }  # fmt: skip
-            gaps = _gaps(result, others, config.evaluation.resamples, config.seed)
+            gaps = _gaps(result, others, config.evaluation.resamples)
             for name, gap in gaps.items():
                 metrics |= interval_metrics(name, gap)
             metrics |= rounding(opened, config) if adapter is None else {}
@@ -160,12 +160,13 @@ def measure_cell(task: Measure, workspace: Workspace, place: Place) -> str:
     return run.run_id
 
 
-def _gaps(result: Measurement, others: Mapping[str, Measurement], resamples: int, seed: int) -> dict[str, Difference]:
+def _gaps(result: Measurement, others: Mapping[str, Measurement], resamples: int) -> dict[str, Difference]:
+    """With resamples of seed 0, as studies draw theirs: an exact cell's key has no seed."""
     gaps = {}
     if "base" in others:
-        gaps["gain"] = difference(others["base"], result, resamples, seed)
+        gaps["gain"] = difference(others["base"], result, resamples, 0)
     if "exact" in others:
-        gaps["penalty"] = difference(result, others["exact"], resamples, seed)
+        gaps["penalty"] = difference(result, others["exact"], resamples, 0)
     return gaps
 
 
@@ -187,14 +188,6 @@ def _needed_adapter(task: Measure, opened: Opened, store: Store, place: Place) -
             raise
     change_values(adapter, task.values, task.config.seed)
     return adapter
-
-
-def change_values(adapter: Adapter, values: str, seed: int) -> None:
-    """Put a null in the place of trained parameters: zeros, or the same entries shuffled."""
-    if values != "trained":
-        generator = torch.Generator().manual_seed(seed)
-        change = {"zero": torch.zeros_like, "shuffled": lambda value: shuffled(value, generator)}[values]
-        adapter.load({name: change(value) for name, value in adapter.snapshot().items()})
 
 
 def compress_cell(config: CompressConfig, folder: Path, place: Place) -> str:

@@ -44,7 +44,7 @@ def export(config: PerplexityConfig, kind: str, out: str, czs: int = 6) -> None:
             raise InputError(f"adapter.path={config.adapter.path}: method {method.name} has no blocks to cut")
         blocks = {name: module.blocks().detach() for name, module in adapter.modules.items()}
         adapter = cut(language.model, [s for s in sites(language.shape) if s.name in blocks], adapter, czs)
-        facts = {"cut to CZ a block": czs, "from": f"a trained {saved.config.method} adapter"}
+        facts = {**saved.facts, "cut to CZ a block": czs, "from": f"a trained {saved.config.method} adapter"}
         save(target, adapter, base, facts)
         one = torch.eye(saved.config.dim, device=next(iter(blocks.values())).device)
         wrong = sum(float((adapter.modules[name].blocks() - q).detach().square().sum()) for name, q in blocks.items())

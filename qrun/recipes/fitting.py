@@ -61,8 +61,9 @@ class Job:
 
 
 @contextmanager
-def prepared(config: TrainConfig, workspace: Workspace) -> Iterator[Job]:
-    """Open and check everything, attach the adapter, and leave the model as it was."""
+def prepared(config: TrainConfig, workspace: Workspace, key: str | None = None) -> Iterator[Job]:
+    """Open and check everything, attach the adapter, and leave the model as it was. A checkpoint must be of the same
+    config, or of the same rate and cell `key`, which leaves out what changes no number."""
     if config.training.threads:
         torch.set_num_threads(config.training.threads)
     torch.manual_seed(config.seed)
@@ -84,7 +85,8 @@ def prepared(config: TrainConfig, workspace: Workspace) -> Iterator[Job]:
         if config.training.distill_weight:
             own = frozen_teacher(language.model, adapter)
             teacher = teacher_of(original.model) if original is not None else own
-        facts: dict[str, object] = {"config_hash": config_hash(config), "data": opened.corpus.digests}
+        own_words = {"cell_key": key, "lr": config.training.lr} if key else {"config_hash": config_hash(config)}
+        facts: dict[str, object] = {**own_words, "data": opened.corpus.digests}
         facts |= {key: language.identity[key] for key in ("weights", "config", "tokenizer")}
         batch, gib, steps = config.training.batch, config.cache.gib, config.training.steps
         visited = min(len(windows), batch * (1 + steps * config.training.accumulation))

@@ -92,6 +92,14 @@ def shuffled(value: Tensor, generator: torch.Generator) -> Tensor:
     return (value.cpu().flatten()[order] * signs).view(value.shape).to(value.device)
 
 
+def change_values(adapter: Adapter, values: str, seed: int) -> None:
+    """Put a null in the place of trained parameters: zeros, or the same entries shuffled."""
+    if values != "trained":
+        generator = torch.Generator().manual_seed(seed)
+        change = {"zero": torch.zeros_like, "shuffled": lambda value: shuffled(value, generator)}[values]
+        adapter.load({name: change(value) for name, value in adapter.snapshot().items()})
+
+
 def measured(
     title: str, opened: Opened, config: Measurable, adapter: Adapter | None, before: Measurement | None = None
 ) -> Measurement:

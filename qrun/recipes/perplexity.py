@@ -153,15 +153,20 @@ def compare(first: str, second: str, results: str, tracking_uri: str | None = No
 
 
 def recorded(word: str, store: Store) -> Measurement:
-    """A measurement by file, run name or run id; `:base` or `:adapted` after a run picks one of its two."""
+    """A measurement by file, run name or run id; `:base`, `:adapted` or `:<device>` after a run picks one of its, by
+    default the last, its headline."""
     if os.path.isfile(word):
         try:
-            return Measurement.from_json(Path(word).read_text())
+            found = Measurement.from_json(Path(word).read_text())
         except (OSError, ValueError, RecursionError) as error:
             raise InputError(f"{word}: not a recorded perplexity ({said(error)})") from error
+        if not found.whole:
+            raise InputError(f"{word}: not a recorded perplexity (documents, tokens or statement are missing)")
+        return found
     name, _, which = word.partition(":")
     run = store.find(name)
-    which = which or ("adapted" if "adapted/perplexity" in run.data.metrics else "base")
+    own = (run.data.tags.get("device"), "adapted", "base")
+    which = which or next((kind for kind in own if f"{kind}/perplexity" in run.data.metrics), "base")
     if f"{which}/perplexity" not in run.data.metrics:
         raise InputError(f"{word}: the run has recorded no such perplexity (status {run.info.status})")
     return Measurement.from_json(store.artifact_text(run.info.run_id, f"perplexity_{which}.json"))

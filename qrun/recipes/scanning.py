@@ -93,14 +93,17 @@ def units(tried: Sequence[Trial]) -> dict[str, list[float | None]]:
 
 
 def scan(
-    config: TrainConfig, trials: int, workspace: Workspace, folder: Path, store: Store, run: Run, interrupt: Interrupt
-) -> list[Trial]:
-    """Every trial, in the order it ran. `folder` keeps what is finished until the caller removes it."""
+    config: TrainConfig, trials: int, workspace: Workspace, folder: Path, store: Store, run: Run, interrupt: Interrupt,
+    key: str | None = None,
+) -> list[Trial]:  # fmt: skip
+    """Every trial, in the order it ran. `folder` keeps what is finished until the caller removes it; `key` is the
+    scan's cell's."""
     kept = folder / TRIALS
     tried = [Trial(**row) for row in json.loads(kept.read_text())] if kept.is_file() else []
     rates = grid(config.training.lr, trials)
     while (lr := rates[len(tried)] if len(tried) < trials else beyond(tried)) is not None and len(tried) <= trials:
-        tried.append(trial(config, lr, workspace, folder / f"trial-{len(tried)}.safetensors", store, run, interrupt))
+        state = folder / f"trial-{len(tried)}.safetensors"
+        tried.append(trial(config, lr, workspace, state, store, run, interrupt, key))
         folder.mkdir(parents=True, exist_ok=True)
         with replaced(kept) as file:
             file.write_text(json.dumps([asdict(each) for each in tried]))
@@ -108,11 +111,12 @@ def scan(
 
 
 def trial(
-    config: TrainConfig, lr: float, workspace: Workspace, state: Path, store: Store, run: Run, interrupt: Interrupt
-) -> Trial:
+    config: TrainConfig, lr: float, workspace: Workspace, state: Path, store: Store, run: Run, interrupt: Interrupt,
+    key: str | None = None,
+) -> Trial:  # fmt: skip
     """One training at one rate."""
     own = replace(config, training=replace(config.training, lr=lr))
-    with prepared(own, workspace) as job:
+    with prepared(own, workspace, key) as job:
         seen, _ = resume(job, state, store)
 
         def watch(now: Progress) -> None:

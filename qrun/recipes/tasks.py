@@ -12,15 +12,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from qrun.adapters.methods import spec
+from qrun.adapters.methods import names, spec
 from qrun.adapters.sites import adapted, sites
 from qrun.cells.cell import Place, Scalar
 from qrun.cells.keys import Sources
-from qrun.config.devices import DeviceConfig, EstimateConfig, SignsConfig
+from qrun.config.devices import DeviceConfig, EstimateConfig, Mode, SignsConfig
 from qrun.config.ranges import need
 from qrun.config.schema import AdapterConfig, ModelConfig, SavedAdapterConfig
 from qrun.config.verbs import CompressConfig, QuestionsRunConfig, RunConfig, TrainConfig
 from qrun.files import below
+from qrun.foreign import read_json
 from qrun.language import questions
 from qrun.language.models import model_shape
 from qrun.language.prompts import uses_chat
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 FILES = ("qrun.json", "adapter_config.json", "adapter_model.safetensors")
 TYPICAL = 0.45  # of the cap that a training with patience takes: of nano, b = 4, all sites; no other is known yet
 CUT = "cut"  # `cut6`: values of a Measure
+PEFT = {"OFT": "cayley", "LORA": "lora"}  # by which method adapters/peft_folder.py reads a folder of PEFT's
 
 
 def model_of(config: ModelConfig, place: Place) -> ModelConfig:
@@ -61,6 +63,22 @@ def saved(adapter: SavedAdapterConfig) -> list[str] | None:
         return None
     files = [Path(adapter.path) / name for name in FILES]
     return [hashlib.sha256(file.read_bytes()).hexdigest()[:16] if file.is_file() else "missing" for file in files]
+
+
+def method_of(adapter: SavedAdapterConfig) -> tuple[str, ...]:
+    """The module of a saved adapter's method; what is no adapter's folder is refused where it is read."""
+    if adapter.path is None:
+        return ()
+    file = next((file for name in FILES[:2] if (file := Path(adapter.path) / name).is_file()), None)
+    found = read_json(file) if file else {}
+    stated = found.get("adapter")
+    name = stated.get("method") if isinstance(stated, dict) else PEFT.get(str(found.get("peft_type")))
+    return (f"adapters.methods.{name}",) if name in names() else ()
+
+
+def executing(kind: str) -> tuple[str, ...]:
+    """What runs blocks as circuits on a device of that kind."""
+    return ("recipes.device", f"quantum.devices.{kind}")
 
 
 def compressed(results: str, name: str) -> Path:
@@ -97,10 +115,11 @@ class Train:
         check_lengths(c)
         window = min(c.training.context, c.protocol.ctx or c.training.context)  # of validation_task
         taught = c.teacher is not None and c.training.distill_weight > 0
+        training = dataclasses.replace(c.training, checkpoint_every=1)  # resumed from any, it ends in the same bits
         return {
             **sources.model(c.model, needs.get("model")), "text": sources.digest(c.data, "train", "validation"),
             "teacher": sources.model(c.teacher, None) if taught and c.teacher else None,
-            "adapter": c.adapter, "training": c.training, "seed": c.seed, "batch": c.evaluation.batch,
+            "adapter": c.adapter, "training": training, "seed": c.seed, "batch": c.evaluation.batch,
             "validation": window,
         }  # fmt: skip
 
@@ -200,8 +219,9 @@ def on_circuits(config: MeasureConfig | QuestionsRunConfig) -> Mapping[str, obje
     """What of a config makes counts and estimates: device, noise, a chip's calibration by its content, readout."""
     noise = config.noise
     chip = calibration(noise.calibration).digest if noise.calibration else None
+    device = dataclasses.replace(config.device, budget_s=None, mode=Mode.job)  # neither changes a count
     return {
-        "device": config.device, "noise": noise.digest, "chip": chip, "estimate": config.estimate,
+        "device": device, "noise": noise.digest, "chip": chip, "estimate": config.estimate,
         "signs": config.signs,
     }  # fmt: skip
 
@@ -229,8 +249,8 @@ class Measure:
     @property
     def modules(self) -> tuple[str, ...]:
         """The measurement; with circuits the executor and the device; how blocks are cut."""
-        device = ("adapters.executor", f"quantum.devices.{self.config.device.kind}") if self.circuits else ()
-        return ("recipes.measuring", *device, *(("adapters.cut",) if self.czs else ()))
+        device = executing(self.config.device.kind) if self.circuits else ()
+        return ("recipes.measuring", *method_of(self.config.adapter), *device, *(("adapters.cut",) if self.czs else ()))
 
     def identity(self, sources: Sources, needs: Mapping[str, str]) -> Mapping[str, object]:
         """Model, text, protocol, and what of the device makes counts."""
@@ -325,8 +345,8 @@ class Ask:
     @property
     def modules(self) -> tuple[str, ...]:
         """Answers; with circuits the executor and the device."""
-        device = ("adapters.executor", f"quantum.devices.{self.config.device.kind}") if self.circuits else ()
-        return ("recipes.measuring", "evaluation.questions", *device)
+        device = executing(self.config.device.kind) if self.circuits else ()
+        return ("recipes.measuring", "evaluation.questions", *method_of(self.config.adapter), *device)
 
     def identity(self, sources: Sources, needs: Mapping[str, str]) -> Mapping[str, object]:
         """Model, adapter, questions, sampling, circuits."""

@@ -31,7 +31,8 @@ from qrun.config.ranges import because_of, require
 from qrun.config.schema import CompressionConfig, ModelConfig
 from qrun.config.verbs import CompressConfig
 from qrun.errors import InputError
-from qrun.evaluation.intervals import Interval, over_documents, perplexity_ratio
+from qrun.evaluation.intervals import Interval, over_documents
+from qrun.evaluation.resampling import perplexity_ratio
 from qrun.evaluation.results import Results
 from qrun.evaluation.trends import Line, common_line
 from qrun.files import at_home

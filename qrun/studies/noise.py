@@ -22,7 +22,8 @@ from qrun.cells.cell import Cell
 from qrun.config.devices import Estimator, Sign
 from qrun.config.ranges import require
 from qrun.errors import InputError
-from qrun.evaluation.intervals import Floats, Interval, perplexity, perplexity_difference, perplexity_ratio
+from qrun.evaluation.intervals import Floats, Interval, perplexity, perplexity_difference
+from qrun.evaluation.resampling import perplexity_ratio
 from qrun.evaluation.results import Results
 from qrun.evaluation.trends import ENDS, POWERS, mean_interval, sharpness, widths
 from qrun.quantum.noise import AXES, Noise

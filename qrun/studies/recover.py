@@ -25,7 +25,8 @@ from qrun.compression.forms import check
 from qrun.config.ranges import because_of, require
 from qrun.config.schema import AdapterConfig, CompressionConfig
 from qrun.config.verbs import CompressConfig
-from qrun.evaluation.intervals import over_documents, recovery
+from qrun.evaluation.intervals import over_documents
+from qrun.evaluation.resampling import recovery
 from qrun.evaluation.results import Results
 from qrun.evaluation.trends import mean_interval
 from qrun.language.models import model_shape

@@ -13,12 +13,10 @@ from qrun.evaluation.intervals import (
     Interval,
     effective_number,
     over_documents,
-    over_seeds_and_documents,
     perplexity,
     perplexity_difference,
-    perplexity_ratio,
-    share_of_gain,
 )
+from qrun.evaluation.resampling import over_seeds_and_documents, perplexity_ratio, share_of_gain
 from qrun.evaluation.results import Results
 from qrun.evaluation.trends import crossings, mean_interval, zero_crossing
 

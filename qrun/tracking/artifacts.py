@@ -15,26 +15,25 @@ from qrun.tracking.runs import Recorded
 
 def artifact(client: Any, folder: Path, run: Recorded, name: str) -> Path | None:
     """A file or folder of a run's artifacts where it lies, or below `downloaded` in the results folder, kept there
-    under the run's id and end."""
+    under the run's id and end; a file within a folder with the whole folder, which would else pass for kept."""
     parts = urlsplit(run.location)
     if parts.scheme in ("", "file"):
         path = Path(url2pathname(parts.path)) / name
         return path if path.exists() else None
     ended = math.isfinite(run.seconds)
     moment = round(1000 * (run.started + run.seconds)) if ended else 0
-    kept = folder / "downloaded" / f"{run.run_id}-{moment}" / name
+    below, whole = folder / "downloaded" / f"{run.run_id}-{moment}", PurePosixPath(name).parts[0]
+    kept, wanted = below / whole, below / name
     if ended and kept.exists():
-        return kept
-    above = str(PurePosixPath(name).parent)
-    listed = client.list_artifacts(run.run_id, None if above == "." else above)
-    if name not in {entry.path for entry in listed}:
+        return wanted if wanted.exists() else None
+    if whole not in {entry.path for entry in client.list_artifacts(run.run_id)}:
         return None
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".new-", dir=kept.parent) as aside:
-        client.download_artifacts(run.run_id, name, aside)
+    below.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".new-", dir=below) as aside:
+        client.download_artifacts(run.run_id, whole, aside)
         if not ended:  # it may have another by now
             shutil.rmtree(kept, ignore_errors=True)
             kept.unlink(missing_ok=True)
         with suppress(OSError):  # another process put its folder there first
-            os.replace(Path(aside) / name, kept)
-    return kept
+            os.replace(Path(aside) / whole, kept)
+    return wanted if wanted.exists() else None

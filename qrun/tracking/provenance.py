@@ -33,8 +33,10 @@ def packages() -> dict[str, str]:
     return found
 
 
+@cache
 def git_state() -> dict[str, str]:
-    """Commit and dirty flag of the checkout that holds this package; 'unknown' for an installed package."""
+    """Commit and dirty flag of the checkout that holds this package, when it was first asked: later commits are not of
+    the code in memory. 'unknown' for an installed package."""
     root = Path(__file__).resolve().parents[2]
 
     def git(*words: str) -> str | None:

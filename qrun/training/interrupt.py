@@ -51,6 +51,11 @@ class Interrupt:
         if not (self.deferred and first):
             raise Interrupted(signum)
 
+    def after(self) -> None:
+        """Raise Interrupted for a signal that came so late that the work ended all the same."""
+        if self.received is not None:
+            raise Interrupted(self.received)
+
     @contextmanager
     def installed(self) -> Iterator["Interrupt"]:
         """Handle both signals until the block ends, then restore what was there."""

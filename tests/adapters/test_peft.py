@@ -212,7 +212,7 @@ def test_an_adapter_of_peft_runs_on_a_device(qrun, tiny, tiny_folder, story_file
     ]
     code, out, err = qrun("eval", "perplexity", *words, "device=shots", "device.shots=null", "signs=exact", "name=a")
     assert code == 0, err
-    code, out, err = qrun("eval", "compare", "a", "a:shots", "--results", tmp_path / "r")
+    code, out, err = qrun("eval", "compare", "a:adapted", "a", "--results", tmp_path / "r")
     assert code == 0 and abs(float(out.split("difference")[1].split()[0])) < 1e-3, err
 
 

@@ -12,7 +12,7 @@ import pytest
 from qrun.cells import keys as keys_module
 from qrun.cells.cell import Cell
 from qrun.cells.keys import Keys, Sources, code_fingerprint, read_module
-from qrun.config.schema import DataConfig, Dtype, LauncherConfig, ModelConfig
+from qrun.config.schema import DataConfig, Dtype, LauncherConfig, ModelConfig, SavedAdapterConfig
 from qrun.quantum.calibration import calibration
 from qrun.quantum.noise import Noise
 from qrun.recipes.tasks import Measure, Train
@@ -107,6 +107,8 @@ def test_keys_follow_what_makes_the_number_and_those_that_need_it(config, path, 
         ("noise.name", "renamed"),
         ("noise.date", "2020-01-01"),
         ("noise.source", "somebody else"),
+        ("device.budget_s", 600.0),
+        ("training.checkpoint_every", 7),
         ("study.seeds", [0, 5]),  # a longer axis leaves the first seed's cells as they are
     ],
     ids=str,
@@ -184,6 +186,13 @@ def test_each_cell_depends_on_the_splits_it_reads(config, story, tmp_path, split
     assert changed(grid_keys(config), grid_keys(moved)) == expected
 
 
+@pytest.mark.parametrize("change", [{"name": "another"}, {"wikitext": True}, {"cut": {"test": 0.1}}], ids=str)
+def test_what_a_protocol_says_of_a_text_beside_its_words_is_in_every_key(config, monkeypatch, change):
+    before, load = grid_keys(config), keys_module.corpus.load
+    monkeypatch.setattr(keys_module.corpus, "load", lambda data: replace(load(data), **change))
+    assert changed(before, grid_keys(config)) == EVERYTHING
+
+
 def test_the_exact_device_ignores_noise_sign_and_seed(config):
     here = measurement(config)
     keys = Keys(Sources())
@@ -230,8 +239,16 @@ def program(tmp_path, monkeypatch):
     forget()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def adapter_of_circuits(tmp_path_factory):
+    """What names the method of a saved adapter."""
+    global SAVED
+    SAVED = tmp_path_factory.mktemp("saved")
+    (SAVED / "qrun.json").write_text(json.dumps({"adapter": {"method": "circuit"}}))
+
+
 def fingerprints(config):
-    """Of the code behind training with two methods and measuring, exact and noisy."""
+    """Of the code behind training with two methods and measuring, exact, noisy and a saved adapter of circuits."""
     here = measurement(config)
     adapter = dataclasses.replace(config.adapter, method="lora")
     from qrun.config.verbs import TrainConfig
@@ -240,6 +257,7 @@ def fingerprints(config):
     tasks = {
         "train": Train(TrainConfig(**train)), "lora": Train(TrainConfig(**{**train, "adapter": adapter})),
         "exact": Measure(here), "noisy": Measure(replace(here, device=config.device, noise=config.noise)),
+        "saved": Measure(replace(here, adapter=SavedAdapterConfig(str(SAVED)))),
     }  # fmt: skip
     return {name: code_fingerprint(task.modules) for name, task in tasks.items()}
 
@@ -277,8 +295,18 @@ def test_comments_docstrings_and_silent_rooms_leave_the_code_as_it_is(composed, 
         ("recipes/fitting.py", "import", "import math\nimport", {"train", "lora"}),
         ("adapters/methods/lora.py", "lr = 0.02", "lr = 0.03", {"lora"}),
         ("adapters/methods/cayley.py", "control = False", "control = bool(0)", {"train"}),
-        ("evaluation/perplexity.py", "import", "import math\nimport", {"train", "lora", "exact", "noisy"}),
-        ("recipes/measuring.py", "import", "import math\nimport", {"exact", "noisy"}),
+        ("evaluation/perplexity.py", "import", "import math\nimport", {"train", "lora", "exact", "noisy", "saved"}),
+        ("recipes/measuring.py", "import", "import math\nimport", {"exact", "noisy", "saved"}),
+        ("recipes/measuring.py", "torch.zeros_like", "torch.ones_like", {"exact", "noisy", "saved"}),
+        ("recipes/device.py", "shots // (2 if", "shots // (1 if", {"noisy"}),
+        ("adapters/methods/circuit.py", "import", "import math\nimport", {"saved"}),
+        (
+            "evaluation/protocols.py",
+            "words = (protocol, evaluation,",
+            "words = (protocol, None,",
+            {"train", "lora", "exact", "noisy", "saved"},
+        ),
+        ("evaluation/resampling.py", "0.975", "0.95", set()),  # studies alone compute with it
     ],
 )
 def test_code_counts_where_it_makes_the_number_and_nowhere_else(composed, program, file, old, new, expected):

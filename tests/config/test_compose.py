@@ -134,6 +134,8 @@ def test_plain_values_flatten_to_dotted_keys_with_enums_as_text():
         ("adapter.projections=[x_proj]", "q_proj"),
         ("adapter.projections=[]", "at least one"),
         ("adapter.layers=3-1", "a range such as 2-5"),
+        ('adapter.layers="²"', "a range such as 2-5"),
+        ("data.path=mine.txt", "data.path=mine.txt: data.source=pydoc reads no file"),
         ("model.dtype=float64", "expected one of [float32, bfloat16, float16]"),
         ("training.lr=0", "above 0"),
         ("training.lr=inf", "training.lr=inf: give a number above 0"),

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qrun.evaluation.intervals import mean_error, over_seeds_and_documents, perplexity_difference, units_needed
+from qrun.evaluation.intervals import mean_error, perplexity_difference
+from qrun.evaluation.resampling import over_seeds_and_documents, units_needed
 from qrun.evaluation.trends import mean_interval
 
 spec = importlib.util.spec_from_file_location(

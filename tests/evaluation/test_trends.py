@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from qrun.evaluation.intervals import over_documents, recovery
+from qrun.evaluation.intervals import over_documents
+from qrun.evaluation.resampling import recovery
 from qrun.evaluation.trends import (
     common_line,
     crossings,

@@ -139,6 +139,14 @@ def test_recorded_runs_compare_in_pairs_and_refuse_other_protocols(qrun, words, 
     assert qrun("eval", "compare", "done", "nobody", "--results", words[1])[0] == 2
 
 
+@pytest.mark.parametrize("content", ['{"statement": {}}', '{"nats": [], "tokens": [], "bytes": [], "words": []}'])
+def test_a_broken_file_of_a_perplexity_is_one_line(qrun, tmp_path, content):
+    filled = {"nats": [], "tokens": [], "bytes": [], "words": [], "statement": {}} | json.loads(content)
+    (tmp_path / "a.json").write_text(json.dumps(filled))
+    code, _, err = qrun("eval", "compare", tmp_path / "a.json", tmp_path / "a.json", "--results", tmp_path)
+    assert code == 2 and "not a recorded perplexity" in err and err.count("\n") == 1
+
+
 @pytest.mark.parametrize("kind", ["peft", "merged"])
 def test_exports_give_the_adapted_perplexity(qrun, words, trained, tmp_path, kind):
     folder, store = trained
@@ -169,6 +177,8 @@ def test_an_adapter_cut_to_circuits_is_saved_measured_and_close(qrun, words, tra
     assert qrun("eval", "perplexity", *measured, "name=cut")[0] == 0
     adapted = store.find("done").data.metrics["adapted/perplexity"]
     assert store.find("cut").data.metrics["adapted/perplexity"] == pytest.approx(adapted, rel=1e-5)
+    facts = [json.loads((place / "qrun.json").read_text())["facts"] for place in (folder, tmp_path / "cut")]
+    assert facts[1].items() >= facts[0].items() and facts[1]["cut to CZ a block"] == 2  # its text too
     code, _, err = qrun("export", folder, "--to", "circuit", "--czs", 3, "--out", tmp_path / "odd", *model)
     assert code == 2 and "give an even number" in err
 

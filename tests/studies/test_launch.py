@@ -11,6 +11,7 @@ import pytest
 from tests_support import PATIENCE, Breaks, Dies, Says, columns, finished, saved, study, until
 
 from qrun.cells.cell import Place
+from qrun.cells.keys import code_fingerprint
 from qrun.cells.pool import Here, Processes, SubmititPool, open_pool, workers
 from qrun.cells.workspace import MODELS, Workspace
 from qrun.config.schema import Cluster, LauncherConfig, LauncherKind, ModelConfig
@@ -147,7 +148,7 @@ def test_slurm_is_asked_for_what_the_launcher_says(monkeypatch, tmp_path):
 
 
 def place(key):
-    return Place("nowhere", "", key, key, {}, {}, {})
+    return Place("nowhere", "", key, key, {"code": code_fingerprint(())}, {}, {})
 
 
 def test_a_bug_in_a_cell_is_its_own_failure(capsys):

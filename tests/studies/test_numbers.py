@@ -8,14 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from qrun.evaluation.intervals import (
-    over_documents,
-    over_seeds_and_documents,
-    perplexity_difference,
-    perplexity_ratio,
-    recovery,
-)
+from qrun.evaluation.intervals import over_documents, perplexity_difference
 from qrun.evaluation.questions import binomial_interval
+from qrun.evaluation.resampling import over_seeds_and_documents, perplexity_ratio, recovery
 from qrun.evaluation.results import Results, read
 from qrun.evaluation.trends import common_line, zero_crossing
 from qrun.report.figures import draw

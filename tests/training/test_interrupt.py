@@ -54,3 +54,13 @@ def test_an_error_that_is_no_interruption_is_told_as_ever(monkeypatch):
         reference = weakref.ref(thing, lambda _: 1 / 0)
         del thing
     assert reference() is None and isinstance(told[0].exc_value, ZeroDivisionError)
+
+
+def test_a_signal_in_the_last_step_is_told_after_the_work():
+    with Interrupt().installed() as interrupt:
+        interrupt.after()
+        with interrupt.at_step_ends():
+            signal.raise_signal(signal.SIGTERM)
+    with pytest.raises(Interrupted) as stop:
+        interrupt.after()
+    assert stop.value.signum == signal.SIGTERM
