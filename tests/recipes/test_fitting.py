@@ -2,8 +2,10 @@
 
 import pytest
 
+from qrun.cells.workspace import Workspace
+from qrun.config.compose import compose
 from qrun.recipes import fitting
-from qrun.recipes.fitting import _curve
+from qrun.recipes.fitting import _curve, prepared
 from qrun.tracking.store import Store
 from qrun.training.checkpoint import Progress
 from qrun.training.interrupt import Interrupt
@@ -58,3 +60,18 @@ def test_a_run_killed_between_its_log_and_its_checkpoint_has_no_step_twice(tmp_p
         steps(_curve(run, True, Interrupt(), lambda *_: None), clock, 1.0, 40, 120)  # its checkpoint was of step 40
     for metric, expected in (("train/loss", list(range(1, 121))), ("validation/nats", [50, 100])):
         assert [point.step for point in store.client.get_metric_history(run.run_id, metric)] == expected
+
+
+def test_a_cells_checkpoint_is_of_its_key_and_rate_whatever_changes_no_number(tiny_folder, story_file):
+    model = ["model=local", f"model.path={tiny_folder}", "model.device=cpu", "data=text", f"data.path={story_file}"]
+    words = [*model, "protocol.ctx=64", "training.context=64", "training.batch=2", "evaluation.max_tokens=300"]
+    workspace = Workspace()
+
+    def facts(key, *more):
+        with prepared(compose("train", [*words, *more]), workspace, key) as job:
+            return job.facts
+
+    of_cell, of_run = facts("k"), facts(None)
+    assert facts("k", "evaluation.resamples=999") == of_cell != facts("other")
+    assert facts("k", "training.lr=0.5") != of_cell  # a trial of a scan, whose key all its rates share
+    assert facts(None, "evaluation.resamples=999") != of_run and "config_hash" in of_run
