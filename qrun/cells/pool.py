@@ -36,6 +36,7 @@ from qrun.cells.keys import code_fingerprint
 from qrun.cells.workspace import Workspace
 from qrun.config.schema import Cluster, LauncherConfig, LauncherKind
 from qrun.errors import InputError, Interrupted, RunFailed, interruption, redacted
+from qrun.foreign import said
 from qrun.report.screen import console, silenced
 from qrun.training.interrupt import Interrupt
 
@@ -293,8 +294,13 @@ class SubmititPool:
         self.pending: dict[str, Any] = {}
 
     def submit(self, key: str, task: Task, place: Place) -> None:
-        """Send it to the queue."""
-        self.pending[key] = self.executor.submit(_in_worker, key, task, place, self.threads)
+        """Send it to the queue. Raises InputError with what SLURM says where it takes none."""
+        try:
+            self.pending[key] = self.executor.submit(_in_worker, key, task, place, self.threads)
+        except Exception as error:
+            if type(error).__name__ != "FailedJobError":  # submitit's, an extra
+                raise
+            raise InputError(f"launcher=submitit: SLURM takes no such job ({said(error)})") from error
 
     def next(self) -> Outcome:
         """The next that ends, or was lost: a job over its time or its memory, a node that went down."""

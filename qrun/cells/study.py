@@ -190,7 +190,7 @@ def alone(store: Store) -> Iterator[None]:
 
 
 def _list(name: str, grid: Sequence[Cell], config: StudyConfig, least: float | None) -> None:
-    """What would run, at the model's true shape: neither weights nor text nor store are needed. `least` is the smallest
+    """What would run, at the model's true shape: neither weights nor text are needed, nor a store there. `least` is the smallest
     difference that the study's claims name, in nats per token."""
     for cell in grid:
         count = cell.task.parameters()

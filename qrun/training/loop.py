@@ -176,7 +176,7 @@ def fit(
             if last or stop or progress.step % config.checkpoint_every == 0:
                 checkpoint.save(path, adapter, optimizer, best, mean.values, progress)
             if stop and not last:
-                how = "checkpoint saved, add --resume to the same command to go on"
+                how = "checkpoint saved; the same command goes on, `qrun train` with --resume"
                 raise Interrupted(stop, f"interrupted at step {progress.step}; {how}")
     return best, progress
 

@@ -147,6 +147,18 @@ def test_slurm_is_asked_for_what_the_launcher_says(monkeypatch, tmp_path):
     }  # fmt: skip
 
 
+def test_a_job_that_slurm_refuses_is_one_line():
+    class FailedJobError(RuntimeError):
+        """submitit's."""
+
+    def refuse(*_):
+        raise FailedJobError("sbatch: error: invalid partition specified: nosuch")
+
+    pool = SubmititPool(SimpleNamespace(submit=refuse), 1, 1)
+    with pytest.raises(InputError, match="SLURM takes no such job .*invalid partition"):
+        pool.submit("k", Says(), place("k"))
+
+
 def place(key):
     return Place("nowhere", "", key, key, {"code": code_fingerprint(())}, {}, {})
 
