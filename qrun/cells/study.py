@@ -190,8 +190,8 @@ def alone(store: Store) -> Iterator[None]:
 
 
 def _list(name: str, grid: Sequence[Cell], config: StudyConfig, least: float | None) -> None:
-    """What would run, at the model's true shape: neither weights nor text are needed, nor a store there. `least` is the smallest
-    difference that the study's claims name, in nats per token."""
+    """What would run, at the model's true shape: neither weights nor text are needed, nor a store there. `least` is the
+    smallest difference that the study's claims name, in nats per token."""
     for cell in grid:
         count = cell.task.parameters()
         say(cell.label + (f": {count:,} parameters" if count else ""))

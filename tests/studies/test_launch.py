@@ -155,7 +155,7 @@ def test_a_job_that_slurm_refuses_is_one_line():
         raise FailedJobError("sbatch: error: invalid partition specified: nosuch")
 
     pool = SubmititPool(SimpleNamespace(submit=refuse), 1, 1)
-    with pytest.raises(InputError, match="SLURM takes no such job .*invalid partition"):
+    with pytest.raises(InputError, match=r"SLURM takes no such job .*invalid partition"):
         pool.submit("k", Says(), place("k"))
 
 
