@@ -249,7 +249,8 @@ def test_fewer_seeds_and_other_words_are_below_the_standard(defaults, results, w
 
 
 def test_where_the_text_lies_is_no_part_of_the_standard(defaults):
-    assert standard(about_dim(defaults, "data.path=/data/here"), dim_results(), CATALOGUE) == "nano"
+    about = replace(about_dim(defaults, "experiment=smollm2_dim", "data.path=/data/here"), model="smollm2")
+    assert standard(about, dim_results(), CATALOGUE) == "smollm2_dim"
 
 
 @pytest.mark.slow
