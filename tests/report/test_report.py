@@ -249,7 +249,8 @@ def test_fewer_seeds_and_other_words_are_below_the_standard(defaults, results, w
 
 
 def test_where_the_text_lies_is_no_part_of_the_standard(defaults):
-    about = replace(about_dim(defaults, "experiment=smollm2_dim", "data.path=/data/here"), model="smollm2")
+    about = about_dim(defaults, "experiment=smollm2_dim", "data.path=/data/here")
+    about = replace(about, model="smollm2", command="qrun sweep dim experiment=smollm2_dim")
     assert standard(about, dim_results(), CATALOGUE) == "smollm2_dim"
 
 
