@@ -23,7 +23,7 @@ from typing_extensions import TypedDict
 from qrun.adapters.cayley import cayley
 from qrun.adapters.layers import PeftAdapter
 from qrun.adapters.linear import Adapter
-from qrun.adapters.methods import spec
+from qrun.adapters.methods import OF_PEFT, spec
 from qrun.adapters.sites import PLACE
 from qrun.config.schema import PROJECTIONS, AdapterConfig, Side
 from qrun.errors import InputError
@@ -130,7 +130,7 @@ def read_peft(file: Path, values: Mapping[str, Any], tensors: Mapping[str, Tenso
     if not isinstance(kind, str) or kind not in READ:
         raise InputError(f"{file}: peft_type={named(str(kind))}: of PEFT's adapters {' and '.join(READ)} are read")
     _check_fields(file, values, kind)
-    method, folder = "cayley" if kind == "OFT" else "lora", file.parent
+    method, folder = OF_PEFT[kind], file.parent
     found = {name: value.float() for name, value in from_peft(method, tensors, folder).items()}
     if not found:
         raise InputError(f"{folder}: no tensors there")

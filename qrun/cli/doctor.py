@@ -1,5 +1,5 @@
-"""`qrun doctor`: what works on this machine, and what is missing for the rest. Asks no network
-but a store at MLFLOW_TRACKING_URI.
+"""`qrun doctor`: what works on this machine, and what is missing for the rest. Asks nobody but a store at
+MLFLOW_TRACKING_URI.
 
 qrun doctor                                      the machine; torch is not imported
 qrun doctor experiment=llama_v_proj              what this training takes: files, memory, disk, time, before it loads

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from qrun.adapters.methods import names, spec
+from qrun.adapters.methods import OF_PEFT, names, spec
 from qrun.adapters.sites import adapted, sites
 from qrun.cells.cell import Place, Scalar
 from qrun.cells.keys import Sources
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 FILES = ("qrun.json", "adapter_config.json", "adapter_model.safetensors")
 TYPICAL = 0.45  # of the cap that a training with patience takes: of nano, b = 4, all sites; no other is known yet
 CUT = "cut"  # `cut6`: values of a Measure
-PEFT = {"OFT": "cayley", "LORA": "lora"}  # by which method adapters/peft_folder.py reads a folder of PEFT's
 
 
 def model_of(config: ModelConfig, place: Place) -> ModelConfig:
@@ -72,11 +71,11 @@ def method_of(adapter: SavedAdapterConfig) -> tuple[str, ...]:
     file = next((file for name in FILES[:2] if (file := Path(adapter.path) / name).is_file()), None)
     found = read_json(file) if file else {}
     stated = found.get("adapter")
-    name = stated.get("method") if isinstance(stated, dict) else PEFT.get(str(found.get("peft_type")))
+    name = stated.get("method") if isinstance(stated, dict) else OF_PEFT.get(str(found.get("peft_type")))
     return (f"adapters.methods.{name}",) if name in names() else ()
 
 
-def executing(kind: str) -> tuple[str, ...]:
+def circuit_modules(kind: str) -> tuple[str, ...]:
     """What runs blocks as circuits on a device of that kind."""
     return ("recipes.device", f"quantum.devices.{kind}")
 
@@ -249,7 +248,7 @@ class Measure:
     @property
     def modules(self) -> tuple[str, ...]:
         """The measurement; with circuits the executor and the device; how blocks are cut."""
-        device = executing(self.config.device.kind) if self.circuits else ()
+        device = circuit_modules(self.config.device.kind) if self.circuits else ()
         return ("recipes.measuring", *method_of(self.config.adapter), *device, *(("adapters.cut",) if self.czs else ()))
 
     def identity(self, sources: Sources, needs: Mapping[str, str]) -> Mapping[str, object]:
@@ -345,7 +344,7 @@ class Ask:
     @property
     def modules(self) -> tuple[str, ...]:
         """Answers; with circuits the executor and the device."""
-        device = executing(self.config.device.kind) if self.circuits else ()
+        device = circuit_modules(self.config.device.kind) if self.circuits else ()
         return ("recipes.measuring", "evaluation.questions", *method_of(self.config.adapter), *device)
 
     def identity(self, sources: Sources, needs: Mapping[str, str]) -> Mapping[str, object]:

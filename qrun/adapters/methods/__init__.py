@@ -13,6 +13,8 @@ from qrun.errors import InputError
 if TYPE_CHECKING:
     from qrun.adapters.methods.base import Method
 
+OF_PEFT = {"OFT": "cayley", "LORA": "lora"}  # the method that reads a folder of that kind of PEFT's
+
 
 def names() -> list[str]:
     """Every method, from the files of this package."""
