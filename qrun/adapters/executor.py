@@ -228,7 +228,7 @@ class SiteExecutor:
         if self.parent.allocation is Allocation.equal or shots is None:
             return real
         weight = norms.double() if self.effect is None else norms.double() * self.effect.to(norms.device).double()
-        least = shots // 8
+        least = -(-shots // 8)
         spare = (shots - least) * real.sum(-1, keepdim=True)
         upto = (spare * weight.cumsum(-1) / weight.sum(-1, keepdim=True).clamp(min=1e-300)).round().long()
         return torch.diff(upto, dim=-1, prepend=torch.zeros_like(upto[:, :1])) + least * real

@@ -93,9 +93,10 @@ class SavedAdapter:
 
 
 def replace_folder(target: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a new folder, then swap it in. If writing fails, the old folder is untouched and RunFailed says
-    why."""
-    temporary, old = (target.with_name(f".{target.name}.qrun-{word}") for word in ("new", "old"))  # nobody else's
+    """Let `write` fill a new folder, then swap it in. If that fails, what was there before is there again and RunFailed
+    says why."""
+    temporary = target.with_name(f".{target.name}.qrun-new-{os.getpid()}")  # nobody else's
+    old = target.with_name(f".{target.name}.qrun-old")
     try:
         if old.exists() and not target.exists():  # killed between the two renames below
             old.rename(target)
@@ -111,6 +112,8 @@ def replace_folder(target: Path, write: Callable[[Path], None]) -> None:
         temporary.rename(target)
         shutil.rmtree(old, ignore_errors=True)
     except (OSError, SafetensorError) as error:
+        if old.exists() and not target.exists():
+            old.rename(target)
         shutil.rmtree(temporary, ignore_errors=True)
         raise RunFailed(f"{target}: could not be saved ({error}); what was there before is kept") from error
 

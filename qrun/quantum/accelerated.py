@@ -192,7 +192,7 @@ def _turns(amplitudes: Tensor, form: Form) -> Tensor:
 
 
 def _schmidt(x: Tensor) -> Tensor:
-    """exp(i angle) [7, N, B] of the Schmidt form, from slices [8, N, B]: preparation.schmidt_turns, step for step."""
+    """exp(i angle) [7, N, B] of the Schmidt form, from slices [8, N, B]: kernels.schmidt_turns, step for step."""
     a, b = x[0::2], x[1::2]
     turn = _unit((a * a).sum(0) - (b * b).sum(0), 2 * (a * b).sum(0))
     half = _half(turn)

@@ -24,7 +24,7 @@ from typing_extensions import TypedDict
 
 from qrun.errors import InputError
 from qrun.foreign import read_json, typed
-from qrun.quantum.noise import Noise, Relaxation
+from qrun.quantum.noise import GROUPS, Noise, Relaxation
 from qrun.quantum.services import FAKES, fake_backend
 from qrun.quantum.synthesis import Edge
 
@@ -97,8 +97,7 @@ class Calibration:
         """The noise of gates on a qubit, the cz being the coupler's. Where `base` was moved away from this chip's
         medians, every place moves in the same proportion; dephasing and the one channel for the circuit are base's.
         Raises InputError where a place's rate would not be physical any more."""
-        here, own = self.qubits[qubit], self.medians
-        by = {key: float(getattr(base, key) or 0) / own[key] if own[key] else 1.0 for key in own}
+        here, by = self.qubits[qubit], self._moved(base)
         times: dict[str, Any] = {"t1_us": here.t1_us, "t2_us": _t2(here)}
         alone = Noise(**times, sx_ns=here.sx_ns, cz_ns=coupler.cz_ns if coupler else 0.0)
         values = {
@@ -106,18 +105,12 @@ class Calibration:
             "read_1_given_0": here.read_1_given_0, "read_0_given_1": here.read_0_given_1, **times,
         }  # fmt: skip
         scaled: dict[str, Any] = {key: value and value * by[key] for key, value in values.items()}
-        for key in ("t1_us", "t2_us"):
-            scaled[key] = scaled[key] or None
+        t1, t2 = (scaled[key] or None for key in ("t1_us", "t2_us"))
+        if t1 and t2 and math.isclose(t2, 2 * t1):
+            t2 = min(t2, 2 * t1)  # to the last bit
+        scaled |= {"t1_us": t1, "t2_us": t2, "dephasing": base.dephasing, "block": base.block}
         try:
-            return Noise(
-                base.name,
-                base.date,
-                base.source,
-                base.calibration,
-                **scaled,
-                dephasing=base.dephasing,
-                block=base.block,
-            )
+            return Noise(base.name, base.date, base.source, **scaled)
         except InputError as error:
             raise InputError(f"noise={base.name}, qubit {qubit} of {self.name}: {error}{LOWER}") from None
 
@@ -125,13 +118,24 @@ class Calibration:
         """The noise of both qubits of a cz, whose depolarising error they share."""
         coupler = self.couplers[min(edge), max(edge)]
         alone = [Noise(t1_us=(q := self.qubits[i]).t1_us, t2_us=_t2(q), cz_ns=coupler.cz_ns) for i in edge]
-        by = base.cz / self.medians["cz"] if self.medians["cz"] else 1.0
-        shared = _depolarising(coupler.cz, _fidelity(alone, 2), 2) * by
+        shared = _depolarising(coupler.cz, _fidelity(alone, 2), 2) * self._moved(base)["cz"]
         try:
             one, two = (replace(self.noise(base, qubit, coupler), cz=shared) for qubit in edge)
         except InputError as error:
             raise InputError(f"noise={base.name}, coupler {edge[0]}-{edge[1]} of {self.name}: {error}{LOWER}") from None
         return one, two
+
+    def _moved(self, base: Noise) -> dict[str, float]:
+        """How many times its median each value of the base is. A median of 0 cannot tell: a readout error moves as the
+        other one, a gate's error as its relaxation, duration over T1."""
+        own = self.medians
+        by = {key: float(getattr(base, key) or 0) / value for key, value in own.items() if value}
+        for gate in ("sx", "cz"):
+            t1 = by.get("t1_us", 1.0)
+            by.setdefault(gate, by.get(f"{gate}_ns", 1.0) / t1 if t1 else 0.0)
+        for read, other in (GROUPS["readout"], GROUPS["readout"][::-1]):
+            by.setdefault(read, by.get(other, 1.0))
+        return {key: by.get(key, 1.0) for key in own}
 
     @property
     def typical(self) -> Noise:
@@ -213,15 +217,25 @@ def _depolarising(error: float, fidelity: float, qubits: int) -> float:
     return max(error - 1 + fidelity, 0.0) * (d - 1) / (d * fidelity - 1)
 
 
-@cache
 def calibration(name: str) -> Calibration:
     """Of a recorded backend or a JSON file. Raises InputError for anything else."""
     if name in FAKES:
-        return read_calibration(fake_backend(name))
-    path = Path(name)
-    if not os.path.isfile(path):
+        return _recorded(name)
+    if not os.path.isfile(name):
         raise InputError(f"noise.calibration={name}: no such file; recorded backends are {', '.join(FAKES)}")
-    return Calibration.from_dict(read_json(path), f"noise.calibration={name}: not a calibration")
+    at = os.stat(name)
+    return _read(Path(name).absolute(), at.st_mtime_ns, at.st_size)
+
+
+@cache
+def _recorded(name: str) -> Calibration:
+    return read_calibration(fake_backend(name))
+
+
+@cache
+def _read(path: Path, changed: int, size: int) -> Calibration:
+    """A file's, once as it is."""
+    return Calibration.from_dict(read_json(path), f"noise.calibration={path}: not a calibration")
 
 
 def read_calibration(backend: Any) -> Calibration:
@@ -245,10 +259,10 @@ def read_calibration(backend: Any) -> Calibration:
             left_out[f"{a}-{b}"] = "no error reported"
         elif not all(properties.is_gate_operational("cz", pair) for pair in ((a, b), (b, a)) if pair in target["cz"]):
             left_out[f"{a}-{b}"] = "not operational"
-        elif not (worst := max(p.error for p in both)) < BROKEN:  # also NaN
-            left_out[f"{a}-{b}"] = f"error {worst:.2g}"
+        elif bad := [p.error for p in both if not p.error < BROKEN]:  # also NaN
+            left_out[f"{a}-{b}"] = f"error {max(bad):.2g}"
         elif a in qubits and b in qubits:
-            couplers[a, b] = Coupler(worst, (both[0].duration or 0.0) * 1e9)
+            couplers[a, b] = Coupler(max(p.error for p in both), (both[0].duration or 0.0) * 1e9)
         else:
             left_out[f"{a}-{b}"] = "one of its qubits is out"
     date = str(properties.last_update_date)
@@ -272,8 +286,8 @@ def _qubit(target: Any, properties: Any, q: int) -> tuple[Qubit | None, str]:
     read = [value(key, measure.error) for key in ("prob_meas1_prep0", "prob_meas0_prep1")]
     if sx.error is None or any(error is None for error in read):
         return None, "no error reported"
-    if not max(sx.error, *read) < BROKEN:  # also NaN
-        return None, f"error {max(sx.error, *read):.2g}"
+    if bad := [error for error in (sx.error, *read) if not error < BROKEN]:  # also NaN
+        return None, f"error {max(bad):.2g}"
     t1, t2 = (value(key, None) for key in ("T1", "T2"))
     times = [time * 1e6 if time else None for time in (t1, t2)]
     return Qubit(sx.error, (sx.duration or 0.0) * 1e9, times[0], times[1], read[0], read[1]), ""

@@ -225,10 +225,9 @@ class Dispatcher:
 
 
 def frequencies(pub: Any) -> Floats:
-    """Frequencies [rows, blocks, 2^n] of one PUB's registers c000, c001 ..."""
+    """Frequencies [rows, blocks, 2^n] of one PUB's registers c000, c001 ..., each a byte a shot [rows, shots, 1]."""
     blocks = []
     for name in sorted(name for name in pub.data if name.startswith("c")):
         bits = pub.data[name]
-        outcomes = bits.array[..., 0] if bits.num_bits <= 8 else bits.array[..., -1]
-        blocks.append((outcomes[..., None] == np.arange(2**bits.num_bits)).mean(axis=-2))
+        blocks.append((bits.array == np.arange(2**bits.num_bits)).mean(axis=-2))
     return np.stack(blocks, axis=-2)

@@ -118,18 +118,25 @@ class ProcessorDevice(Device):
         n, blocks = qubits(units.shape[-1]), units.shape[1]
         shape, preparations = self.wiring.assigned(n, blocks), self.wiring.preparations(n)
         angles = np.stack([preparations[shape[j]].angles(units[:, j]) for j in range(blocks)], 1)
-        step = max(1, min(EXECUTIONS_PER_PIECE, EXECUTIONS_PER_JOB) // self.jobs.shots)
-        delay = self.config.options.get("rep_delay_us")
         work = []
         for group, circuit, stem in prepared.groups:
             gates = circuit.count_ops().get("cz", 0)
-            seconds = execution_seconds(circuit, None if delay is None else delay * 1e-6)
             rows = np.flatnonzero(mask[:, group].any(axis=1))  # a token whose slices are all zero needs no circuit
-            for part in np.split(rows, range(step, len(rows), step)) if len(rows) else []:
+            for part in self._parts(rows):
                 values = angles[np.ix_(part, group)].reshape(len(part), -1)
                 name = hashlib.sha256(stem.encode() + values.astype(np.float32).tobytes()).hexdigest()[:32]
-                work.append((np.ix_(part, group), Piece(name, circuit, values, gates, seconds)))
+                work.append((np.ix_(part, group), Piece(name, circuit, values, gates, self._seconds(circuit))))
         return work
+
+    def _parts(self, rows: NDArray[Any]) -> list[NDArray[Any]]:
+        """Rows of a circuit in pieces that a job takes."""
+        step = max(1, min(EXECUTIONS_PER_PIECE, EXECUTIONS_PER_JOB) // self.jobs.shots)
+        return np.split(rows, range(step, len(rows), step)) if len(rows) else []
+
+    def _seconds(self, circuit: Any) -> float:
+        """Of one execution, with the delay before it that device.options asks for."""
+        delay = self.config.options.get("rep_delay_us")
+        return execution_seconds(circuit, None if delay is None else delay * 1e-6)
 
     def confusion(self, prepared: "Packed", dim: int, counted: int | None, seed: int = 0) -> NDArray[np.float64]:
         """As the calibration says, or counted on the chip: all |0> and all |1> on every place in use, side by side;
@@ -138,15 +145,19 @@ class ProcessorDevice(Device):
             return super().confusion(prepared, dim, None)
         n, circuits = qubits(dim), prepared.circuits
         places = self.wiring.chosen(n)[: len(circuits)]
-        pieces = []
+        rows, sent = np.zeros((max(1, counted // self.jobs.shots), len(places))), []
         for ones in (False, True):
             whole = packed_circuit([readout_circuit(n, ones)] * len(places), places, self.chip.size)
-            rows = np.zeros((max(1, counted // self.jobs.shots), len(places)))
-            name = hashlib.sha256(f"{self._stem(whole, places)} {len(rows)}".encode()).hexdigest()[:32]
-            pieces.append(Piece(name, whole, rows, 0, execution_seconds(whole, None)))
-        found = self.jobs.collect(pieces)
+            stem, seconds, pieces = self._stem(whole, places), self._seconds(whole), []
+            for number, part in enumerate(self._parts(rows)):
+                words = f"{stem} {len(part)}" + f" {number}" * (number > 0)
+                name = hashlib.sha256(words.encode()).hexdigest()[:32]
+                pieces.append(Piece(name, whole, part, 0, seconds))
+            sent.append(pieces)
+        found = self.jobs.collect([piece for pieces in sent for piece in pieces])
         bits = np.arange(dim)[:, None] >> np.arange(n) & 1
-        zeros, ones_read = (found[piece.key].mean(0) @ bits for piece in pieces)  # shares read as 1 [P, n]
+        counts = [np.concatenate([found[piece.key] for piece in pieces]).mean(0) for pieces in sent]
+        zeros, ones_read = (count @ bits for count in counts)  # shares read as 1 [P, n]
         tables = np.stack([np.stack([1 - zeros, 1 - ones_read], -1), np.stack([zeros, ones_read], -1)], -2)
         return np.stack([tables[j % len(places), circuits.wires[j]] for j in range(len(circuits))])
 

@@ -60,7 +60,7 @@ def pack(
     order = np.argsort(weights, kind="stable")
     most = len(found) if size == 1 else len(_disjoint(chip, found, np.ones(len(found)), None))
     count = max(1, math.ceil(keep * most))
-    chosen = order[:count] if size == 1 else _disjoint(chip, found, -weights / weights.max(), count)
+    chosen = order[:count] if size == 1 else _disjoint(chip, found, -weights / max(weights.max(), 1e-300), count)
     return [found[i] for i in order if i in set(chosen)]
 
 

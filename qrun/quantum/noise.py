@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     Matrices = list[np.ndarray]
 
 MOST = {"sx": 0.5, "cz": 0.75, "dephasing": 0.5, "read_1_given_0": 0.5, "read_0_given_1": 0.5, "block": 1.0}
+RATED = (*MOST, "t1_us", "t2_us")
 GROUPS = {
     "one_qubit": ("sx", "sx_ns"),
     "two_qubit": ("cz", "cz_ns"),
@@ -139,9 +140,7 @@ class Noise:
     name: str = "none"
     date: str | None = None
     source: str | None = None
-    calibration: str | None = (
-        None  # of a chip, qubit by qubit: a recorded backend or a file; rates left at 0 are its medians
-    )
+    calibration: str | None = None  # of a chip, qubit by qubit: a recorded backend or a file; no rate: its medians
     sx: float = 0.0  # average infidelity of sx and x
     cz: float = 0.0  # average infidelity of cz
     t1_us: float | None = None
@@ -155,7 +154,7 @@ class Noise:
     factor: float = 1.0  # multiplies every rate and divides every time, once; 1 afterwards
 
     def __post_init__(self) -> None:
-        if self.calibration and not any(getattr(self, key) for key in (*MOST, "t1_us", "t2_us")):
+        if self.calibration and not any(getattr(self, key) for key in RATED):
             from qrun.quantum.calibration import calibration  # needs this module, and a chip's package
 
             found = calibration(self.calibration)
@@ -169,6 +168,7 @@ class Noise:
         for key in MOST:
             setattr(self, key, getattr(self, key) * by)
         self.t1_us, self.t2_us = (t / by if t and by else None for t in (self.t1_us, self.t2_us))
+        self.calibration = self.calibration if by else None  # whose medians no later copy shall have
         self.name += f"-x{by:g}".replace("+", "")
         self._check(f" (times noise.factor={by:g})")
 
@@ -269,7 +269,7 @@ class Noise:
             moving = (*GROUPS["one_qubit"], *GROUPS["two_qubit"], *SHARED) if axis == "gates" else GROUPS[axis]
             values: dict[str, Any] = {field: getattr(self, field) * by for field in moving}
             values |= {key: rate} if key in values else {}  # to the last bit
-            return replace(start, **values, name=name)
+            return start._moved(name, values)
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
 
@@ -280,11 +280,16 @@ class Noise:
         off = [field for group, fields in GROUPS.items() if group not in groups for field in fields]
         off += () if {"one_qubit", "two_qubit"} <= set(groups) else SHARED
         values: dict[str, Any] = dict.fromkeys(off, 0.0)
-        return replace(self, **values, name="-".join((self.name, "only", *groups)))
+        return self._moved("-".join((self.name, "only", *groups)), values)
 
     def uniform(self) -> "Noise":
         """A circuit that forgot everything: all outcomes alike, read without error."""
-        return replace(self, name=f"{self.name}-uniform", block=1.0, read_1_given_0=0.0, read_0_given_1=0.0)
+        return self._moved(f"{self.name}-uniform", {"block": 1.0, "read_1_given_0": 0.0, "read_0_given_1": 0.0})
+
+    def _moved(self, name: str, values: dict[str, Any]) -> "Noise":
+        """With other values; without its calibration, whose medians would come back, where no error is left."""
+        some = any(values.get(key, getattr(self, key)) for key in RATED)
+        return replace(self, **values, name=name, calibration=self.calibration if some else None)
 
     def quiet(self) -> "Noise":
         """No noise at all."""

@@ -1,7 +1,7 @@
 """The noise where circuits run: the same everywhere, or that of each block's own qubits.
 
-    everywhere(noise, n)                    one place of n qubits, as a preset says
-    at(calibration, noise, places)          one row per place; block j runs on place j mod P
+    everywhere(noise, n)                         one place of n qubits, as a preset says
+    at(calibration, noise, places, couplings)    one row per place; block j runs on place j mod P
 
 Each gate is followed by its own noise. Between gates a qubit relaxes: every gate starts as late as it can (ALAP), all
 qubits are read at the same time, and what a qubit waits before a gate decays with its T1 and T2. A qubit that no gate
@@ -21,7 +21,7 @@ from qrun.quantum.circuits import Circuits
 from qrun.quantum.gates import CZ, RY, RZ
 from qrun.quantum.layout import Place, coupling
 from qrun.quantum.noise import Noise
-from qrun.quantum.synthesis import shapes
+from qrun.quantum.synthesis import Edges
 
 Floats = NDArray[np.float64]
 Error = tuple[list[int], list[NDArray[np.generic]]]
@@ -115,13 +115,6 @@ class Places:
         mixed = (1 - self.block) * p + self.block / p.shape[-1]
         return (mixed @ self.confusion(self.of(block)).T)[..., circuits.outcomes(block)]
 
-    @property
-    def gates_ideal(self) -> bool:
-        """No gate has noise, and no waiting either."""
-        return all(noise.gates_ideal and not noise.t1_us and not noise.t2_us for row in self.one for noise in row) and (
-            all(noise.gates_ideal for pairs in self.two for both in pairs.values() for noise in both)
-        )
-
 
 def decay(noise: Noise) -> tuple[float, float]:
     """1/T1 and 1/T2 per nanosecond: T1 alone has T2 = 2 T1."""
@@ -134,10 +127,11 @@ def everywhere(noise: Noise, n: int) -> Places:
     return Places(n, [[noise] * n], [{(a, b): (noise, noise) for b in range(n) for a in range(n) if a != b}])
 
 
-def at(calibration: Calibration, noise: Noise, places: Sequence[Place]) -> Places:
-    """The calibrated noise of these places, circuits' qubit q on the chip's place[q]."""
+def at(calibration: Calibration, noise: Noise, places: Sequence[Place], couplings: Sequence[Edges]) -> Places:
+    """The calibrated noise of these places, each of the first of the couplings that it has; circuits' qubit q is on the
+    chip's place[q]."""
     n = len(places[0])
-    edges = [shapes(n)[coupling(calibration, place, shapes(n))] for place in places]
+    edges = [couplings[coupling(calibration, place, couplings)] for place in places]
     one = [[calibration.noise(noise, qubit) for qubit in place] for place in places]
     two = [
         {(a, b): calibration.pair(noise, (place[a], place[b])) for a, b in pairs}

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 
 from qrun.quantum.circuits import to_qiskit
-from qrun.quantum.places import at
 from qrun.quantum.wiring import Wiring
 
 EXECUTIONS_PER_JOB = 10_000_000
@@ -87,7 +86,7 @@ def block_cost(wiring: Wiring, n: int) -> BlockCost:
     assert wiring.calibration is not None
     circuits, chosen = wiring.generic(n, wiring.edges(n)), wiring.chosen(n)
     circuit, counts = to_qiskit(circuits, 0), circuits.counts()
-    places = at(wiring.calibration, wiring.noise, chosen)
+    places = wiring.places(n)
     gates, whole = [], []
     for singles, pairs in zip(places.one, places.two, strict=True):
         cz = sum(both[0].cz for both in pairs.values()) / max(1, len(pairs))

@@ -42,14 +42,15 @@ def sample(probabilities: NDArray[Any], shots: Shots, key: int, numbers: NDArray
     first = (np.asarray(numbers, np.uint64)[:, None] * np.uint64(blocks) + np.arange(blocks, dtype=np.uint64)).ravel()
     out = np.empty_like(p)
     each = np.broadcast_to(np.asarray(shots, np.int64), (tokens, blocks)).ravel()
-    _multinomial(p, each, np.uint64(key), first, _log_factorials(min(int(each.max(initial=1)), TABLE - 1)), out)
+    table = _log_factorials(min(int(each.max(initial=1)), TABLE - 1).bit_length())
+    _multinomial(p, each, np.uint64(key), first, table, out)
     return out.reshape(tokens, blocks, outcomes)
 
 
 @cache
-def _log_factorials(most: int) -> NDArray[np.float64]:
-    """log k! for k = 0 .. most, and on to a power of two."""
-    return np.array([math.lgamma(k + 1) for k in range(1 << most.bit_length())])
+def _log_factorials(bits: int) -> NDArray[np.float64]:
+    """log k! for k below 2^bits."""
+    return np.array([math.lgamma(k + 1) for k in range(1 << bits)])
 
 
 @njit(cache=True, inline="always")

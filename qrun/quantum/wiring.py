@@ -4,6 +4,7 @@ device.coupling   line: neighbours on a path, as superconducting chips have them
 device.keep       with noise.calibration, the share of the chip's places that is used, the best ones
 """
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -86,9 +87,13 @@ class Wiring:
         return np.resize(np.array(of_place), blocks)
 
     def mixture(self, dim: int) -> str:
-        """What beside Q decides on couplings, for a cache."""
-        mixed = self.calibration is not None and len(self.couplings(self.qubits(dim))) > 1
-        return f"{self.calibration.digest}-{self.keep:g}" if mixed and self.calibration else "alike"
+        """What beside Q decides on circuits, for a cache: which block has which coupling, and how Qiskit routed the
+        preparations."""
+        n = self.qubits(dim)
+        mixed = self.calibration is not None and len(self.couplings(n)) > 1
+        which = f"{self.calibration.digest}-{self.keep:g}" if mixed and self.calibration else "alike"
+        steps = repr([(made.steps, made.wires) for made in self.preparations(n)])
+        return f"{which}-{hashlib.sha256(steps.encode()).hexdigest()[:12]}"
 
     def circuits(self, blocks: Blocks, written: Written | None = None) -> Circuits:
         n = self.qubits(blocks.shape[-1])
@@ -165,7 +170,7 @@ class Wiring:
             if not len(of_it):
                 continue
             circuits = self.generic(n, edges).take(np.zeros(len(of_it), int))
-            there = at(chip, chip.typical, [places[int(i)] for i in of_it])
+            there = at(chip, chip.typical, [places[int(i)] for i in of_it], [edges])
             prepared = prepare([preparation(n, edges)], circuits, there, np.float64)
             encoded = circuits.encoded(np.repeat(slices, len(of_it), 1))
             found = np.sqrt(np.maximum(probabilities(encoded, prepared), 0))
@@ -195,4 +200,4 @@ class Wiring:
         """The noise of each place; block j runs on place j mod P."""
         if self.calibration is None:
             return everywhere(self.noise, n)
-        return at(self.calibration, self.noise, self.chosen(n))
+        return at(self.calibration, self.noise, self.chosen(n), self.couplings(n))

@@ -183,6 +183,15 @@ def test_shots_by_effect_are_as_many_in_all_and_make_the_error_behind_the_projec
     assert torch.equal(parts, shares)  # of a token alone, whatever the batch
 
 
+@pytest.mark.parametrize("shots", [1, 4, 12])
+def test_few_shots_by_effect_leave_no_slice_without(shots):
+    device = ShotsDevice(Wiring(Noise()), shots)
+    run = CircuitExecutor(device, Sign.input, 0, allocation=Allocation.effect).site("v", torch.ones(6))
+    norms = torch.tensor([[0.0, 1e-6, 1, 1, 1, 1000]])
+    shares = run.shares(norms)
+    assert int(shares.sum()) == 5 * shots and shares[0, 0] == 0 and (8 * shares[0, 1:] >= shots).all()
+
+
 def test_without_shots_there_is_nothing_to_share_out():
     errors = []
     for allocation in Allocation:

@@ -15,7 +15,7 @@ from qrun.adapters.layers import ButterflyLinear
 from qrun.adapters.linear import detach
 from qrun.adapters.methods import names, spec
 from qrun.adapters.saving import read, save
-from qrun.adapters.sites import parameters, select, sites
+from qrun.adapters.sites import adapted, parameters, select, sites
 from qrun.config.compose import compose
 from qrun.config.schema import AdapterConfig, Side
 from qrun.errors import InputError
@@ -156,6 +156,13 @@ def test_a_matched_lora_has_the_nearest_rank_and_never_zero(nano, dim):
     assert found.method == "lora" and count == found.rank * per_rank
     assert found.rank == 1 or abs(count - budget) <= per_rank / 2
     assert dim != 4 or budget == 14_976
+
+
+def test_a_lora_matched_to_a_number_of_sites_is_at_those_sites(nano):
+    own = AdapterConfig(dim=4, count=20)
+    chosen = adapted(nano.shape, own)
+    found = spec("lora").matched(own, chosen, parameters(chosen, 4, Side.input))
+    assert (found.projections, found.count) == (own.projections, 20) and adapted(nano.shape, found) == chosen
 
 
 def test_a_matched_boft_has_half_blocks_and_others_change_their_name_only(nano):

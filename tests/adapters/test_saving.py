@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,11 +13,11 @@ from safetensors.torch import save_file
 
 from qrun.adapters.linear import attach
 from qrun.adapters.methods import names
-from qrun.adapters.saving import CONFIG, PEFT_CONFIG, WEIGHTS, _adapter_config, read, save
+from qrun.adapters.saving import CONFIG, PEFT_CONFIG, WEIGHTS, _adapter_config, read, replace_folder, save
 from qrun.adapters.sites import select, sites
 from qrun.config.compose import plain
 from qrun.config.schema import PROJECTIONS, AdapterConfig, Side
-from qrun.errors import InputError
+from qrun.errors import InputError, RunFailed
 
 
 @pytest.fixture
@@ -338,6 +339,34 @@ print(sorted(p.name for p in folder.iterdir()))
 def test_a_write_that_fails_leaves_the_previous_adapter_and_checkpoint(tmp_path):
     done = subprocess.run([sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.stdout.splitlines() == ["kept", "kept", "['adapter', 'c.safetensors']"], done.stdout + done.stderr
+
+
+def test_a_folder_that_cannot_be_swapped_in_is_there_as_before(tmp_path, monkeypatch):
+    target, rename = tmp_path / "ad", Path.rename
+    replace_folder(target, lambda folder: (folder / "a").write_text("first"))
+
+    def fails(path, to):
+        if "new" in path.name:
+            raise OSError("no")
+        return rename(path, to)
+
+    monkeypatch.setattr(Path, "rename", fails)
+    with pytest.raises(RunFailed, match="what was there before is kept"):
+        replace_folder(target, lambda folder: (folder / "a").write_text("second"))
+    assert [p.name for p in tmp_path.iterdir()] == ["ad"] and (target / "a").read_text() == "first"
+
+
+def test_two_processes_that_save_to_one_folder_never_mix_their_files(tmp_path, monkeypatch):
+    target, mine = tmp_path / "ad", os.getpid()
+
+    def write(folder):
+        (folder / "a").write_text("mine")
+        monkeypatch.setattr(os, "getpid", lambda: mine + 1)  # the other one begins and ends meanwhile
+        replace_folder(target, lambda other: (other / "b").write_text("theirs"))
+        (folder / "c").write_text("mine")
+
+    replace_folder(target, write)
+    assert sorted(p.name for p in target.iterdir()) == ["a", "c"] and len(list(tmp_path.iterdir())) == 1
 
 
 @pytest.mark.parametrize(("key", "before"), [("count", 3), ("order", 4)])

@@ -9,6 +9,7 @@ from scipy.stats import chisquare
 
 from qrun.config.compose import compose
 from qrun.errors import InputError, RunFailed
+from qrun.quantum import sampling
 from qrun.quantum.cache import BlockCache
 from qrun.quantum.devices import KINDS
 from qrun.quantum.devices.aer import AerDevice
@@ -227,6 +228,13 @@ def test_binomial_draws_follow_the_exact_distribution_in_both_methods():
         weights = binom.pmf(np.arange(low, high + 1), n, p)
         weights[0], weights[-1] = binom.cdf(low, n, p), binom.sf(high - 1, n, p)
         assert chisquare(np.bincount(cells, minlength=high - low + 1), weights * len(draws)).pvalue > 1e-4
+
+
+def test_shots_of_their_own_share_one_table_of_factorials():
+    p, before = np.full((1, 2, 4), 0.25), sampling._log_factorials.cache_info().currsize
+    for most in range(2100, 2110):
+        sample(p, np.array([[5, most]]), 1, np.arange(1))
+    assert sampling._log_factorials.cache_info().currsize <= before + 1
 
 
 @pytest.mark.slow

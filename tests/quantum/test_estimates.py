@@ -14,6 +14,7 @@ from qrun.adapters.executor import CircuitExecutor
 from qrun.config.devices import EstimateConfig, Estimator, Rates, Sign
 from qrun.errors import InputError
 from qrun.quantum.devices.aer import AerDevice
+from qrun.quantum.devices.base import _read
 from qrun.quantum.devices.noisy import NoisyDevice
 from qrun.quantum.devices.pennylane import PennyLaneDevice
 from qrun.quantum.devices.shots import ShotsDevice
@@ -61,6 +62,38 @@ def test_calibration_undoes_readout_errors_and_depolarisation(n, dtype):
     found = magnitudes(outcomes(units, confusion, 0.7).astype(dtype), rates)
     assert found.dtype == dtype
     np.testing.assert_allclose(found**2, units**2, atol=1e-9 if dtype is np.float64 else 3e-6)
+
+
+@pytest.mark.parametrize(("alike", "most"), [(True, 0.5), (False, 1.2)])
+def test_rates_of_blocks_are_drawn_together_where_they_are_alike(alike, most):
+    rng, shots, dim = np.random.default_rng(0), 50, 4
+    known = known_slices(60, dim)
+    truth = np.full(60, 0.7) if alike else np.linspace(0.3, 0.95, 60)
+    p = truth[:, None] * known**2 + (1 - truth[:, None]) / dim
+    counts = rng.multinomial(shots, p) / shots
+    identity = np.broadcast_to(np.eye(2), (60, 2, 2, 2))
+    found, alone = fitted(counts, known**2, identity, shots), fitted(counts, known**2, identity)
+    errors = [np.sqrt(np.mean((rates.kept - truth) ** 2)) for rates in (found, alone)]
+    assert errors[0] < most * errors[1]
+    counting = float((p * (1 - p)).mean() / shots)
+    assert found.residual < 0.4 * counting < counting < alone.residual  # nothing is off but by counting
+
+
+def test_the_residual_is_what_calibrated_probabilities_are_off_by():
+    rng = np.random.default_rng(1)
+    expected, off = np.full((SLICES, 3, 4), 0.25), rng.normal(scale=2e-3, size=(SLICES, 3, 4))
+    expected[..., 0] += 0.1
+    expected[..., 1] -= 0.1
+    off -= off.mean(-1, keepdims=True)
+    found = fitted(0.8 * expected + 0.05 + off, expected, np.broadcast_to(np.eye(2), (3, 2, 2, 2)))
+    assert found.kept == pytest.approx([0.8] * 3, rel=0.02)
+    assert found.residual == pytest.approx(np.square(off).mean() / 0.8**2, rel=0.05)
+
+
+def test_counted_readout_has_the_error_of_the_gate_that_prepares_one():
+    noise = Noise(sx=0.05, read_1_given_0=0.03, read_0_given_1=0.08)  # X leaves |1> with 1 - p / 2, p = 2 sx
+    found = _read(noise, 10**9, np.random.default_rng(0))
+    assert found[1] == pytest.approx([0.03, 0.95 * 0.92 + 0.05 * 0.03], abs=1e-4)
 
 
 @given(st.lists(st.floats(-3, 3), min_size=8, max_size=8))

@@ -237,6 +237,17 @@ def test_jobs_are_cut_by_executions_and_by_gates(tmp_path, monkeypatch):
     assert rows() == [4, 4] and len({order.tag for order in service.orders}) == 2
 
 
+def test_readout_circuits_are_cut_and_estimated_like_all_others(tmp_path, monkeypatch):
+    for module, most in ((hardware, "EXECUTIONS_PER_PIECE"), (dispatch, "EXECUTIONS_PER_JOB")):
+        monkeypatch.setattr(module, most, 3000)
+    service = ExactService()
+    d = device(tmp_path, service, options={"rep_delay_us": 1000})
+    found = d.confusion(d.prepare(rotations(2, 2)), 4, 8000)
+    np.testing.assert_array_equal(found, np.broadcast_to(np.eye(2), (2, 2, 2, 2)))
+    assert [len(values) for order in service.orders for _, values, _ in order.pubs] == 2 * [3, 3, 2]
+    assert d.record()["qpu_seconds_estimated"] >= 2 * 8000 * 1000e-6
+
+
 def test_tokens_of_zero_slices_are_not_sent(tmp_path):
     service = ExactService()
     mask = np.ones((4, 2), bool)
@@ -273,11 +284,11 @@ class Error:
 
 def test_what_does_not_work_on_a_chip_is_left_out_and_named():
     pairs = {(0, 1): 0.01, (1, 2): None, (2, 3): 0.6, (3, 4): 0.01, (4, 5): 0.02, (5, 6): 0.01, (6, 7): 0.01}
-    pairs[8, 9] = 0.01
+    pairs |= {(8, 9): 0.01, (9, 10): 0.01, (10, 9): float("nan")}
     target = {
         "cz": {pair: Error(error) for pair, error in pairs.items()},
-        "sx": {(q,): Error(1e-4) for q in range(10) if q != 4},
-        "measure": {(q,): Error(0.5 if q == 7 else 0.01) for q in range(10) if q != 0},
+        "sx": {(q,): Error(1e-4) for q in range(12) if q != 4},
+        "measure": {(q,): Error({7: 0.5, 11: float("nan")}.get(q, 0.01)) for q in range(12) if q != 0},
     }
     properties = SimpleNamespace(
         is_qubit_operational=lambda q: True, is_gate_operational=lambda gate, pair: pair != (5, 6),
@@ -285,9 +296,10 @@ def test_what_does_not_work_on_a_chip_is_left_out_and_named():
         last_update_date="2026-11-01 10:00",
     )  # fmt: skip
     named = type("Target", (dict,), {"operation_names": ["cz", "sx", "measure"]})(target)
-    backend = SimpleNamespace(name="x", num_qubits=10, target=named, properties=lambda: properties, calibration_id="c1")
+    backend = SimpleNamespace(name="x", num_qubits=12, target=named, properties=lambda: properties, calibration_id="c1")
     found = read_calibration(backend)
-    assert sorted(found.qubits) == [1, 2, 3, 5, 6, 8, 9] and found.couplers.keys() == {(8, 9)}
+    assert sorted(found.qubits) == [1, 2, 3, 5, 6, 8, 9, 10] and found.couplers.keys() == {(8, 9)}
+    assert found.left_out["9-10"] == found.left_out["11"] == "error nan"
     assert found.left_out["0"] == found.left_out["4"] == found.left_out["5-6"] == "not operational"
     assert found.left_out["1-2"] == "no error reported" and found.left_out["2-3"] == "error 0.6"
     assert (found.id, found.date) == ("c1", "2026-11-01 10:00") and "1-2 (no error" in found.words

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import math
 
@@ -9,6 +10,7 @@ from qrun.config.compose import compose
 from qrun.errors import InputError
 from qrun.quantum.calibration import calibration
 from qrun.quantum.layout import drawing, heavy_hex, pack
+from qrun.quantum.noise import Noise
 from qrun.quantum.plan import best_share, block_cost, plan
 from qrun.quantum.services import fake_backend
 from qrun.quantum.wiring import Wiring
@@ -36,6 +38,19 @@ def test_among_packings_of_equal_size_the_one_with_less_error_wins():
     assert sorted(pack(square, 2)) == [(0, 3), (1, 2)]
     line = chip("line", {(0, 1): 0.01, (1, 2): 0.3, (2, 3): 0.01}, [0.0, 0.0, 0.0, 0.4])
     assert pack(line, 3) == [(0, 1, 2)]
+
+
+def test_a_chip_without_errors_is_packed_too():
+    assert len(pack(chip("clean", {(0, 1): 0.0, (1, 2): 0.0, (2, 3): 0.0}, [0.0] * 4), 2)) == 2
+
+
+def test_what_a_place_loses_is_counted_gate_by_gate():
+    clean = chip("line", {(0, 1): 0.0}, [0.0, 0.1])
+    turned = {q: dataclasses.replace(qubit, sx=0.01) for q, qubit in clean.qubits.items()}
+    wiring = Wiring(Noise(), chip=dataclasses.replace(clean, qubits=turned))
+    counts = wiring.counts(4)
+    expected = -(counts["sx"] + counts.get("x", 0)) * math.log1p(-0.02) - math.log1p(-0.1)
+    assert wiring.losses(2, [(0, 1)]) == pytest.approx([expected], rel=1e-12)
 
 
 def test_the_worst_places_are_dropped_first_and_the_best_come_first():

@@ -138,6 +138,16 @@ def test_a_factor_multiplies_rates_and_shortens_times_once():
     assert dataclasses.replace(FULL, factor=0.0).ideal
 
 
+def test_a_calibrated_noise_that_is_turned_off_stays_off_at_every_place():
+    on = Noise(name="FakeMarrakesh", calibration="FakeMarrakesh")
+    words = compose("circuit", ["noise=FakeMarrakesh", "noise.factor=0"]).noise
+    for off in (words, on.along("proportional", 0), dataclasses.replace(on, factor=0.0)):
+        for noise in (off, dataclasses.replace(off, name="again")):
+            one, two, waiting = Wiring(noise).places(2).tables
+            assert noise.ideal and np.all(one[..., :2] == 1) and np.all(two[..., [0, 1, 3]] == 1)
+            assert not waiting.any()
+
+
 def test_a_factor_given_in_words_is_applied_once_on_the_way_to_the_config():
     noise = compose("circuit", ["noise=heron_r2", "noise.factor=10"]).noise
     assert (noise.name, noise.cz, noise.t1_us, noise.factor) == ("heron_r2-x10", 0.00264 * 10, 19.7, 1.0)

@@ -11,7 +11,7 @@ from quantum_support import FULL, density_matrix, rotations, unit_slices
 from qrun.config.compose import compose
 from qrun.errors import InputError
 from qrun.quantum.cache import BlockCache
-from qrun.quantum.calibration import FAKES, Calibration, calibration, fake_backend, read_calibration
+from qrun.quantum.calibration import FAKES, Calibration, Coupler, Qubit, calibration, fake_backend, read_calibration
 from qrun.quantum.devices.aer import AerDevice
 from qrun.quantum.devices.noisy import NoisyDevice
 from qrun.quantum.devices.pennylane import PennyLaneDevice
@@ -19,6 +19,7 @@ from qrun.quantum.gates import CZ
 from qrun.quantum.layout import coupling, pack
 from qrun.quantum.noise import Noise
 from qrun.quantum.places import everywhere
+from qrun.quantum.preparation import preparation
 from qrun.quantum.simulator import prepare, probabilities
 from qrun.quantum.synthesis import shapes
 from qrun.quantum.wiring import Wiring
@@ -129,6 +130,69 @@ def _fidelity(noises, qubits):
         own = np.outer(own, [1, rates.transverse, rates.transverse, rates.longitudinal]).ravel()
     own[1:] *= noises[0].rates(qubits).keep
     return (own.sum() / d + 1) / (d + 1)
+
+
+def test_an_error_that_is_turned_off_is_off_at_every_qubit_also_where_its_median_is_zero():
+    relaxing = Qubit(1e-4, 36, 30.0, 30.0, 0.01, 0.02)  # whose relaxation explains more than its gate's error
+    without = Qubit(2e-3, 36, None, None, 0.03, 0.0)
+    chip = Calibration("x", "", 3, {0: relaxing, 1: relaxing, 2: without}, {(1, 2): Coupler(1e-2, 70)}, {})
+    base = chip.typical
+    assert base.sx == 0 and chip.noise(base, 2).sx == pytest.approx(2e-3) and chip.noise(base, 0).t1_us == 30
+    for twice in (dataclasses.replace(base, factor=2.0), base.along("gates", 2 * base.cz)):
+        assert chip.noise(twice, 2).sx == pytest.approx(4e-3)
+    for group in ("two_qubit", "readout"):
+        found = chip.noise(base.only(group), 2)
+        assert (found.sx, found.read_1_given_0) == (0, 0.03 if group == "readout" else 0)
+    never = replace_readouts(chip, 0.0, 0.02)
+    assert never.medians["read_1_given_0"] == 0 and never.noise(never.typical, 2).read_1_given_0 == 0.03
+    assert never.noise(never.typical.only("two_qubit"), 2).read_1_given_0 == 0
+
+
+def replace_readouts(chip, up, down):
+    """The chip with these readout errors of qubits 0 and 1."""
+    others = {q: dataclasses.replace(chip.qubits[q], read_1_given_0=up, read_0_given_1=down) for q in (0, 1)}
+    return dataclasses.replace(chip, qubits={**chip.qubits, **others})
+
+
+@pytest.mark.parametrize("name", FAKES)
+@pytest.mark.parametrize("factor", [0.177, 0.3, 1.5])
+def test_scaled_times_stay_physical_where_t2_is_twice_t1(name, factor):
+    chip, base = calibration(name), Noise(calibration=name, factor=factor)
+    clipped = [q for q, qubit in chip.qubits.items() if qubit.t1_us and (qubit.t2_us or 0) >= 2 * qubit.t1_us]
+    assert clipped and all((noise := chip.noise(base, q)).t2_us <= 2 * noise.t1_us for q in clipped)
+
+
+def test_on_a_chip_that_couples_every_pair_every_cz_has_the_noise_of_its_coupler():
+    chip = Calibration(
+        "all", "", 3, {q: Qubit(1e-3, 30, 90.0, 80.0, 0.01, 0.02) for q in range(3)},
+        {pair: Coupler(error, 70) for pair, error in {(0, 1): 0.01, (0, 2): 0.05, (1, 2): 0.02}.items()}, {},
+    )  # fmt: skip
+    wiring, blocks, units = Wiring(chip.typical, coupling="full", chip=chip), rotations(3, 1), unit_slices(3, 2, 1)
+    circuits, prepared, places = wiring.circuits(blocks), wiring.preparations(3), wiring.places(3)
+    pairs = {tuple(sorted(pair)) for pair in zip(circuits.first.tolist(), circuits.second.tolist(), strict=True)}
+    assert {(0, 1), (0, 2), (1, 2)} <= pairs and (places.tables[1][0, [0, 0, 1], [1, 2, 2], 3] < 1).all()
+    found = probabilities(units, prepare(prepared, circuits, places, np.float64))
+    np.testing.assert_allclose(found[0, 0], density_matrix(circuits, 0, units[0, 0], prepared[0], places), atol=1e-12)
+
+
+def test_a_calibration_file_that_changed_is_read_again(tmp_path):
+    file, chip = tmp_path / "chip.json", calibration("FakeTorino")
+    file.write_text(chip.to_json())
+    assert calibration(str(file)) is calibration(str(file)) == chip
+    file.write_text(dataclasses.replace(chip, name="another").to_json())
+    assert calibration(str(file)).name == "another"
+
+
+def test_circuits_on_disk_are_those_of_one_routing(monkeypatch):
+    """Beyond four qubits Qiskit routes the preparation, and another version of it another way."""
+    wiring = Wiring(Noise())
+    before = [wiring.mixture(dim) for dim in (4, 8)]
+
+    def otherwise(n, edges):
+        return dataclasses.replace(preparation(n, edges), wires=tuple(range(n, 0, -1)))
+
+    monkeypatch.setattr("qrun.quantum.wiring.preparation", otherwise)
+    assert all(a != wiring.mixture(dim) for a, dim in zip(before, (4, 8), strict=True))
 
 
 def test_what_does_not_work_is_left_out_and_named():

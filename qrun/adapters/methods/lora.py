@@ -30,17 +30,20 @@ class Lora(Method):
 
     def matched(self, config: AdapterConfig, sites: Sequence[Site], budget: int) -> AdapterConfig:
         """At all the sites if the count can lie within EQUAL of the budget there, else at the most projections of them
-        where it can, else as near as it gets."""
+        where it can, else as near as it gets. With adapter.count, which fewer projections would spread over other
+        sites, at all of them."""
         names = [name for name in PROJECTIONS if name in {site.projection for site in sites}]
         found = []
-        for chosen in (c for size in range(len(names), 0, -1) for c in combinations(names, size)):
+        least = 1 if config.count is None else len(names)
+        for chosen in (c for size in range(len(names), least - 1, -1) for c in combinations(names, size)):
             per_rank = sum(s.in_features + s.out_features for s in sites if s.projection in chosen)
             rank = max(1, round(budget / per_rank))
             apart = abs(math.log(rank * per_rank / budget))
             found.append((apart > math.log(EQUAL), -len(chosen), apart, rank, list(chosen)))
         equal = [each for each in found if not each[0]]
         *_, rank, kept = min(equal) if equal else min(found, key=lambda each: (each[2], each[1]))
-        return replace(super().matched(config, sites, budget), rank=rank, projections=kept)
+        own = super().matched(config, sites, budget)
+        return replace(own, rank=rank, projections=kept if config.count is None else own.projections)
 
     def peft_config(self, config: AdapterConfig, targets: list[str]) -> Any:
         import peft

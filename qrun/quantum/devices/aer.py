@@ -84,7 +84,7 @@ class AerDevice(Device):
         quiet = everywhere(Noise(), n)  # the noise is in Aer's model
         model = noise_model(self.noise)
         device = qml.device("qiskit.aer", wires=n, noise_model=model, method="density_matrix")
-        node = qml.set_shots(qml.QNode(block_tape(prepared, block, quiet, physical=True), device), self.shots or 8192)
+        node = qml.set_shots(qml.QNode(block_tape(prepared, block, quiet, physical=True), device), self.shots)
         return np.array([node(row) for row in angles])
 
     def _run(self, prepared: Any, units: Floats, mask: np.ndarray, key: int, numbers: np.ndarray) -> Floats:
