@@ -45,6 +45,10 @@ class RunFailed(_Told):
     """A run that started properly and cannot go on, such as a diverged training or a full disk (exit code 1)."""
 
 
+class NotFinite(RunFailed):
+    """A model gave log-likelihoods that are no numbers."""
+
+
 class Interrupted(BaseException):
     """SIGINT or SIGTERM arrived; what can be resumed has been saved (exit code 128 + signal). Like KeyboardInterrupt no
     Exception: MLflow, transformers and datasets turn those into failures of their own."""

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from qrun.errors import InputError
@@ -42,10 +42,19 @@ def replaced(path: Path) -> Iterator[Path]:
 def make_room(folder: Path, own: Path, most: int, wanted: int) -> int:
     """Remove the oldest files until `wanted` bytes of `own` and the others take `most`; bytes left to `own`. Who has a
     removed one open goes on with it."""
-    stats = sorted((path.stat().st_mtime, path.stat().st_blocks * 512, path) for path in folder.iterdir())
-    taken = sum(size for _, size, path in stats if path != own)
-    for _, size, path in stats:
-        if taken + wanted > most and path != own:
+    sizes = taken(folder)
+    others = sum(size for path, size in sizes.items() if path != own)
+    for path, size in sizes.items():
+        if others + wanted > most and path != own:
             path.unlink(missing_ok=True)
-            taken -= size
-    return most - taken - sum(size for _, size, path in stats if path == own)
+            others -= size
+    return most - others - sizes.get(own, 0)
+
+
+def taken(folder: Path) -> dict[Path, int]:
+    """Bytes on disk of a folder's files, the oldest first."""
+    stats = []
+    for path in folder.iterdir() if folder.is_dir() else ():
+        with suppress(FileNotFoundError):  # another process made room
+            stats.append((path.stat().st_mtime, path, path.stat().st_blocks * 512))
+    return {path: size for _, path, size in sorted(stats)}

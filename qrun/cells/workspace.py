@@ -22,6 +22,7 @@ from qrun.report.screen import say
 from qrun.training.loop import training_windows
 
 MODELS = 3  # kept open at once: a study over compressed models would else fill the memory with them
+EVERYTHING = 2**62  # tokens
 SAME = ("weights", "config", "quantization")  # what kept hidden states are of
 
 
@@ -48,13 +49,20 @@ class Opened:
     neutral: dict[str, float] = field(default_factory=dict)  # nats per token of the frozen model, by validation
 
     def more(self, config: Measurable, tokens: int) -> "Opened | None":
-        """The same, to be measured on passages of so many tokens, but for those that this one has; None where the text
-        has no more."""
+        """The same, to be measured on passages of so many tokens, or of the next doubling with a passage more, but for
+        those that this one has; None where the text has no more."""
         had, looks = len(self.task.rows()), self.task.statement["looks"] + 1
-        further = replace(config.evaluation, max_tokens=tokens)
-        task = stated(self.language, self.corpus, config.model, config.protocol, further)
-        if len(task.rows()) == had:
+
+        def further(most: int) -> Task:
+            own = replace(config.evaluation, max_tokens=most)
+            return stated(self.language, self.corpus, config.model, config.protocol, own)
+
+        task = further(tokens)
+        if len(task.rows()) <= had and len(further(EVERYTHING).rows()) == had:
             return None
+        while len(task.rows()) <= had:
+            tokens *= 2
+            task = further(tokens)
         return replace(self, task=replace(task, first=had, statement={**task.statement, "looks": looks}))
 
     def trunk_of(self, task: Task, batch: int, adapter: Adapter | None, gib: float) -> Trunk | None:
@@ -91,7 +99,7 @@ class Opened:
         """Windows [count, context] of the training split, tokenised once."""
         if context not in self.windows:
             text = stream(self.language.tokenizer, self.corpus.splits["train"], self.corpus.wikitext)
-            check_ids(self.language, text.ids)
+            check_ids(self.language.model, text.ids)
             self.windows[context] = training_windows(torch.from_numpy(text.ids), context)
         return self.windows[context]
 

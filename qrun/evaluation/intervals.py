@@ -35,10 +35,13 @@ def effective_number(weight: Sequence[float] | NDArray[np.number]) -> float:
 
 
 def mean_error(sums: Floats, weight: Floats) -> tuple[float, float]:
-    """sum / sum of weights, and its standard error over documents (a ratio estimate's: Cochran 1977, 2.11)."""
+    """sum / sum of weights, and its standard error over documents (a ratio estimate's: Cochran 1977, 2.11); nan of one
+    document."""
     total, count = weight.sum(), len(weight)
     mean = float(sums.sum() / total)
-    spread = np.square(sums - mean * weight).sum() * count / max(count - 1, 1)
+    if count < 2:
+        return mean, np.nan
+    spread = np.square(sums - mean * weight).sum() * count / (count - 1)
     return mean, float(np.sqrt(spread) / total)
 
 

@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter
 
-from qrun.errors import InputError
+from qrun.errors import InputError, RunFailed
 from qrun.evaluation.intervals import Interval, effective_number, over_documents, paired_interval, perplexity
+
+MOST_NATS = 700.0  # whose exponential is a number
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,13 @@ class Measurement:
 
     @property
     def perplexity(self) -> float:
-        """exp(nats / normaliser) over all documents."""
-        return math.exp(sum(self.nats) / sum(self.normaliser))
+        """exp(nats / normaliser) over all documents. Raises RunFailed where that is beyond all numbers, as by words in
+        a script without spaces."""
+        nats, unit = sum(self.nats) / sum(self.normaliser), self.statement["unit"]
+        if nats > MOST_NATS:
+            had = f"{nats:,.0f} nats a {unit}, of {sum(self.tokens):,} tokens and {sum(self.words):,} words"
+            raise RunFailed(f"protocol={self.statement['protocol']}: {had}; its perplexity is no number")
+        return math.exp(nats)
 
     @property
     def bits_per_byte(self) -> float:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from qrun.errors import RunFailed
+from qrun.errors import NotFinite
 from qrun.evaluation.measurement import Measurement
 from qrun.evaluation.protocols import Passage, Task, Window
 from qrun.evaluation.trunk import Trunk, last_hidden
@@ -50,7 +50,7 @@ def measure(
             np.add.at(tokens, document, 1)
             np.add.at(size, document, placed.passage.stream.bytes[at])
     if not np.isfinite(nats).all():
-        raise RunFailed("the model's log-likelihoods are not finite; nothing is averaged over what is missing")
+        raise NotFinite("the model's log-likelihoods are not finite; nothing is averaged over what is missing")
     if task.bytes is not None:
         size = task.bytes
     scored = tokens > 0  # a document can lie wholly in an unscored position

@@ -132,6 +132,8 @@ def build(
     stride = protocol.stride if protocol.kind is ProtocolKind.hf_strided else None
     if drawn:
         windows = draw(text, ctx, stride, evaluation.max_tokens)
+        if not windows:
+            raise InputError(f"data={corpus.name}: no document of its {split} split has two tokens, so none is scored")
     else:
         whole, text = len(text.ids), text.head(evaluation.max_tokens)
         if whole < ctx:
@@ -230,12 +232,12 @@ def detokenize(page: str) -> str:
     return page
 
 
-def check_ids(language: LanguageModel, ids: Array) -> None:
-    """Raise InputError where the tokenizer gives more tokens than the model has."""
-    size, most = language.model.get_input_embeddings().num_embeddings, int(ids.max(initial=0))
+def check_ids(model: Any, ids: Array) -> None:
+    """Raise InputError where the tokenizer of a *ForCausalLM gives more tokens than the model has."""
+    size, most = model.get_input_embeddings().num_embeddings, int(ids.max(initial=0))
     if most >= size:
-        name, has = language.identity["name"], f"the model has {size:,} tokens, its tokenizer gives number {most:,}"
-        raise InputError(f"model={name}: {has} on this text; take the tokenizer that belongs to the model")
+        has = f"the model has {size:,} tokens, its tokenizer gives number {most:,}"
+        raise InputError(f"model: {has} on this text; take the tokenizer that belongs to the model")
 
 
 def stated(
@@ -245,5 +247,5 @@ def stated(
     words = (protocol, evaluation, corpus, language.tokenizer, language.shape.max_position_embeddings)
     task = build(*words, model.dtype, model.quantization)
     for passage in task.passages:
-        check_ids(language, passage.stream.ids)
+        check_ids(language.model, passage.stream.ids)
     return task

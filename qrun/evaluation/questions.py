@@ -18,8 +18,9 @@ import torch
 from numpy.typing import NDArray
 
 from qrun.errors import InputError, RunFailed
-from qrun.evaluation.intervals import Floats, Interval, over_documents
+from qrun.evaluation.intervals import LEAST, Floats, Interval, effective_number, over_documents
 from qrun.evaluation.perplexity import token_losses
+from qrun.evaluation.protocols import check_ids
 from qrun.language.questions import Question
 from qrun.rows import number, numbered
 
@@ -109,6 +110,7 @@ def answer(model: Any, tokenizer: Any, questions: Sequence[Question], batch: int
         together = [asked] if len({tuple(c.tokens[:-1]) for c in asked}) == 1 else [[choice] for choice in asked]
         rows += [((prompt + of[0].tokens)[:-1][-positions:], of) for of in together]
         lost[at] = max(0, len(prompt) + max(len(own) for _, own in pairs) - 1 - positions)
+    check_ids(model, np.array([max(fed + [c.tokens[-1] for c in of]) for fed, of in rows]))
     most = max(len(q.choices) for q in questions)
     likelihood, size = np.full((len(questions), most), -np.inf), np.ones((len(questions), most), np.int64)
     for start in range(0, len(rows), batch):
@@ -137,15 +139,29 @@ def answer(model: Any, tokenizer: Any, questions: Sequence[Question], batch: int
 
 
 def clustered_share(part: Floats, whole: Floats, cluster: NDArray[np.number]) -> Interval | None:
-    """BCa interval over clusters of sum(part) / sum(whole), of values [questions]; None below 20 effective clusters."""
+    """BCa interval over clusters of sum(part) / sum(whole), of values [questions]; None below 20 effective clusters,
+    and where all clusters are alike."""
     _, at = np.unique(cluster, return_inverse=True)
     sums = [np.bincount(at, values).astype(float) for values in (part, whole)]
     kept = sums[1] > 0
+    if np.array_equal(sums[0], sums[1]):
+        return None
 
     def ratio(part: Floats, whole: Floats, weight: Floats, axis: int = -1) -> Floats:
         return part.sum(axis) / whole.sum(axis)
 
     return over_documents(ratio, [values[kept] for values in sums], sums[1][kept], RESAMPLES, 0)
+
+
+def share_right(part: Floats, whole: Floats, cluster: NDArray[np.number]) -> Interval | None:
+    """`clustered_share` of what is right, 0 <= part <= whole. None or all are as many effective clusters without one of
+    the other kind: Clopper and Pearson's interval of those."""
+    right, count = float(part.sum()), float(whole.sum())
+    if 0 < right < count or not count:
+        return clustered_share(part, whole, cluster)
+    _, at = np.unique(cluster, return_inverse=True)
+    size = effective_number(np.bincount(at, whole).astype(float))
+    return Interval(*binomial_interval(int(size) if right else 0, int(size))) if size >= LEAST else None
 
 
 def clustered_p(won: Floats, cluster: NDArray[np.number]) -> float:

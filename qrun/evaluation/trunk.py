@@ -21,18 +21,20 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from qrun.files import cache_folder, make_room
+from qrun.files import cache_folder, make_room, taken
 
 VERSION, GIB = 1, 2**30
+RECOUNT = 16  # records between two looks at what all files take
 HEAD = 8  # bytes before a record: its checksum, and 1 behind it, which an empty record does not have
 
 
 class Trunk:
-    """States [tokens, width] of numbered windows below `layer`: records of so many bytes in `file`, which may take
-    `left` more."""
+    """States [tokens, width] of numbered windows below `layer`: records of so many bytes in `file`. `room` says how
+    many bytes all files may take more; others write as well, so it is asked again after each RECOUNT records."""
 
-    def __init__(self, layer: int, file: int, record: int, left: int, say: Callable[[str], None]) -> None:
-        self.layer, self.record, self.left, self.say = layer, record, left, say
+    def __init__(self, layer: int, file: int, record: int, room: Callable[[], int], say: Callable[[str], None]) -> None:
+        self.layer, self.record, self.room, self.say = layer, record, room, say
+        self.left, self.asked = 0, 0  # bytes; records until `room` is asked
         self.file: int | None = file  # None: the disk was full
 
     def __del__(self, close: Callable[[int], None] = os.close) -> None:  # `os` may be gone when the interpreter ends
@@ -66,8 +68,12 @@ class Trunk:
         return count == HEAD + len(body) and head == _head(body)
 
     def _write(self, row: int, states: Tensor) -> None:
-        self.left -= self.record
-        if self.file is None or self.left < 0:
+        if self.file is None:
+            return
+        if self.asked == 0:
+            self.left, self.asked = self.room(), RECOUNT
+        self.left, self.asked = self.left - self.record, self.asked - 1
+        if self.left < 0:
             return
         body = _bytes(states)
         try:
@@ -144,9 +150,9 @@ def open_trunk(
         path = folder / name
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         os.utime(path)
-        left = make_room(folder, path, int(gib * GIB), size)
+        make_room(folder, path, int(gib * GIB), size)
     except OSError as error:
         say(f"{what} cannot be kept in {folder} ({error.strerror}), so they are computed each time")
         return None
     say(f"{what} at most are kept in {folder}")
-    return Trunk(layer, file, record, left, say)
+    return Trunk(layer, file, record, lambda: int(gib * GIB) - sum(taken(folder).values()), say)

@@ -105,9 +105,10 @@ def libdocs_documents() -> tuple[list[str], dict[str, int]]:
 
 
 def kept(name: str, state: list[Any], parse: Callable[[], Any]) -> Any:
-    """What `parse` gives, read from the cache where `state` has been parsed before. Parsing takes 3 s (pydoc) or 30 s
-    (libdocs)."""
-    path = cache_folder() / f"{name}-{hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]}.json"
+    """What `parse` gives, read from the cache where this code has parsed `state` before. Parsing takes 3 s (pydoc) or
+    30 s (libdocs)."""
+    rules = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+    path = cache_folder() / f"{name}-{hashlib.sha256(json.dumps([*state, rules]).encode()).hexdigest()[:16]}.json"
     if path.is_file():
         with contextlib.suppress(ValueError, OSError):
             return json.loads(path.read_text(encoding="utf-8"))

@@ -8,6 +8,7 @@ mmlu           Massive Multitask Language Understanding (arXiv:2009.03300): hub,
 
 import os
 import random
+import re
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -24,6 +25,7 @@ from qrun.language.prompts import as_chat
 LETTERS = "ABCDEFGHIJ"
 SUFFIXES = ("csv", "jsonl", "parquet")
 COLUMNS = ("question", "choices", "answer")
+SHARD = re.compile(r"-\d+-of-(\d+)\b")  # of a split's parquet files on the hub
 CONTINUED = DataConfig("pydoc_clean", "pydoc", validation=0.2, test=0.5, clean=True)  # the studies' text
 
 
@@ -131,9 +133,14 @@ def _mmlu(config: QuestionsConfig) -> tuple[list[Question], str]:
         if not subjects:
             tests = [*(f"*_test.{suffix}" for suffix in SUFFIXES[:2]), "*test*.parquet"]
             files = sorted(path for pattern in tests for path in root.rglob(pattern))
-            subjects = [p.parent.name if p.suffix == ".parquet" else p.stem.removesuffix("_test") for p in files]
+            tables = dict.fromkeys(p.parent.name for p in files if p.suffix == ".parquet")
+            tables = {"all": None} if "all" in tables else tables  # the hub's folder of that name has them all again
+            named = (p.stem.removesuffix("_test") for p in files if p.suffix != ".parquet")
+            subjects = [*dict.fromkeys([*named, *tables])]
             if root.is_file():
                 subjects = [root.stem.removesuffix("_test")]
+        elif root.is_file() and len(subjects) > 1:
+            raise InputError(f"questions.subjects={subjects}: {root} is one file, and so one subject")
     elif config.hub_id is None:
         how = "give questions.path=<.csv, .jsonl or .parquet file, or a folder>"
         raise InputError(f"questions={config.name} (questions.source={config.source}): {how}")
@@ -181,7 +188,24 @@ def _local(root: Path, subject: str, split: str) -> list[dict[str, Any]]:
         return []
     if not named:
         raise InputError(f"questions.path={root}: no {' and no '.join(patterns)} there")
-    path, suffix = named[0], named[0].suffix.lower()
+    return [row for path in _shards(named, subject) for row in _rows(path)]
+
+
+def _shards(named: list[Path], subject: str) -> list[Path]:
+    """The one file of a subject, or all of the hub's `test-00000-of-00002.parquet`."""
+    parts = [SHARD.search(path.name) for path in named]
+    if parts[0] is None and len(named) == 1:
+        return named
+    counts = {(path.parent, part and int(part[1])) for path, part in zip(named, parts, strict=True)}
+    if counts == {(named[0].parent, len(named))}:
+        return named
+    has = ", ".join(map(str, named[:3]))
+    raise InputError(f"questions.path: {subject} has {len(named)} files that are not one set of questions: {has}")
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a file."""
+    suffix = path.suffix.lower()
     if suffix == ".parquet":
         rows = [(r["question"], r["choices"], r["answer"]) for r in parquet_rows(path, "questions.path", COLUMNS)]
     elif suffix in (".jsonl", ".json"):

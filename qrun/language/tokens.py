@@ -9,6 +9,7 @@ several tokens. Tokens of a long text are kept in ~/.cache/qrun/tokens.
 """
 
 import hashlib
+import io
 import json
 import os
 import zlib
@@ -59,7 +60,7 @@ def join_documents(documents: list[str], wikitext: bool) -> list[str]:
     pieces = []
     for index, document in enumerate(documents):
         if wikitext:
-            document = JOIN.join(row if row.strip() else "" for row in document.splitlines(keepends=True))
+            document = JOIN.join(row if row.strip() else "" for row in io.StringIO(document, newline="\n"))
         pieces.append(document if index == 0 else JOIN + document)
     return pieces
 

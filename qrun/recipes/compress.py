@@ -14,6 +14,7 @@ from qrun.compression.compress import save
 from qrun.compression.forms import check
 from qrun.config.verbs import CompressConfig
 from qrun.errors import InputError
+from qrun.evaluation.protocols import check_ids
 from qrun.language import corpus, models
 from qrun.language.tokens import stream
 from qrun.report.screen import bar, say, table
@@ -45,13 +46,17 @@ def compress_into(config: CompressConfig, target: Path) -> dict[str, Any]:
     ids = torch.zeros(1, positions, dtype=torch.long)
     if compression.calibrated:
         text = corpus.load(config.data)
-        documents = text.splits["train"][: 50 + compression.calibration // 50]
-        tokens = torch.from_numpy(stream(language.tokenizer, documents, text.wikitext).ids)
+        documents, taken = text.splits["train"], 50 + compression.calibration // 50
         count = max(1, compression.calibration // positions)
+        tokens = stream(language.tokenizer, documents[:taken], text.wikitext).ids
+        while len(tokens) < count * positions and taken < len(documents):
+            taken *= 2
+            tokens = stream(language.tokenizer, documents[:taken], text.wikitext).ids
         if len(tokens) < count * positions:
             why = f"the training split has only {len(tokens)} tokens"
             raise InputError(f"compression.calibration={compression.calibration}: {why}")
-        ids = tokens[: count * positions].view(count, positions)
+        check_ids(language.model, tokens)
+        ids = torch.from_numpy(tokens[: count * positions]).view(count, positions)
     with bar("compressing", len(sites(language.shape)), "sites") as advance:
         compressed = factor(language, compression, ids, lambda n: advance(n, ""))
         advance(0, f"{compressed.statement['kept_ratio']:.1%} of the projections kept")

@@ -26,7 +26,7 @@ from qrun.errors import InputError
 from qrun.evaluation.intervals import effective_number
 from qrun.evaluation.measurement import Measurement
 from qrun.evaluation.perplexity import measure
-from qrun.evaluation.protocols import Task, build
+from qrun.evaluation.protocols import Task, build, check_ids
 from qrun.evaluation.trunk import Trunk
 from qrun.report.screen import bar, say
 from qrun.tracking.runs import Run
@@ -103,7 +103,10 @@ def validation_task(config: TrainConfig, opened: Opened) -> Task:
     ctx = min(context, config.protocol.ctx or context)
     drawn = EvaluationConfig(Split.validation, config.training.sample, max_tokens=config.training.eval_tokens)
     words = (ProtocolConfig(ctx=ctx), drawn, opened.corpus, opened.language.tokenizer, positions)
-    return build(*words, config.model.dtype, config.model.quantization, key="training.context")
+    task = build(*words, config.model.dtype, config.model.quantization, key="training.context")
+    for passage in task.passages:
+        check_ids(opened.language.model, passage.stream.ids)
+    return task
 
 
 def resume(job: Job, state: Path, store: Store) -> tuple[Progress, str | None]:

@@ -12,6 +12,7 @@ import torch
 from qrun.adapters.saving import read
 from qrun.config.verbs import GenerateConfig
 from qrun.errors import InputError
+from qrun.evaluation.protocols import check_ids
 from qrun.language import models
 from qrun.language.prompts import as_chat, uses_chat
 from qrun.recipes.device import circuit_line, open_executor
@@ -33,6 +34,7 @@ def generate(config: GenerateConfig, prompt: str) -> str:
     chat = uses_chat(config.prompt, config.model)
     put = as_chat(language.tokenizer, [("user", prompt)]) if chat else prompt
     ids = language.tokenizer(put, add_special_tokens=not chat, return_tensors="pt")["input_ids"].to(language.device)
+    check_ids(language.model, ids.cpu().numpy())
     positions = language.shape.max_position_embeddings
     if ids.shape[1] + config.tokens > positions:
         why = f"with a prompt of {ids.shape[1]} the model's {positions} positions are exceeded"

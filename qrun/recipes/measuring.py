@@ -131,7 +131,7 @@ def narrowed(
         half, looks = half_width(first, last, evaluation.resamples, config.seed), opened.task.statement["looks"]
         is_there = "no interval" if math.isinf(half) else f"95 % within {half:.2%} of the perplexity"
         say(f"look {looks}: {sum(first.tokens):,} tokens, {is_there}; evaluation.precision={wanted:g}")
-        tokens *= 2
+        tokens = 2 * opened.task.statement["max_tokens"]
         more = opened.more(config, tokens) if half > wanted else None
         if more is None:
             if half > wanted:

@@ -98,6 +98,7 @@ def train_in(workspace: Workspace, config: TrainConfig, resuming: bool = False) 
             with job.adapter.disabled():
                 run.metrics(rounding(job.opened, config))
             progress = fit_adapter(job, run, state, progress, interrupt)
+            interrupt.after()
             adapted = measured("with adapter", job.opened, config, job.adapter)
             ways: dict[str, Way] = {"base": job.adapter.disabled, "adapted": nullcontext}
             both, opened = narrowed({"base": base, "adapted": adapted}, ways, job.opened, config, job.adapter)

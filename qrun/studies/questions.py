@@ -21,7 +21,7 @@ from qrun.cells.cell import Cell
 from qrun.config.schema import LauncherConfig, SavedAdapterConfig
 from qrun.config.verbs import QuestionsRunConfig
 from qrun.evaluation.intervals import Interval
-from qrun.evaluation.questions import binomial_interval, both_fail, clustered_p, clustered_share, mcnemar
+from qrun.evaluation.questions import binomial_interval, both_fail, clustered_p, clustered_share, mcnemar, share_right
 from qrun.evaluation.results import Results
 from qrun.language.questions import LETTERS, load
 from qrun.recipes.checks import check_device
@@ -90,7 +90,7 @@ def numbers(results: Results) -> Mapping[str, pd.DataFrame]:
     def share(part: NDArray[np.bool_], whole: NDArray[np.bool_]) -> Interval | None:
         """Exact where questions stand alone, else over the documents they were cut from."""
         if documents < count:
-            return clustered_share((part & whole).astype(float), whole.astype(float), cluster)
+            return share_right((part & whole).astype(float), whole.astype(float), cluster)
         return Interval(*binomial_interval(int((part & whole).sum()), int(whole.sum()))) if whole.any() else None
 
     shares, pairs, failed, each = [], [], [], []
@@ -103,7 +103,7 @@ def numbers(results: Results) -> Mapping[str, pd.DataFrame]:
         }  # fmt: skip
         sampled = {n: results.unit(key, n) / trials for n in results.units[key] if n.startswith("sampled")}
         for name, found in sampled.items():
-            row |= {name: found.mean(), **limits(f"of {name}", clustered_share(found, ones, cluster))}
+            row |= {name: found.mean(), **limits(f"of {name}", share_right(found, ones, cluster))}
         shares.append(row)
         for at in range(count if count <= FEW else 0):
             own = {name: found[at] for name, found in sampled.items()}

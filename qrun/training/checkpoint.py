@@ -36,7 +36,7 @@ class Progress:
     step: int = 0
     best_nats: float = float("inf")
     best_step: int = 0
-    seconds: float = 0.0
+    seconds: float = 0.0  # of the steps, without validation
     history: list[dict[str, float]] = field(default_factory=list)
     evaluations: list[dict[str, float]] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)  # config hash, run id: checked by the recipe on resume

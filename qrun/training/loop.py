@@ -22,7 +22,7 @@ from torch import Tensor
 
 from qrun.adapters.linear import Adapter
 from qrun.config.schema import TrainingConfig
-from qrun.errors import InputError, Interrupted, RunFailed
+from qrun.errors import InputError, Interrupted, NotFinite, RunFailed
 from qrun.evaluation.trunk import Trunk
 from qrun.training import checkpoint
 from qrun.training.checkpoint import Progress
@@ -162,15 +162,15 @@ def fit(
             mean.update(progress.step)
             progress.history.append({"step": progress.step, **row})
             _check(row["loss"], progress, config)
+            progress.seconds += time.perf_counter() - started
             last = progress.step == decline(config, progress.evaluations)[1]
             if last or progress.step % config.eval_every == 0:
                 with mean.in_place():
-                    nats = validate()
+                    nats = _finite(validate, progress, config)
                     if nats < progress.best_nats:
                         progress.best_nats, progress.best_step, best = nats, progress.step, adapter.snapshot()
                 progress.evaluations.append({"step": progress.step, "validation_nats": nats})
                 last = progress.step >= decline(config, progress.evaluations)[1]  # a plateau without a decay ends it
-            progress.seconds += time.perf_counter() - started
             on_step(progress)
             stop = interrupt.received
             if last or stop or progress.step % config.checkpoint_every == 0:
@@ -227,9 +227,18 @@ def checkpointed(model: Any, wanted: bool) -> Iterator[None]:
             model.gradient_checkpointing_disable()
 
 
+def _finite(validate: Callable[[], float], progress: Progress, config: TrainingConfig) -> float:
+    """Nats per token on validation text; a last update can ruin parameters whose loss was a number before it."""
+    try:
+        return validate()
+    except NotFinite as error:
+        raise Diverged(f"at step {progress.step} {error}; lower training.lr (now {config.lr:g})") from error
+
+
 def _check(loss: float, progress: Progress, config: TrainingConfig) -> None:
     first, how = progress.history[0]["loss"], f"lower training.lr (now {config.lr:g})"
-    if not math.isfinite(loss) or not math.isfinite(progress.history[-1]["gradient_norm"]):
-        raise Diverged(f"loss or gradient became {loss} at step {progress.step}: training stopped; {how}")
+    for name, value in (("loss", loss), ("gradient norm", progress.history[-1]["gradient_norm"])):
+        if not math.isfinite(value):
+            raise Diverged(f"{name} became {value} at step {progress.step}: training stopped; {how}")
     if loss > first + config.divergence:
         raise Diverged(f"loss rose from {first:.2f} to {loss:.2f} at step {progress.step}: diverged; {how}")

@@ -55,6 +55,11 @@ def test_the_standard_error_of_a_ratio_agrees_with_resampling():
     assert error == pytest.approx(((drawn @ sums) / (drawn @ weight)).std(), rel=0.08)
 
 
+def test_one_document_has_no_standard_error():
+    mean, error = mean_error(np.array([3.0]), np.array([10.0]))
+    assert mean == 0.3 and np.isnan(error)
+
+
 def test_the_units_of_a_study_give_its_power():
     assert units_needed(0.5, 1.0) == 32  # Cohen's table, normal approximation: (1.96 + 0.84)^2 / 0.5^2
     assert (units_needed(0.01, 0.02), units_needed(0.001, 0.02)) == (32, 3140)

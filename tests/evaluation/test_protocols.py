@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qrun.config.schema import EvaluationConfig, ProtocolConfig, ProtocolKind, Sample
-from qrun.errors import InputError
+from qrun.errors import InputError, RunFailed
+from qrun.evaluation.measurement import Measurement
 from qrun.evaluation.protocols import build, detokenize, disjoint, draw, prefix_token, strided
 from qrun.language.corpus import Corpus
 from qrun.language.tokens import TokenStream
@@ -228,3 +229,16 @@ def test_whole_documents_are_drawn_for_the_harness_in_an_order_of_their_own(nano
 def test_a_text_shorter_than_a_window_can_still_give_passages(nano):
     task = build(ProtocolConfig(ctx=512), drawn(), corpus(["Short text."]), nano.tokenizer, 1024)
     assert len(task.passages[0].windows) == 1 and task.scored == len(task.passages[0].stream.ids) - 1
+
+
+def test_a_text_of_which_nothing_can_be_scored_is_refused(nano):
+    with pytest.raises(InputError, match="no document of its test split has two tokens"):
+        build(ProtocolConfig(ctx=512), drawn(), corpus(["a"]), nano.tokenizer, 1024)
+
+
+def test_a_word_perplexity_beyond_all_numbers_is_one_line():
+    statement = {"protocol": "lm_eval_wikitext", "unit": "word", "data": "x", "split": "test"}
+    found = Measurement([9000.0], [2000], [6000], [5], statement)
+    with pytest.raises(RunFailed, match="1,800 nats a word, of 2,000 tokens and 5 words"):
+        found.perplexity  # noqa: B018
+    assert found.bits_per_byte == pytest.approx(9000 / np.log(2) / 6000)

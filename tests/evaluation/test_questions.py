@@ -25,6 +25,7 @@ from qrun.evaluation.questions import (
     clustered_share,
     encoded,
     mcnemar,
+    share_right,
 )
 from qrun.language.questions import Question, in_chat, load
 from qrun.studies import configure
@@ -59,6 +60,37 @@ def test_continuation_is_built_by_seed_from_held_out_text_and_nano_is_far_above_
     short = load(QuestionsConfig(name="continuation", source="continuation", limit=100, characters=20), 0).questions
     assert max(len(c) for q in short for c in q.choices) <= 21  # also where a word is longer than that
     assert answer(nano.model, nano.tokenizer, first.questions, 16).correct.mean() > 0.45
+
+
+def test_a_subject_of_several_files_is_asked_once_and_whole(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def write(name, *questions):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        rows = {"question": questions, "choices": [["1", "2"]] * len(questions), "answer": [0] * len(questions)}
+        pq.write_table(pa.table(rows), path)
+        return path
+
+    def texts(**words):
+        found = load(QuestionsConfig(name="mmlu", source="mmlu", path=str(tmp_path), **words), 0)
+        return [question.text for question in found.questions]
+
+    last = write("sums/test-00001-of-00002.parquet", "Two?")
+    write("sums/test-00000-of-00002.parquet", "Zero?", "One?")
+    assert texts() == texts(subjects=["sums"]) == ["Zero?", "One?", "Two?"]
+    everything = write("all/test-00000-of-00001.parquet", "Zero?", "One?", "Two?", "Three?")
+    assert texts() == ["Zero?", "One?", "Two?", "Three?"] and len(texts(subjects=["all", "sums"])) == 7
+    everything.unlink()
+    last.unlink()
+    with pytest.raises(InputError, match="sums has 1 files that are not one set"):
+        texts()
+    (tmp_path / "sums_test.csv").write_text(MMLU)
+    with pytest.raises(InputError, match=r"sums has 2 files that are not one set of questions: .*sums_test.csv"):
+        texts()
+    with pytest.raises(InputError, match=r"subjects=\['a', 'b'\]: .*sums_test.csv is one file"):
+        load(QuestionsConfig("mmlu", "mmlu", path=str(tmp_path / "sums_test.csv"), subjects=["a", "b"]), 0)
 
 
 def test_examples_go_before_each_question_and_letters_are_answers(tmp_path):
@@ -151,6 +183,15 @@ def test_sampling_goes_to_the_likeliest_as_the_temperature_falls_and_to_chance_a
     )
 
 
+def test_sampling_weighs_a_choice_by_its_likelihood_per_character():
+    """Score times the mean length: 2 of 2 characters and 8 of 4 at -4 nats each, T = 2."""
+    likelihood, characters = np.tile([-4.0, -8.0], (4000, 1)), np.tile([2, 8], (4000, 1))
+    found = Answers(likelihood, characters, *np.zeros((2, 4000), int))
+    logits = np.array([-4 / 2, -8 / 8]) * 5 / 2
+    p = np.exp(logits) / np.exp(logits).sum()
+    assert found.sampled(2.0, 20, 0).mean() / 20 == pytest.approx(p[0], abs=0.005)
+
+
 def test_mcnemar_counts_changed_answers_only():
     first = np.array([True] * 10 + [False] * 10)
     second = np.array([True] * 9 + [False] * 3 + [True] * 8)
@@ -185,6 +226,11 @@ def test_questions_of_one_document_are_resampled_together():
     assert together.low < right.mean() < together.high
     assert (together.high - together.low) / (apart.high - apart.low) == pytest.approx(10**0.5, rel=0.1)
     assert clustered_share(right[:190], np.ones(190), cluster[:190]) is None  # 19 documents
+    all_right, none = (share_right(np.full(400, share), np.ones(400), cluster) for share in (1.0, 0.0))
+    assert all_right == pytest.approx(binomial_interval(40, 40)) and none == pytest.approx(binomial_interval(0, 40))
+    assert share_right(right, np.ones(400), cluster) == together
+    assert share_right(*np.ones((2, 190)), cluster[:190]) is None
+    assert clustered_share(np.ones(400), np.ones(400), cluster) is None  # of a change, which has two sides
     won = np.where(cluster < 6, 1.0, 0.0)
     assert clustered_p(won, cluster) == pytest.approx(2 / 2**6, rel=0.15)  # six documents, all of one sign
     assert clustered_p(np.zeros(400), cluster) == 1.0

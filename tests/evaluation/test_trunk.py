@@ -5,6 +5,7 @@ import os
 
 import pytest
 import torch
+import transformers
 from transformers import LlamaConfig, MistralConfig, Qwen2Config
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
@@ -157,6 +158,38 @@ def test_the_oldest_files_make_room_and_a_file_keeps_within_the_limit(folder):
     assert (folder / "newest").stat().st_size == 2 * RECORD and not (folder / "young").exists()
     told: list[str] = []
     assert opened(model, name="large", gib=2.5 * RECORD / 2**30, told=told) is None and "cache.gib" in told[0]
+
+
+def test_files_that_are_written_at_once_keep_within_one_limit(folder, monkeypatch):
+    monkeypatch.setattr(module, "RECOUNT", 1)
+    model, _ = adapted(CONFIGS[0], "3")
+    both = [opened(model, name=name, gib=9 * 8192 / 2**30, rows=6) for name in ("one", "other")]
+    for trunk in both:
+        for row in range(6):
+            trunk.hidden(model, IDS[row : row + 1, :-1], [row])
+    sizes = [(folder / name).stat().st_blocks * 512 for name in ("one", "other")]
+    assert sizes[0] > 6 * RECORD and sizes[1] > 0 and sum(sizes) <= 9 * 8192
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "value"),
+    [
+        (torch, "__version__", "0"), (transformers, "__version__", "0"), (torch, "get_num_threads", lambda: 99),
+        (torch.backends.cpu, "get_cpu_capability", lambda: "none"),
+    ],
+)  # fmt: skip
+def test_a_name_is_another_for_other_kernels(owner, name, value, monkeypatch):
+    model, _ = adapted(CONFIGS[0], "3")
+    before = digest(model, 3, ["w"], [IDS])
+    monkeypatch.setattr(owner, name, value)
+    assert digest(model, 3, ["w"], [IDS]) != before
+
+
+def test_a_name_is_another_for_another_attention():
+    model, _ = adapted(CONFIGS[0], "3")
+    before = digest(model, 3, ["w"], [IDS])
+    model.config._attn_implementation = "eager" if model.config._attn_implementation != "eager" else "sdpa"
+    assert digest(model, 3, ["w"], [IDS]) != before
 
 
 def test_a_name_is_another_for_another_text_layer_type_or_batch():

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from qrun.config.schema import DataConfig
 from qrun.errors import InputError
+from qrun.language import docstrings as documentation
 from qrun.language.corpus import load, split_by_hash, split_in_order, text_digest, wikitext_pages
 from qrun.language.docstrings import docstrings
 
@@ -41,6 +42,16 @@ def test_pydoc_is_real_english_in_three_splits():
     assert 1.5e6 < sum(sizes.values()) < 4e6 and min(sizes.values()) > 5e4
     assert any("iterator" in d and " the " in d for d in corpus.splits["test"])
     assert len(set(corpus.digests.values())) == 3
+
+
+def test_parsed_documentation_is_kept_for_one_state_and_one_code(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(documentation, "__file__", str(tmp_path / "code.py"))
+    (tmp_path / "code.py").write_text("first")
+    parsed = iter(range(9))
+    found = [documentation.kept("x", state, lambda: next(parsed)) for state in (["a"], ["a"], ["b"])]
+    (tmp_path / "code.py").write_text("second")
+    assert found == [0, 0, 1] and documentation.kept("x", ["a"], lambda: next(parsed)) == 2
 
 
 def test_a_python_without_its_documentation_is_named(monkeypatch):

@@ -32,6 +32,11 @@ def test_wikitext_rows_are_joined_as_the_hub_gives_them():
     assert "".join(join_documents(pages, wikitext=True)) == "\n\n".join(["", " = A = \n", "", " text \n", " = B = \n"])
 
 
+def test_rows_of_wikitext_end_at_line_feeds_alone():
+    page = " a\u2028b\x85c\x0cd \n e\r\n"
+    assert join_documents([page], wikitext=True) == [" a\u2028b\x85c\x0cd \n\n\n e\r\n"]
+
+
 def test_head_keeps_the_first_tokens_and_their_documents(nano):
     found = stream(nano.tokenizer, ["one two three", "four five", "six"]).head(4)
     assert len(found.ids) == 4 and found.documents == found.document[-1] + 1 < 3

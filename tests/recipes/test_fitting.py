@@ -1,11 +1,23 @@
-"""The curves of a training in the store while it runs."""
+"""What a training is made of: its curves while it runs, its checkpoint, text that fits its model."""
+
+import json
+from types import SimpleNamespace
 
 import pytest
+from transformers import AutoTokenizer
 
 from qrun.cells.workspace import Workspace
 from qrun.config.compose import compose
+from qrun.config.schema import ModelConfig
+from qrun.errors import InputError
+from qrun.evaluation.questions import answer
+from qrun.language.corpus import Corpus
+from qrun.language.models import load
+from qrun.language.questions import Question
 from qrun.recipes import fitting
-from qrun.recipes.fitting import _curve, prepared
+from qrun.recipes.compress import compress_into
+from qrun.recipes.fitting import _curve, prepared, validation_task
+from qrun.recipes.generate import generate
 from qrun.tracking.store import Store
 from qrun.training.checkpoint import Progress
 from qrun.training.interrupt import Interrupt
@@ -75,3 +87,55 @@ def test_a_cells_checkpoint_is_of_its_key_and_rate_whatever_changes_no_number(ti
     assert facts("k", "evaluation.resamples=999") == of_cell != facts("other")
     assert facts("k", "training.lr=0.5") != of_cell  # a trial of a scan, whose key all its rates share
     assert facts(None, "evaluation.resamples=999") != of_run and "config_hash" in of_run
+
+
+@pytest.fixture(scope="module")
+def foreign(tiny_folder, tmp_path_factory):
+    """A model whose tokenizer has a token more than it has."""
+    folder = tmp_path_factory.mktemp("foreign")
+    for file in tiny_folder.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["zzzz"])
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+WORDS = ["model=local", "model.device=cpu", "protocol.ctx=64", "training.context=64", "training.eval_tokens=320"]
+
+
+@pytest.mark.parametrize("way", ["validation", "answers", "generation", "compression"])
+def test_a_token_that_the_model_does_not_have_is_one_line_wherever_it_stands(foreign, tmp_path, way):
+    language = load(ModelConfig(name="foreign", path=str(foreign)))
+    text = tmp_path / "text.json"
+    text.write_text(json.dumps([f"a zzzz of text {i} " * 30 for i in range(60)]))
+    model, documents = [f"model.path={foreign}", "model=local"], ["data=text", f"data.path={text}"]
+
+    def validated():
+        corpus = Corpus("x", {"validation": ["a zzzz of text " * 40]}, "here")
+        opened = SimpleNamespace(language=language, corpus=corpus)
+        return validation_task(compose("train", [*WORDS, *model]), opened)
+
+    asked = [Question("sums 0", "", "One?", (" zzzz", " b"), ("", ""), 0)]
+    ways = {
+        "validation": validated,
+        "answers": lambda: answer(language.model, language.tokenizer, asked, 2),
+        "generation": lambda: generate(compose("generate", [*model, "adapter.path=null"]), "a zzzz"),
+        "compression": lambda: compress_into(
+            compose("compress", [*model, *documents, "compression=asvd", "compression.calibration=64"]),
+            tmp_path / "small",
+        ),
+    }
+    with pytest.raises(InputError, match="take the tokenizer that belongs to the model"):
+        ways[way]()
+
+
+@pytest.mark.slow
+def test_calibration_takes_as_many_short_documents_as_it_needs(tiny_folder, tmp_path):
+    text = tmp_path / "text.json"
+    text.write_text(json.dumps([f"line {i}" for i in range(900)]))
+    words = ["model=local", f"model.path={tiny_folder}", "data=text", f"data.path={text}", "compression=asvd"]
+    facts = compress_into(compose("compress", [*words, "compression.calibration=512"]), tmp_path / "small")
+    assert facts["kept_ratio"] < 1
+    with pytest.raises(InputError, match=r"calibration=100000: the training split has only [0-9]{4} tokens"):
+        compress_into(compose("compress", [*words, "compression.calibration=100000"]), tmp_path / "other")

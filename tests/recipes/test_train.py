@@ -117,6 +117,17 @@ def test_an_evaluation_draws_passages_until_its_interval_is_narrow(qrun, words, 
     assert code == 0 and "the text has no more passages" in out, err
 
 
+@pytest.mark.parametrize("kind", ["fixed_window", "lm_eval_wikitext"])
+def test_a_look_that_adds_no_passage_is_no_end_of_the_text(qrun, words, kind):
+    """Twice three tokens are no second window, and no second document where documents are scored whole."""
+    own = [*perplexity_words(words[0]), f"protocol={kind}", "protocol.ctx=64", "evaluation.sample=passages"]
+    code, out, err = qrun("eval", "perplexity", *own, "evaluation.max_tokens=3", "evaluation.precision=0.5")
+    looks = [line for line in out.splitlines() if line.startswith("look ")]
+    assert code == 0 and len(looks) > 1 and f"looked at {len(looks)} times" in out, (out, err)
+    tokens = [int(line.split()[2].replace(",", "")) for line in looks]
+    assert tokens == sorted(set(tokens))
+
+
 def test_precision_needs_passages_and_studies_one_text(qrun, words):
     own = perplexity_words(words[0])
     code, _, err = qrun("eval", "perplexity", *own, "evaluation.sample=whole", "evaluation.precision=0.01")
@@ -248,6 +259,25 @@ def test_resuming_under_changed_circumstances_is_refused(words, qrun, tmp_path, 
     assert code == 0 and "starting over" in out
     again = Store(tmp_path / "r").find("stopped").info
     assert (stopped.status, again.status) == ("KILLED", "FINISHED") and again.run_id != stopped.run_id
+
+
+def test_a_signal_in_the_last_step_ends_the_command_with_its_code(words, qrun, tmp_path, monkeypatch):
+    from qrun.training import loop
+
+    typed = [w if not w.startswith("results") else f"results={tmp_path}/r" for w in words[0]]
+    step = loop.optimizer_step
+
+    def stopped(*given):
+        if given[5] == 1:
+            signal.raise_signal(signal.SIGTERM)
+        return step(*given)
+
+    monkeypatch.setattr(loop, "optimizer_step", stopped)
+    assert qrun("train", *typed, "training.steps=2", "name=late")[0] == 143
+    monkeypatch.undo()
+    assert Store(tmp_path / "r").find("late").info.status == "KILLED"
+    code, out, err = qrun("train", *typed, "training.steps=2", "name=late", "--resume")
+    assert code == 0 and "resuming late at step 2 of 2" in out, err
 
 
 def test_a_diverging_run_is_failed_in_the_store_and_ends_with_code_1(words, qrun):

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from qrun.adapters.linear import attach
 from qrun.adapters.sites import sites
 from qrun.config.schema import AdapterConfig, ModelConfig, TrainingConfig
-from qrun.errors import InputError, Interrupted, RunFailed
+from qrun.errors import InputError, Interrupted, NotFinite, RunFailed
 from qrun.language.models import load
 from qrun.training import checkpoint, loop, losses
 from qrun.training.checkpoint import Progress
@@ -236,8 +236,41 @@ def test_a_loss_that_runs_away_stops_with_a_word_about_the_learning_rate(tiny, t
 
 def test_a_loss_that_is_not_finite_stops_and_is_named(tiny, tmp_path):
     tiny.model.model.norm.weight.data[0] = float("nan")
-    with pytest.raises(RunFailed, match="became nan at step 1"):
+    with pytest.raises(RunFailed, match="loss became nan at step 1"):
         fit(tiny, tmp_path / "d.safetensors", config(), validate=lambda: 1.0)
+    history = [{"loss": 2.5, "gradient_norm": float("inf")}]
+    with pytest.raises(RunFailed, match="gradient norm became inf at step 1"):
+        loop._check(2.5, Progress(1, history=history), config())
+
+
+def test_an_update_that_ruins_the_parameters_is_a_divergence_when_validation_meets_it(tiny, tmp_path):
+    looks = iter([1.0, NotFinite("no numbers")])
+
+    def validate():
+        found = next(looks)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    with pytest.raises(loop.Diverged, match=r"at step 2 no numbers; lower training.lr \(now 0.05\)"):
+        fit(tiny, tmp_path / "e.safetensors", config(), validate=validate)
+
+
+def test_seconds_are_those_of_the_steps_and_not_of_validation(tiny, tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: clock[0])
+    step = loop.optimizer_step
+
+    def slow(*words):
+        clock[0] += 1
+        return step(*words)
+
+    def validate():
+        clock[0] += 100
+        return 1.0
+
+    monkeypatch.setattr(loop, "optimizer_step", slow)
+    assert fit(tiny, tmp_path / "f.safetensors", config(), validate=validate)[2].seconds == 6
 
 
 def test_a_text_shorter_than_a_window_is_refused():
