@@ -63,13 +63,15 @@ def fitted_interval(
 ) -> Interval | None:
     """`both_interval` of a fit to sums [draws, 1] of each group's nats and of the weight. It is nan where it cannot be
     made: such a draw counts as `least` in the lower limit and as `most` in the upper one, so that what many draws do
-    not allow stays open."""
+    not allow stays open. A limit at -`most` or `most` is infinite."""
 
     def filled(value: float) -> Interval | None:
         return both_interval(lambda *sums: np.nan_to_num(fit(*sums), nan=value), results, *groups, finer=1)
 
     low, high = filled(least), filled(most)
-    return None if low is None or high is None else Interval(low.low, high.high)
+    if low is None or high is None:
+        return None
+    return Interval(low.low if low.low > -most else -math.inf, high.high if high.high < most else math.inf)
 
 
 def gain_ends(results: Results, base: pd.DataFrame, rows: pd.DataFrame, along: str) -> dict[str, Any]:

@@ -513,7 +513,10 @@ def test_a_draw_without_a_fit_may_have_any():
     whole = statistics.fitted_interval(gain, results, table[:1], table[1:], **words)
     assert whole == statistics.both_interval(perplexity_difference, results, table[:1], table[1:], finer=1)
     some = statistics.fitted_interval(lambda *sums: gain(*sums, least=0.9), results, table[:1], table[1:], **words)
-    assert some == (-9.0, 9.0)
+    assert some == (-np.inf, np.inf)
+    bounded = statistics.fitted_interval(lambda *sums: gain(*sums, least=0.9), results, table[:1], table[1:], least=0.0,
+                                         most=9.0)  # fmt: skip
+    assert bounded == (0.0, np.inf)  # such as a width, which is above 0
     few = statistics.fitted_interval(lambda *sums: gain(*sums, least=whole.low - 0.2), results, table[:1], table[1:],
                                      **words)  # fmt: skip
     assert whole.low - 0.1 < few.low <= whole.low and whole.high <= few.high < whole.high + 0.1
