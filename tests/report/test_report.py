@@ -286,7 +286,7 @@ def test_an_experiments_axes_are_of_the_standard(tmp_path, write, made):
 
 
 def test_a_study_of_all_to_all_circuits_from_before_there_was_a_choice_is_that_experiments(defaults):
-    words = from_yaml(defaults("noise"))
+    words = from_yaml(defaults("noise", "experiment=all_to_all"))
     for key in ("circuit", "coupling", "keep", "repetition"):
         del words["device"][key]
     del words["noise"]["calibration"]
