@@ -17,7 +17,8 @@ from qrun.evaluation.trunk import Trunk, last_hidden
 from qrun.rows import number as numbers
 from qrun.rows import numbered
 
-LOGITS = 2**23  # numbers of a logits table held at once: it stays in the processor's cache
+LOGITS = 2**20  # numbers of a logits table held at once: with its softmax and gradient it stays in a processor's cache
+ROWS = 128  # never fewer tokens at once: below, reading the head's weights costs more than it saves
 POOL = 64  # batches whose windows are sorted by length, so that little is padding
 PADDED = 0.75  # the shortest window of a batch has at least this share of its longest
 
@@ -111,11 +112,16 @@ def window_losses(model: Any, windows: list[Placed], trunk: Trunk | None = None)
     return [loss[first:end] for loss, (first, end) in zip(losses, places, strict=True)]
 
 
+def piece(vocabulary: int) -> int:
+    """Tokens whose logits are held at once."""
+    return max(ROWS, LOGITS // vocabulary)
+
+
 def token_losses(model: Any, hidden: Tensor, targets: Tensor) -> Tensor:
     """Negative log-likelihood of every target in nats, float32 [batch, T]. The vocabulary is never expanded over all
     positions at once."""
     flat, wanted = hidden.flatten(0, 1), targets.flatten()
-    rows = max(1, LOGITS // model.config.vocab_size)
+    rows = piece(model.config.vocab_size)
     pieces = zip(flat.split(rows), wanted.split(rows), strict=True)
     losses = [cross_entropy(model.lm_head(h).float(), t, reduction="none") for h, t in pieces]
     return torch.cat(losses).view(targets.shape)

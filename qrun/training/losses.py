@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
-from qrun.evaluation.perplexity import LOGITS
+from qrun.evaluation import perplexity
 from qrun.evaluation.trunk import last_hidden
 
 Hidden = Callable[[Any, Tensor], Tensor]  # model, ids [batch, T] -> last hidden states [batch, T, d]
@@ -97,5 +97,5 @@ def window_loss(
         kl = kl_div(log_softmax(logits / temperature, dim=-1), reference, reduction="sum", log_target=True)
         return ((1 - weight) * ce + weight * temperature**2 * kl) / len(targets), ce
 
-    loss, ce = InPieces.apply(student, piece, max(1, LOGITS // model.config.vocab_size))
+    loss, ce = InPieces.apply(student, piece, perplexity.piece(model.config.vocab_size))
     return loss, ce.item() / len(targets)

@@ -60,8 +60,12 @@ def test_strided_perplexity_equals_a_token_by_token_reference(nano):
 @pytest.mark.parametrize("batch", [1, 3, 64])
 def test_batching_and_scoring_in_pieces_change_nothing(nano, batch, monkeypatch):
     whole = measure(nano.model, task(nano), batch=4)
-    monkeypatch.setattr(perplexity, "LOGITS", 4096 * 7)
+    monkeypatch.setattr(perplexity, "piece", lambda _: 7)
     np.testing.assert_allclose(measure(nano.model, task(nano), batch=batch).nats, whole.nats, rtol=1e-5)
+
+
+def test_logits_at_once_fit_a_cache_but_are_never_of_few_tokens():
+    assert [perplexity.piece(vocabulary) for vocabulary in (4096, 49_152, 128_256)] == [256, 128, 128]
 
 
 def test_documents_add_up_to_the_whole(nano):

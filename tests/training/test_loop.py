@@ -13,8 +13,9 @@ from qrun.adapters.linear import attach
 from qrun.adapters.sites import sites
 from qrun.config.schema import AdapterConfig, ModelConfig, TrainingConfig
 from qrun.errors import InputError, Interrupted, NotFinite, RunFailed
+from qrun.evaluation import perplexity
 from qrun.language.models import load
-from qrun.training import checkpoint, loop, losses
+from qrun.training import checkpoint, loop
 from qrun.training.checkpoint import Progress
 from qrun.training.interrupt import Interrupt
 from qrun.training.losses import Teacher, frozen_teacher, window_loss
@@ -282,8 +283,8 @@ def test_a_text_shorter_than_a_window_is_refused():
 def test_loss_in_pieces_equals_loss_at_once(tiny, monkeypatch):
     adapter = attach(tiny.model, sites(tiny.shape), AdapterConfig(dim=4))
     gradients = []
-    for limit in (2**26, 4096 * 10):
-        monkeypatch.setattr(losses, "LOGITS", limit)
+    for rows in (1000, 10):
+        monkeypatch.setattr(perplexity, "piece", lambda _, rows=rows: rows)
         loss, ce = window_loss(tiny.model, WINDOWS[:3], frozen_teacher(tiny.model, adapter), 0.5, 2.0)
         loss.backward()
         gradients.append(torch.cat([p.grad.flatten() for p in adapter.tensors().values()]))
@@ -295,7 +296,7 @@ def test_loss_in_pieces_equals_loss_at_once(tiny, monkeypatch):
 
 @pytest.mark.parametrize("share", [0.0, 0.5])
 def test_loss_in_pieces_has_the_value_and_gradient_of_the_plain_one(tiny, monkeypatch, share):
-    monkeypatch.setattr(losses, "LOGITS", 4096 * 10)
+    monkeypatch.setattr(perplexity, "piece", lambda _: 10)
     adapter = attach(tiny.model, sites(tiny.shape), AdapterConfig(dim=4))
     for parameter in adapter.tensors().values():
         parameter.data.normal_(0, 0.3)
@@ -316,7 +317,7 @@ def test_loss_in_pieces_has_the_value_and_gradient_of_the_plain_one(tiny, monkey
 
 
 def test_no_table_of_tokens_and_vocabulary_is_kept_for_the_backward_pass(tiny, monkeypatch):
-    monkeypatch.setattr(losses, "LOGITS", 4096 * 10)
+    monkeypatch.setattr(perplexity, "piece", lambda _: 10)
     attach(tiny.model, sites(tiny.shape), AdapterConfig(dim=4))
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t.numel()), t)[1], lambda t: t):
